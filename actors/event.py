@@ -1,0 +1,249 @@
+"""Events: the envelope that travels, the classes that users declare, and how both become the fields of a stream entry.
+
+An event class is an ordinary attrs class marked with `event`::
+
+    @event("ORDER_COMPLETED")
+    @frozen
+    class OrderCompleted:
+        order_id: str
+        price: float
+
+In JSON its attributes have camelCase names (``orderId``), as the sources have them. In an entry an event is
+``eventId, eventType, timestamp, data`` (JSON) and, where set, ``key`` and ``traceparent``. A class may bring its own
+`Codec` where its entries must look otherwise, as S1's access events do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, date, datetime
+from typing import Any, Protocol, TypeVar
+from uuid import UUID
+
+import attrs
+import cattrs
+from attrs import field, frozen
+from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
+
+__all__ = [
+    "JSON_CODEC",
+    "Codec",
+    "Envelope",
+    "EventType",
+    "Fields",
+    "InvalidEvent",
+    "UndecodableEntry",
+    "converter",
+    "event",
+    "event_type_of",
+    "new_event_id",
+]
+
+Fields = dict[str, str]
+"""The fields of a stream entry, in order, as text."""
+
+C = TypeVar("C")
+
+_MARK = "__penstock_event__"
+
+
+class InvalidEvent(ValueError):
+    """The data do not fit the event's class; the text names the fields at fault."""
+
+
+class UndecodableEntry(ValueError):
+    """The fields of an entry are no event; the text says what is missing or broken."""
+
+
+def new_event_id() -> UUID:
+    """A UUIDv7 (RFC 9562): 48 bits of Unix time in ms, then random bits. Ordered by time, so kind to indexes."""
+    random = int.from_bytes(os.urandom(10), "big")
+    value = (time.time_ns() // 1_000_000) << 80 | random
+    value = value & ~(0xF << 76) | 0x7 << 76
+    value = value & ~(0x3 << 62) | 0x2 << 62
+    return UUID(int=value)
+
+
+@frozen(kw_only=True)
+class Envelope:
+    """An event as it travels.
+
+    Attributes:
+        event_id: made once, kept for ever; the same id twice is one effect.
+        event_type: names the class and so the handlers.
+        timestamp: when it happened; aware.
+        data: the event itself as JSON values.
+        key: what must stay in order among itself; None where order does not matter.
+        traceparent: W3C trace context, passed on as it is.
+    """
+
+    event_type: str
+    data: dict[str, Any]
+    event_id: UUID = field(factory=new_event_id)
+    timestamp: datetime = field(factory=lambda: datetime.now(UTC))
+    key: str | None = None
+    traceparent: str | None = None
+
+
+class Codec(Protocol):
+    """How envelopes of one event type become the fields of an entry, and back."""
+
+    def encode(self, envelope: Envelope) -> Fields:
+        """The entry's fields."""
+        ...
+
+    def decode(self, fields: Mapping[str, str]) -> Envelope:
+        """The envelope; raises `UndecodableEntry`."""
+        ...
+
+    def recognises(self, fields: Mapping[str, str]) -> bool:
+        """Whether the fields look like an entry of this codec."""
+        ...
+
+
+class _JsonCodec:
+    """The standard entry: ``eventId, eventType, timestamp, data`` (JSON), ``key``, ``traceparent``."""
+
+    def encode(self, envelope: Envelope) -> Fields:
+        fields = {
+            "eventId": str(envelope.event_id),
+            "eventType": envelope.event_type,
+            "timestamp": envelope.timestamp.isoformat(),
+            "data": json.dumps(envelope.data, ensure_ascii=False, separators=(",", ":")),
+        }
+        if envelope.key is not None:
+            fields["key"] = envelope.key
+        if envelope.traceparent is not None:
+            fields["traceparent"] = envelope.traceparent
+        return fields
+
+    def decode(self, fields: Mapping[str, str]) -> Envelope:
+        try:
+            data = json.loads(fields["data"])
+            if not isinstance(data, dict):
+                raise UndecodableEntry("data is not a JSON object")
+            return Envelope(
+                event_id=UUID(fields["eventId"]),
+                event_type=fields["eventType"],
+                timestamp=datetime.fromisoformat(fields["timestamp"]),
+                data=data,
+                key=fields.get("key"),
+                traceparent=fields.get("traceparent"),
+            )
+        except KeyError as missing:
+            raise UndecodableEntry(f"the field {missing.args[0]} is missing") from missing
+        except UndecodableEntry:
+            raise
+        except ValueError as broken:
+            raise UndecodableEntry(f"a field cannot be read: {broken}") from broken
+
+    def recognises(self, fields: Mapping[str, str]) -> bool:
+        return "eventType" in fields
+
+
+JSON_CODEC: Codec = _JsonCodec()
+
+
+@frozen
+class EventType:
+    """A declared event: its name, its class, its codec.
+
+    Attributes:
+        name: what stands in ``eventType``.
+        cls: the attrs class.
+        codec: how its entries look.
+    """
+
+    name: str
+    cls: type
+    codec: Codec = JSON_CODEC
+
+    def structure(self, data: Mapping[str, Any]) -> Any:
+        """An object of the class, made of JSON values.
+
+        Raises:
+            InvalidEvent: the values do not fit; the text names each field at fault.
+        """
+        try:
+            return converter.structure(data, self.cls)
+        except Exception as error:
+            # cattrs wraps whatever a hook or a validator raised; anything else is not possible here.
+            raise InvalidEvent("; ".join(cattrs.transform_error(error, path="data"))) from error
+
+    def unstructure(self, value: Any) -> dict[str, Any]:
+        """The JSON values of an object of the class."""
+        data: dict[str, Any] = converter.unstructure(value)
+        return data
+
+
+def event(name: str, *, codec: Codec = JSON_CODEC) -> Callable[[type[C]], type[C]]:
+    """Declare an attrs class as the event type `name`.
+
+    Raises:
+        TypeError: the class is no attrs class (put ``@event`` above ``@frozen``).
+    """
+    if not name or not isinstance(name, str):
+        raise TypeError(f"an event type is a non-empty string, not {name!r}")
+
+    def mark(cls: type[C]) -> type[C]:
+        if not attrs.has(cls):
+            raise TypeError(f"{cls.__name__} is no attrs class; write @event({name!r}) above @frozen")
+        setattr(cls, _MARK, EventType(name, cls, codec))
+        return cls
+
+    return mark
+
+
+def event_type_of(cls: type) -> EventType:
+    """The `EventType` that `cls` was declared as; raises `TypeError` if it never was."""
+    declared = cls.__dict__.get(_MARK)
+    if not isinstance(declared, EventType):
+        raise TypeError(f"{cls.__name__} is no event class; mark it with @event('ITS_TYPE')")
+    return declared
+
+
+def _camel(name: str) -> str:
+    first, *rest = name.split("_")
+    return first + "".join(part.capitalize() for part in rest)
+
+
+def _make_converter() -> cattrs.Converter:
+    made = cattrs.Converter(forbid_extra_keys=False)
+
+    def renames(cls: type) -> dict[str, Any]:
+        return {each.name: override(rename=_camel(each.name)) for each in attrs.fields(cls)}
+
+    made.register_structure_hook_factory(attrs.has, lambda cls: make_dict_structure_fn(cls, made, **renames(cls)))
+    made.register_unstructure_hook_factory(attrs.has, lambda cls: make_dict_unstructure_fn(cls, made, **renames(cls)))
+    for cls, parse in ((datetime, datetime.fromisoformat), (date, date.fromisoformat), (UUID, UUID)):
+        made.register_structure_hook(cls, lambda value, _, parse=parse: parse(_text(value)))
+        made.register_unstructure_hook(cls, str if cls is UUID else lambda value: value.isoformat())
+    # Strict scalars: cattrs would turn 7 into "7" and "x" into an error that names no type.
+    made.register_structure_hook(str, lambda value, _: _text(value))
+    made.register_structure_hook(bool, lambda value, _: _exactly(value, bool))
+    made.register_structure_hook(int, lambda value, _: _number(value, int))
+    made.register_structure_hook(float, lambda value, _: _number(value, float))
+    return made
+
+
+def _text(value: Any) -> str:
+    return str(_exactly(value, str))
+
+
+def _exactly(value: Any, kind: type) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError(f"expected {kind.__name__}, got {type(value).__name__}")
+    return value
+
+
+def _number(value: Any, kind: type[int] | type[float]) -> Any:
+    if isinstance(value, bool) or not isinstance(value, (int, kind)):
+        raise TypeError(f"expected {kind.__name__}, got {type(value).__name__}")
+    return kind(value)
+
+
+converter: cattrs.Converter = _make_converter()
+"""The converter of all event data; register your own hooks on it."""

@@ -1,0 +1,190 @@
+"""The declaration of an event system: its streams, their groups, and the handlers of each event type.
+
+    system = System("shop")
+    orders = system.stream("order-events", events=[OrderPlaced])
+
+    @orders.on(OrderPlaced, group="payment-service-group")
+    async def pay(event: OrderPlaced, context: Context) -> None:
+        await context.connection.execute("insert into payment …")
+
+A declaration starts nothing. `penstock run shop.module:system` does, or `Deployment`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from attrs import define, field, frozen, validators
+
+from .event import JSON_CODEC, Codec, Envelope, EventType, Fields, UndecodableEntry, event_type_of
+
+if TYPE_CHECKING:
+    from .handling import Context, Delivery
+
+__all__ = ["DeclarationError", "Group", "Handler", "Stream", "System"]
+
+H = TypeVar("H", bound=Callable[..., Awaitable[None]])
+
+
+class DeclarationError(ValueError):
+    """A declaration that cannot work; the text names the stream, the group and the handler."""
+
+
+@frozen
+class Handler:
+    """One handler of one event type in one group.
+
+    Attributes:
+        event_type: what it handles.
+        call: ``async (event, context)``, or for a batch handler ``async (deliveries, context)``.
+        batch: it takes all events of its type that came in one transaction, at once.
+    """
+
+    event_type: EventType
+    call: Callable[..., Awaitable[None]]
+    batch: bool = False
+
+    @property
+    def name(self) -> str:
+        """How logs name it: module and qualified name."""
+        return f"{self.call.__module__}.{getattr(self.call, '__qualname__', repr(self.call))}"
+
+
+@define(eq=False)
+class Group:
+    """A consumer group of one stream: each event is handled once in it.
+
+    Attributes:
+        name: of the consumer group in Redis.
+        stream: the stream it reads.
+        consumers: how many listeners read for it in one process. Default 1.
+        consumer_prefix: the beginning of their consumer names. Default: the group's name.
+        workers: how many transactions are open at a time. Default 4: the work is the database's.
+        batch: how many events share a transaction at the most. Default 100: the knee of the measured curve.
+        block: seconds that a read waits for news. Default 1.0, as in S1; it costs no latency.
+        start: the id at which a new group starts. Default ``0``: what was published before it is read, too.
+        handlers: by event type.
+    """
+
+    name: str
+    stream: str
+    consumers: int = field(default=1, validator=validators.ge(1))
+    consumer_prefix: str = ""
+    workers: int = field(default=4, validator=validators.ge(1))
+    batch: int = field(default=100, validator=validators.ge(1))
+    block: float = field(default=1.0, validator=validators.gt(0))
+    start: str = "0"
+    handlers: dict[str, Handler] = field(factory=dict)
+
+
+@define(eq=False)
+class Stream:
+    """A declared stream.
+
+    Attributes:
+        key: its key in Redis.
+        types: the event types that it carries, by name; empty: any type (and nothing is validated at the door).
+        groups: its consumer groups, by name.
+    """
+
+    key: str
+    types: dict[str, EventType] = field(factory=dict)
+    groups: dict[str, Group] = field(factory=dict)
+
+    def group(self, name: str, **options: Any) -> Group:
+        """Declare a group with options (see `Group`); needed only where the defaults do not fit.
+
+        Raises:
+            DeclarationError: it was declared before, or an option is unknown or wrong.
+        """
+        if name in self.groups:
+            raise DeclarationError(f"the group {name!r} of stream {self.key!r} is declared already")
+        try:
+            declared = Group(name, self.key, **options)
+        except (TypeError, ValueError) as error:
+            raise DeclarationError(f"group {name!r} of stream {self.key!r}: {error}") from error
+        self.groups[name] = declared
+        return declared
+
+    def on(self, cls: type, *, group: str, batch: bool = False) -> Callable[[H], H]:
+        """Register the decorated async function as the handler of `cls` in `group`.
+
+        It is called as ``handler(event, context)`` inside a transaction that it must not commit; when it returns, its
+        writes and the fact that the event was handled are committed together, and the entry is acknowledged. With
+        `batch`, it is called as ``handler(deliveries, context)`` with a sequence of `Delivery`.
+
+        Raises:
+            DeclarationError: it is no async function, or the group has a handler of this type already.
+        """
+        declared = event_type_of(cls)
+
+        def register(call: H) -> H:
+            where = f"stream {self.key!r}, group {group!r}, event {declared.name!r}"
+            if not inspect.iscoroutinefunction(call) and not inspect.iscoroutinefunction(
+                getattr(call, "__call__", None)  # noqa: B004 - an object with an async __call__ will do
+            ):
+                raise DeclarationError(f"{where}: a handler is an async function, not {call!r}")
+            if declared.name not in self.types:
+                self.types[declared.name] = declared
+            target = self.groups.get(group) or self.group(group)
+            if declared.name in target.handlers:
+                raise DeclarationError(f"{where}: has a handler: {target.handlers[declared.name].name}")
+            target.handlers[declared.name] = Handler(declared, call, batch)
+            return call
+
+        return register
+
+    def encode(self, envelope: Envelope) -> Fields:
+        """The entry's fields of `envelope`, by its type's codec."""
+        return self._codec(envelope.event_type).encode(envelope)
+
+    def decode(self, fields: Mapping[str, str]) -> Envelope:
+        """The envelope of an entry's fields; raises `UndecodableEntry`."""
+        for codec in self._codecs():
+            if codec.recognises(fields):
+                return codec.decode(fields)
+        names = ", ".join(sorted(fields)) or "none"
+        raise UndecodableEntry(f"no eventType and no known flat form; fields: {names}")
+
+    def _codec(self, event_type: str) -> Codec:
+        declared = self.types.get(event_type)
+        return declared.codec if declared is not None else JSON_CODEC
+
+    def _codecs(self) -> Iterable[Codec]:
+        yield JSON_CODEC
+        yield from dict.fromkeys(declared.codec for declared in self.types.values() if declared.codec is not JSON_CODEC)
+
+
+class System:
+    """An event system: a name and its streams.
+
+    Args:
+        name: the root of the supervision tree, and the first word in logs.
+    """
+
+    def __init__(self, name: str) -> None:
+        if not name or "/" in name:
+            raise DeclarationError(f"a system's name is a non-empty string without '/', not {name!r}")
+        self.name = name
+        self.streams: dict[str, Stream] = {}
+
+    def stream(self, key: str, *, events: Sequence[type] = ()) -> Stream:
+        """Declare a stream that carries `events`.
+
+        Raises:
+            DeclarationError: the key is empty or declared already.
+        """
+        if not key or key in self.streams:
+            raise DeclarationError(f"a stream's key is a non-empty string that is declared once, not {key!r}")
+        declared = {kind.name: kind for kind in map(event_type_of, events)}
+        self.streams[key] = stream = Stream(key, declared)
+        return stream
+
+    def __repr__(self) -> str:
+        return f"<System {self.name}: {', '.join(self.streams) or 'no streams'}>"
+
+
+SingleHandler = Callable[[Any, "Context"], Awaitable[None]]
+BatchHandler = Callable[["Sequence[Delivery]", "Context"], Awaitable[None]]

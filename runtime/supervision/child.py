@@ -1,0 +1,61 @@
+"""What a running child sees of its supervisor: one handle for each incarnation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import trio
+
+__all__ = ["Child"]
+
+
+class Child:
+    """The handle of one incarnation of a child; the one argument of its body.
+
+    Attributes:
+        path: its place in the tree, for example ``penstock/delivery/listener``.
+        incarnation: 1 for the first start, 2 for the second, …
+        draining: set when the child is to finish what it has; the cancel comes `ChildSpec.drain_within` seconds later.
+            A child without a drain limit is cancelled at once, and this is set too.
+    """
+
+    def __init__(self, path: str, incarnation: int, on_ready: Callable[[], None]) -> None:
+        self.path = path
+        self.incarnation = incarnation
+        self.draining = trio.Event()
+        self.ready = False
+        self.info: object = None
+        self.text = ""
+        self.last_progress = trio.current_time()
+        self._on_ready = on_ready
+        self._on_cut: Callable[[str], None] | None = None
+
+    @property
+    def id(self) -> str:
+        """Its name among its siblings."""
+        return self.path.rpartition("/")[2]
+
+    def started(self, value: object = None) -> None:
+        """Say that it is ready for use; the next sibling may start. `value` is kept as `info`.
+
+        Never blocks. Fits `trio.TaskStatus`, so that it can be handed to trio's own servers as ``task_status``.
+
+        Raises:
+            RuntimeError: it was called before.
+        """
+        if self.ready:
+            raise RuntimeError(f"{self.path} called started() twice")
+        self.ready, self.info = True, value
+        self.progress()
+        self._on_ready()
+
+    def progress(self) -> None:
+        """Say that it gets on with its work; needed by those that promise `ChildSpec.progress_within`."""
+        self.last_progress = trio.current_time()
+
+    def note(self, text: str) -> None:
+        """Show a short text beside it in the tree, for example ``pid 4711``."""
+        self.text = text
+
+    def __repr__(self) -> str:
+        return f"<Child {self.path} #{self.incarnation}>"

@@ -1,0 +1,182 @@
+"""Lifecycle events: everything that happens to the tree, once, in order.
+
+A `Journal` numbers and dates them and hands them to any number of subscribers. None of these can delay the
+supervisor: each has a bounded buffer of its own, and what it is too slow for is counted, not waited for.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+import trio
+from attrs import frozen
+
+from .outcome import ErrorInfo
+
+__all__ = ["Journal", "LifecycleEvent", "LifecycleKind", "Report", "Subscription"]
+
+
+class LifecycleKind(enum.Enum):
+    """What happened."""
+
+    CHILD_STARTING = "child_starting"
+    CHILD_READY = "child_ready"
+    CHILD_RETURNED = "child_returned"
+    CHILD_CRASHED = "child_crashed"
+    CHILD_BACKOFF = "child_backoff"
+    CHILD_HELD = "child_held"
+    CHILD_STOPPING = "child_stopping"
+    CHILD_STOPPED = "child_stopped"
+    CHILD_STUCK = "child_stuck"
+    SUPERVISOR_GAVE_UP = "supervisor_gave_up"
+    GATE_SHUT = "gate_shut"
+    GATE_OPENED = "gate_opened"
+    TREE_READY = "tree_ready"
+    TREE_STOPPING = "tree_stopping"
+    TREE_STOPPED = "tree_stopped"
+
+
+@frozen(kw_only=True)
+class Report:
+    """One fact, as the core decides it, before it is numbered and dated.
+
+    Attributes:
+        kind: what happened.
+        subject: the child's id within its supervisor, or the gate's name.
+        incarnation: of the child, from 1; 0 where there is none.
+        reason: why, in words.
+        error: what it raised, where it did.
+        seconds: a duration that belongs to the fact: the wait of a backoff, the time to be ready, how
+            long a gate was shut.
+        cause: the subject whose last event brought this about (``gate:redis``, ``child:listener``).
+    """
+
+    kind: LifecycleKind
+    subject: str
+    incarnation: int = 0
+    reason: str = ""
+    error: ErrorInfo | None = None
+    seconds: float | None = None
+    cause: str | None = None
+
+
+@frozen(kw_only=True)
+class LifecycleEvent:
+    """A `Report` with its number, its time and its place in the tree.
+
+    Attributes:
+        sequence: 1, 2, 3 … over the whole tree, without gaps.
+        time: wall-clock time, aware, UTC.
+        path: of the child (``penstock/redis-server``), or the gate's name.
+        cause: the `sequence` of the event that brought this one about, where it is known.
+    """
+
+    sequence: int
+    time: datetime
+    kind: LifecycleKind
+    path: str
+    incarnation: int = 0
+    reason: str = ""
+    error: ErrorInfo | None = None
+    seconds: float | None = None
+    cause: int | None = None
+
+
+class Subscription:
+    """One subscriber's view of the journal: an async iterator over the events from its beginning on.
+
+    Attributes:
+        missed: how many events were dropped because the buffer was full; the newest are kept.
+    """
+
+    def __init__(self, buffer: int) -> None:
+        self.missed = 0
+        self._events: deque[LifecycleEvent] = deque(maxlen=buffer)
+        self._news = trio.Event()
+
+    def _take(self, event: LifecycleEvent) -> None:
+        if len(self._events) == self._events.maxlen:
+            self.missed += 1
+        self._events.append(event)
+        self._news.set()
+
+    async def next(self) -> LifecycleEvent:
+        """The next event; blocks until there is one. Cancelled, it loses none."""
+        while not self._events:
+            self._news = trio.Event()
+            await self._news.wait()
+        return self._events.popleft()
+
+    async def __aiter__(self) -> AsyncIterator[LifecycleEvent]:
+        while True:
+            yield await self.next()
+
+    def drain(self) -> Iterator[LifecycleEvent]:
+        """What has come and was not yet taken, without waiting."""
+        while self._events:
+            yield self._events.popleft()
+
+
+class Journal:
+    """The one ordered stream of lifecycle events of a tree.
+
+    Args:
+        wall: where the dates come from; `datetime.now(UTC)` unless a test brings its own.
+        keep: how many of the last events `recent` holds.
+    """
+
+    def __init__(self, wall: Callable[[], datetime] | None = None, keep: int = 500) -> None:
+        self.wall = wall or (lambda: datetime.now(UTC))
+        self.recent: deque[LifecycleEvent] = deque(maxlen=keep)
+        self._sequence = 0
+        self._last: dict[str, int] = {}
+        self._subscriptions: list[Subscription] = []
+
+    @contextmanager
+    def subscribe(self, buffer: int = 10_000) -> Iterator[Subscription]:
+        """A `Subscription` to everything from now on, ended with the block."""
+        subscription = Subscription(buffer)
+        self._subscriptions.append(subscription)
+        try:
+            yield subscription
+        finally:
+            self._subscriptions.remove(subscription)
+
+    def enter(self, report: Report, path: str, scope: str = "") -> LifecycleEvent:
+        """Number, date and hand out one report; never blocks.
+
+        `scope` is the path of the supervisor that reports, so that causes of the same name in other parts of the tree
+        are not mixed up; gates have none.
+        """
+        self._sequence += 1
+        event = LifecycleEvent(
+            sequence=self._sequence,
+            time=self.wall(),
+            kind=report.kind,
+            path=path,
+            incarnation=report.incarnation,
+            reason=report.reason,
+            error=report.error,
+            seconds=report.seconds,
+            cause=self._cause(report.cause, scope),
+        )
+        self._last[_key(report, scope)] = event.sequence
+        self.recent.append(event)
+        for subscription in self._subscriptions:
+            subscription._take(event)
+        return event
+
+    def _cause(self, cause: str | None, scope: str) -> int | None:
+        if cause is None:
+            return None
+        return self._last.get(cause if cause.startswith("gate:") else f"{scope}|{cause}")
+
+
+def _key(report: Report, scope: str) -> str:
+    if report.kind in (LifecycleKind.GATE_SHUT, LifecycleKind.GATE_OPENED):
+        return f"gate:{report.subject}"
+    return f"{scope}|child:{report.subject}"
