@@ -1,0 +1,256 @@
+"""Filling a settings class from a TOML file and the environment.
+
+From the weakest to the strongest: the class's defaults, the file's tables, the file's ``[profile.NAME]`` tables, the
+environment. Whatever cannot be used is a problem, and all problems are collected before any is reported.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import attrs
+from attrs import define, field, frozen
+
+from ..masking import MASK, mask_text
+from .schema import ENV_PREFIX, Key, Schema
+from .schema import Path as KeyPath
+from .values import from_text, structure
+
+__all__ = ["CONTROLS", "ENV_PREFIX", "PROFILES", "SettingsError", "find_file", "load"]
+
+PROFILES = ("dev", "prod")
+"""The profiles; the first is the default."""
+
+CONTROLS = ("PENSTOCK_CONFIG", "PENSTOCK_PROFILE", "PENSTOCK_DEBUG")
+"""Variables that steer the loading or the command line, and are no settings."""
+
+_FILE_NAME = "penstock.toml"
+
+# Kubernetes and Docker links set these in every container that can see a service named "penstock…": nobody's typing
+# errors, and no reason to refuse the start.
+_SERVICE_LINK = re.compile(
+    r"PENSTOCK_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
+
+T = TypeVar("T", bound=attrs.AttrsInstance)
+
+
+class SettingsError(Exception):
+    """Settings that cannot be used.
+
+    Its text is one line: the first problem, and how many more there are. No secret stands in it.
+
+    Attributes:
+        problems: every problem, one line each, in the order of file, then environment.
+    """
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__(*problems)
+        self.problems = problems
+
+    def __str__(self) -> str:
+        more = len(self.problems) - 1
+        return self.problems[0] + (f" (and {more} more)" if more else "")
+
+
+def find_file(option: str | Path | None, environ: Mapping[str, str]) -> Path | None:
+    """The file to load: the one that was asked for, else ``PENSTOCK_CONFIG``, else ``./penstock.toml`` if there is one.
+
+    Raises:
+        SettingsError: a file was asked for, and there is none.
+    """
+    for asked, who in ((option, "--config"), (environ.get("PENSTOCK_CONFIG") or None, "PENSTOCK_CONFIG")):
+        if asked is not None:
+            if not Path(asked).is_file():
+                raise SettingsError(f"there is no configuration file {asked} (asked for by {who})")
+            return Path(asked)
+    here = Path(_FILE_NAME)
+    return here if here.is_file() else None
+
+
+def load(cls: type[T], *, file: Path | None, environ: Mapping[str, str]) -> T:
+    """An instance of a settings class, filled from the file and the environment.
+
+    A field named ``profile`` at the top gets the name of the chosen profile. Both profiles' tables are checked, so that
+    a mistake in ``[profile.prod]`` is found before it is deployed. An empty variable counts as not set.
+
+    Args:
+        cls: an attrs class as the package's docstring describes.
+        file: the TOML file, read here (blocking; it is small), or None.
+        environ: the environment; only ``PENSTOCK_…`` is looked at.
+
+    Raises:
+        SettingsError: the file cannot be read, a key or variable is unknown, a value is wrong.
+        TypeError: the class itself is unfit; see `Schema.of`.
+    """
+    loading = _Loading(Schema.of(cls))
+    profile = loading.choose_profile(environ)
+    if file is not None:
+        loading.take_file(file, profile)
+    loading.take_environment(environ)
+    settings = loading.build((), cls())
+    if loading.problems:
+        raise SettingsError(*loading.problems)
+    if ("profile",) in loading.schema.keys:
+        settings = attrs.evolve(settings, profile=profile)
+    return settings  # type: ignore[no-any-return]
+
+
+@frozen
+class _Place:
+    """Where a value stands, for people.
+
+    Attributes:
+        file: the file, or None for the environment.
+        table: the file's table, as written between its brackets; "" for the top.
+    """
+
+    file: Path | None
+    table: str = ""
+
+    def of(self, key: Key) -> str:
+        if self.file is None:
+            return key.env
+        return f"{key.name} in {self}"
+
+    def __str__(self) -> str:
+        return f"{self.file}, table [{self.table}]," if self.table else str(self.file)
+
+    def below(self, name: str) -> _Place:
+        return _Place(self.file, f"{self.table}.{name}" if self.table else name)
+
+
+@define
+class _Loading:
+    """One run of `load`: what was found so far, and what was wrong with it."""
+
+    schema: Schema
+    values: dict[KeyPath, Any] = field(factory=dict)
+    problems: list[str] = field(factory=list)
+
+    def choose_profile(self, environ: Mapping[str, str]) -> str:
+        name = environ.get("PENSTOCK_PROFILE") or PROFILES[0]
+        if name not in PROFILES:
+            self.problems.append(f'PENSTOCK_PROFILE is "{name}": must be one of {", ".join(PROFILES)}')
+        return name
+
+    def take_file(self, file: Path, profile: str) -> None:
+        """Take the file's tables, then the chosen profile's; the other profile's are only checked."""
+        document = _read(file)
+        profiles = document.pop("profile", {})
+        self.values.update(self._from_table(document, (), _Place(file)))
+        if not isinstance(profiles, dict):
+            self.problems.append(
+                f"profile in {file} must be tables, [profile.{PROFILES[0]}]: which one is taken, PENSTOCK_PROFILE says"
+            )
+            return
+        for name, table in profiles.items():
+            if name not in PROFILES:
+                self.problems.append(f"unknown profile [profile.{name}] in {file}; there are {' and '.join(PROFILES)}")
+            elif not isinstance(table, dict):
+                self.problems.append(f"profile.{name} in {file} must be a table, [profile.{name}]")
+            else:
+                found = dict(self._from_table(table, (), _Place(file, f"profile.{name}")))
+                if name == profile:
+                    self.values.update(found)
+
+    def take_environment(self, environ: Mapping[str, str]) -> None:
+        """Take every ``PENSTOCK_…`` variable that is not empty."""
+        keys = {key.env: key for key in self.schema.keys.values()}
+        for variable, text in environ.items():
+            if not variable.startswith(ENV_PREFIX) or variable in CONTROLS:
+                continue
+            if key := keys.get(variable):
+                if text:
+                    self.values.update(self._checked(key, text, _Place(None)))
+            elif not _SERVICE_LINK.fullmatch(variable):
+                hint = _did_you_mean(variable, [*keys, *CONTROLS], "{}")
+                self.problems.append(f"unknown environment variable {variable}{hint}")
+
+    def build(self, path: KeyPath, default: Any) -> Any:
+        """The instance for the table at `path`: its default with what was found put in."""
+        changes = {}
+        for attribute in attrs.fields(type(default)):
+            below = (*path, attribute.name)
+            if below in self.schema.tables:
+                changes[attribute.name] = self.build(below, getattr(default, attribute.name))
+            elif below in self.values:
+                changes[attribute.name] = self.values[below]
+        try:
+            return attrs.evolve(default, **changes)
+        except ValueError as error:  # keys that are right each, and do not go together
+            self.problems.append(f"settings of [{'.'.join(path)}]: {mask_text(str(error))}" if path else str(error))
+            return default
+
+    def _from_table(self, table: dict[str, Any], path: KeyPath, place: _Place) -> Iterator[tuple[KeyPath, Any]]:
+        for name, value in table.items():
+            below = (*path, name)
+            if below in self.schema.tables and isinstance(value, dict):
+                yield from self._from_table(value, below, place.below(name))
+            elif below in self.schema.tables:
+                self.problems.append(f"{name} in {place} must be a table, [{place.below(name).table}]")
+            elif below in self.schema.keys and below != ("profile",):
+                yield from self._checked(self.schema.keys[below], value, place)
+            else:
+                self.problems.append(self._unknown(name, value, path, place))
+
+    def _checked(self, key: Key, found: Any, place: _Place) -> Iterator[tuple[KeyPath, Any]]:
+        """The key's path and value; nothing but a problem if it is not what it must be."""
+        try:
+            raw = from_text(key.type, found) if place.file is None else found
+            value = structure(key.type, raw)
+            if key.attribute.validator is not None:
+                key.attribute.validator(key.owner, key.attribute, value)
+        except ValueError as error:
+            self.problems.append(f"{place.of(key)} is {_shown(key, found)}: {_reason(key, error, found)}")
+        else:
+            yield key.path, value
+
+    def _unknown(self, name: str, value: Any, path: KeyPath, place: _Place) -> str:
+        known = self.schema.in_table(path)
+        if isinstance(value, dict):
+            what, form = f"table [{place.below(name).table}]", f"[{place.below('{}').table}]"
+        else:
+            what, form = f'key "{name}"', '"{}"'
+        hint = _did_you_mean(name, known, form)
+        if not hint:
+            elsewhere = [key.path for key in self.schema.keys.values() if key.name == name]
+            hint = f"; it belongs into [{'.'.join(elsewhere[0][:-1])}]" if elsewhere else ""
+        return f"unknown {what} in {str(place).rstrip(',')}{hint or '; known here: ' + ', '.join(known)}"
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"cannot read {file}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{file} is not UTF-8 text (byte {error.start})") from error
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{file} is not valid TOML: {error}") from error
+
+
+def _did_you_mean(name: str, known: list[str] | tuple[str, ...], form: str) -> str:
+    nearest = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {form.format(nearest[0])}?" if nearest else ""
+
+
+def _shown(key: Key, value: Any) -> str:
+    """The value as it may be printed: short, on one line, without secrets."""
+    if key.secret:
+        return MASK
+    text = f'"{value}"' if isinstance(value, str) else repr(value)
+    text = mask_text(text).encode("unicode_escape").decode() if not text.isprintable() else mask_text(text)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _reason(key: Key, error: ValueError, found: Any) -> str:
+    """Why a value will not do. A foreign validator's text may hold the value, which may be a secret."""
+    text = str(error.args[0]) if error.args else "is not valid"
+    shown = mask_text(text)
+    return "is not valid" if (key.secret or shown != text) and str(found) in text else shown
