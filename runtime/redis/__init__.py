@@ -1,0 +1,30 @@
+"""The Redis link: redis-py's commands on trio, auto-pipelined. See `docs/how-to/redis-link.md`."""
+
+from .client import Redis, RedisStatistics
+from .dedicated import DedicatedRedis
+from .errors import (
+    CommandRefused,
+    InvalidRedisUrl,
+    NotSent,
+    OutcomeUnknown,
+    RedisStalled,
+    RedisUnavailable,
+)
+from .options import RedisOptions
+from .pipeline import Pipeline
+from .script import Script
+
+__all__ = [
+    "CommandRefused",
+    "DedicatedRedis",
+    "InvalidRedisUrl",
+    "NotSent",
+    "OutcomeUnknown",
+    "Pipeline",
+    "Redis",
+    "RedisOptions",
+    "RedisStalled",
+    "RedisStatistics",
+    "RedisUnavailable",
+    "Script",
+]

@@ -1,0 +1,208 @@
+"""`Redis`: the client of one server."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Any, Self
+
+import trio
+from attrs import frozen
+
+from . import _compat
+from .backoff import Backoff
+from .commands import Commands, shape
+from .dedicated import DedicatedRedis
+from .link import Link, OnTrouble
+from .options import RedisOptions
+from .pipeline import Pipeline
+from .routing import block_of, check_shared, command_name
+from .wire import Connect
+
+__all__ = ["Redis", "RedisStatistics"]
+
+_MAX_SPARE = 4
+"""Idle connections kept for blocking commands; a fifth is closed after use."""
+
+
+@frozen(kw_only=True)
+class RedisStatistics:
+    """What a `Redis` is doing. Counters run from its start.
+
+    Attributes:
+        address: without secrets.
+        connected: whether the shared connection is up.
+        since: `trio.current_time()` of the last change of `connected`.
+        reconnects: shared connections made after the first one.
+        sent: commands sent over the shared connection.
+        pending: requests queued or unanswered on it (a pipeline counts once).
+        queued_bytes: bytes queued and not given to the socket.
+        dedicated: connections of their own in use.
+        last_error: the last trouble reported, or None.
+        last_error_at: `trio.current_time()` of it, or None.
+    """
+
+    address: str
+    connected: bool
+    since: float
+    reconnects: int
+    sent: int
+    pending: int
+    queued_bytes: int
+    dedicated: int
+    last_error: Exception | None
+    last_error_at: float | None
+
+
+class Redis(Commands):
+    """redis-py's commands over one auto-pipelined connection that all tasks share.
+
+    ::
+
+        async with Redis(RedisOptions.from_url("redis://127.0.0.1")) as redis:
+            entry_id = await redis.xadd("orders", {"data": "{}"})
+
+    Connects when a command needs it; the commands that all tasks issue in one tick of the scheduler travel together.
+    Cancel a command when you like: unsent, it is taken back; sent, its reply is dropped when it comes. Commands that
+    block get a connection of their own. There are no retries inside: after a failure `NotSent` says that sending again
+    is safe, and `OutcomeUnknown` that the command may have run. Every command is a checkpoint.
+
+    The client owns its background tasks; leave it in the task that entered it. Leaving fails what is under way.
+
+    Args:
+        options: server, login and limits.
+        on_trouble: called at once, in the scheduler tick, with RedisUnavailable or RedisStalled: connect refused, end
+            of stream, reset, response time-out, silence. Must return quickly and must not raise.
+        connect: opens the byte stream instead of `options` (tests, tunnels).
+        rng: source of the jitter between connect attempts; give a seeded one for reproducible runs.
+    """
+
+    def __init__(
+        self,
+        options: RedisOptions,
+        *,
+        on_trouble: OnTrouble | None = None,
+        connect: Connect | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        super().__init__(options)
+        self._listener = on_trouble
+        self._connect = connect
+        self._rng = rng if rng is not None else random.Random()  # noqa: S311  # jitter, no secret
+        self._nurseries: Any = None
+        self._nursery: trio.Nursery | None = None
+        self._link: Link | None = None
+        self._limit = trio.CapacityLimiter(options.max_blocking)
+        self._dedicated: set[DedicatedRedis] = set()
+        self._spare: list[DedicatedRedis] = []
+        self._last_error: Exception | None = None
+        self._last_error_at: float | None = None
+
+    async def __aenter__(self) -> Self:
+        if self._nurseries is not None:
+            raise RuntimeError("this Redis client was entered before; make a new one")
+        self._nurseries = trio.open_nursery()
+        self._nursery = await self._nurseries.__aenter__()
+        self._link = Link(self.options, self._connect, self._trouble, self._backoff(), self._nursery)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._nursery is not None  # noqa: S101
+        self._opened().close()
+        # Shielded, and kept from the body's exception: that one goes on as it is, not wrapped in a group. Bounded, for
+        # every background task ends at once when it is cancelled.
+        self._nursery.cancel_scope.shield = True
+        self._nursery.cancel_scope.cancel()
+        await self._nurseries.__aexit__(None, None, None)
+        for connection in [*self._dedicated, *self._spare]:
+            await connection.aclose()
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        """Run one command; what every command method ends in.
+
+        Raises NotSent, OutcomeUnknown, CommandRefused, redis.exceptions.DataError (a value that Redis has no type for),
+        redis.exceptions.ResponseError (the server's answer).
+        """
+        name = command_name(args)
+        check_shared(name, args)
+        if block_of(name, args) is not None:
+            return await self._run_blocking(args, options)
+        raw = _FIRST if _compat.NEVER_DECODE in options else ()
+        reply = await self._opened().call(_compat.pack_command(args), 1, raw)
+        return shape(name, reply, options)
+
+    def pipeline(self, transaction: bool = True) -> Pipeline:
+        """Many commands in one burst: see `Pipeline`. With `transaction` (redis-py's default), in MULTI and EXEC."""
+        return Pipeline(self.options, self._burst, transaction=transaction)
+
+    @asynccontextmanager
+    async def dedicated(self) -> AsyncIterator[DedicatedRedis]:
+        """A connection of one's own, for a loop of blocking reads; opened by its first command, closed at the end.
+
+        It reports trouble to the same `on_trouble`. It does not count against `options.max_blocking`.
+        """
+        connection = self._new_dedicated()
+        self._dedicated.add(connection)
+        try:
+            yield connection
+        finally:
+            self._dedicated.discard(connection)
+            await connection.aclose()
+
+    def statistics(self) -> RedisStatistics:
+        """A snapshot; does not block."""
+        link = self._opened()
+        return RedisStatistics(
+            address=self.options.address,
+            connected=link.connected,
+            since=link.since,
+            reconnects=max(0, link.connections - 1),
+            sent=link.sent,
+            pending=link.pending,
+            queued_bytes=link.queued_bytes,
+            dedicated=len(self._dedicated),
+            last_error=self._last_error,
+            last_error_at=self._last_error_at,
+        )
+
+    async def _burst(self, payload: bytes, count: int, raw: frozenset[int]) -> Any:
+        return await self._opened().call(payload, count, raw)
+
+    async def _run_blocking(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        self._opened()
+        async with self._limit:
+            connection = self._spare.pop() if self._spare else self._new_dedicated()
+            self._dedicated.add(connection)
+            try:
+                return await connection.execute_command(*args, **options)
+            finally:
+                self._dedicated.discard(connection)
+                if connection.connected and len(self._spare) < _MAX_SPARE:
+                    self._spare.append(connection)
+                else:
+                    await connection.aclose()
+
+    def _new_dedicated(self) -> DedicatedRedis:
+        self._opened()
+        return DedicatedRedis(self.options, self._connect, self._trouble, self._backoff())
+
+    def _backoff(self) -> Backoff:
+        return Backoff(random=self._rng.random)
+
+    def _trouble(self, error: Exception) -> None:
+        self._last_error = error
+        self._last_error_at = trio.current_time()
+        if self._listener is not None:
+            self._listener(error)
+
+    def _opened(self) -> Link:
+        if self._link is None:
+            raise RuntimeError("the Redis client is not open: use `async with Redis(options) as redis:`")
+        return self._link
+
+
+_FIRST = frozenset({0})

