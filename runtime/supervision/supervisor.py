@@ -261,13 +261,15 @@ class Run:
                 self._enter(action)
             case StartChild(id=name, incarnation=incarnation):
                 self._spawn(name, incarnation, nursery)
-            case DrainChild(id=name):
+            case DrainChild(id=name) if name in self.running:
                 self.running[name].child.draining.set()
-            case CancelChild(id=name, reason=reason):
+            case CancelChild(id=name, reason=reason) if name in self.running:
                 self.running[name].child.draining.set()
                 self.running[name].scope.cancel(reason=reason)
-            case CheckProgress(id=name, incarnation=incarnation):
+            case CheckProgress(id=name, incarnation=incarnation) if name in self.running:
                 self._post(ProgressSeen(name, incarnation, self.running[name].child.last_progress))
+            case DrainChild() | CancelChild() | CheckProgress():
+                pass  # Its end is in the inbox already: it left by itself in this very tick.
             case Settled():
                 if self.child is not None:
                     self.child.started()
