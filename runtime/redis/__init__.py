@@ -12,12 +12,16 @@ from .errors import (
 )
 from .options import RedisOptions
 from .pipeline import Pipeline
+from .replies import REPLIES, UNCLASSIFIED, Kind, Reply, classify
 from .script import Script
 
 __all__ = [
+    "REPLIES",
+    "UNCLASSIFIED",
     "CommandRefused",
     "DedicatedRedis",
     "InvalidRedisUrl",
+    "Kind",
     "NotSent",
     "OutcomeUnknown",
     "Pipeline",
@@ -26,5 +30,7 @@ __all__ = [
     "RedisStalled",
     "RedisStatistics",
     "RedisUnavailable",
+    "Reply",
     "Script",
+    "classify",
 ]

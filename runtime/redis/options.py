@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from attrs import field, fields, frozen, validators
 
-from . import _compat
+from ._compat import parse_url  # not the module: attrs' __repr__ looks up a global `_compat` of its own
 from .errors import InvalidRedisUrl
 
 __all__ = ["RedisOptions"]
@@ -123,7 +123,7 @@ def _read_url(url: str) -> tuple[dict[str, Any], bool]:
     """redis-py's reading of the URL, and an error where redis-py silently takes a default."""
     try:
         parts = urlsplit(url)
-        found, tls = _compat.parse_url(url)
+        found, tls = parse_url(url)
     except ValueError as error:
         # Only redis-py's own texts are safe to repeat; urllib's may quote the netloc, which holds the password.
         known = str(error) if str(error).startswith(("Redis URL must", "Invalid value for")) else "malformed"

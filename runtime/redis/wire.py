@@ -150,11 +150,23 @@ async def _greet(wire: Wire, options: RedisOptions) -> None:
     commands = [tuple(hello)]
     if options.db:
         commands.append(("SELECT", options.db))
-    await wire.send(b"".join(_compat.pack_command(each) for each in commands))
-    replies = [await wire.receive() for _ in commands]
+    try:
+        await wire.send(b"".join(_compat.pack_command(each) for each in commands))
+    except STREAM_ERRORS as failure:
+        # A server with too many clients says so and hangs up before we speak: hear it out.
+        replies = [await _last_words(wire, failure)]
+    else:
+        replies = [await wire.receive() for _ in commands]
     for reply in replies:
         if isinstance(reply, Exception):
             raise reply
+
+
+async def _last_words(wire: Wire, failure: Exception) -> Any:
+    try:
+        return await wire.receive()
+    except (EOFError, *STREAM_ERRORS):
+        raise failure from None
 
 
 def _socket_of(stream: trio.abc.Stream) -> trio.socket.SocketType | None:
