@@ -1,0 +1,84 @@
+"""Cursors whose clean-up holds under trio's level-triggered cancellation."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+import psycopg
+import trio
+from psycopg.copy import AsyncCopy, AsyncWriter
+from psycopg.rows import Row
+
+from .interruption import Interruption, hurried
+
+if TYPE_CHECKING:
+    from psycopg.abc import Params, Query
+
+    from .connection import Connection
+
+
+class Cursor(psycopg.AsyncCursor[Row]):
+    """`psycopg.AsyncCursor` on trio; what differs is only what a cancellation leaves behind."""
+
+    async def executemany(self, query: Query, params_seq: Iterable[Params], *, returning: bool = False) -> None:
+        """Run *query* once for each of the parameters, pipelined.
+
+        Cancellation: the statements not yet done are cancelled on the server. On an autocommit connection they
+        are one implicit transaction up to where the pipeline was synchronised: open a `transaction()` to be sure.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        # The pipeline that it opens has to be left in order, also in a cancelled scope.
+        with Interruption.CANCEL.rules():
+            await super().executemany(query, params_seq, returning=returning)
+
+    async def stream(
+        self, query: Query, params: Params | None = None, *, binary: bool | None = None, size: int = 1
+    ) -> AsyncGenerator[Row]:
+        """Iterate over the rows as they come. Leave it early with `contextlib.aclosing`.
+
+        Cancellation, and leaving early: the query is cancelled on the server, and what was under way is drained.
+        Within a transaction this fails the transaction, as any cancelled query does.
+        """
+        rows = cast("AsyncGenerator[Row]", super().stream(query, params, binary=binary, size=size))
+        try:
+            async for row in rows:
+                yield row
+        finally:
+            with hurried():
+                await rows.aclose()
+            await cast("Connection[Any]", self.connection).settle()
+
+    @asynccontextmanager
+    async def copy(
+        self, statement: Query, params: Params | None = None, *, writer: AsyncWriter | None = None
+    ) -> AsyncIterator[AsyncCopy]:
+        """Start a COPY and leave it in order.
+
+        Cancellation: left with an exception or in a cancelled scope, a COPY FROM STDIN fails and writes nothing,
+        a COPY TO STDOUT is cancelled on the server, also when it is left early without one. Once its end is sent it is waited for, and cancelled on the
+        server by a cancellation.
+        """
+        manager = super().copy(statement, params, writer=writer)
+        copy = await manager.__aenter__()
+        try:
+            yield copy
+            await trio.lowlevel.checkpoint_if_cancelled()
+        except BaseException as error:
+            with hurried():
+                await manager.__aexit__(type(error), error, error.__traceback__)
+            raise
+        else:
+            with Interruption.CANCEL.rules():
+                await manager.__aexit__(None, None, None)
+        finally:
+            await cast("Connection[Any]", self.connection).settle()
+
+
+class ServerCursor(psycopg.AsyncServerCursor[Row]):
+    """`psycopg.AsyncServerCursor` on trio: closing it reaches the server also in a cancelled scope."""
+
+    async def close(self) -> None:
+        with Interruption.FINISH.rules():
+            await super().close()

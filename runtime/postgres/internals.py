@@ -1,0 +1,112 @@
+"""The names of psycopg which are not public and which the trio link cannot do without; only this module knows them.
+
+psycopg separates the protocol (generators that say when they would block) from the waiting, but does not
+document the seam. Each function here wraps one such name and says why. `tests/runtime/postgres/test_internals.py`
+holds that they exist and behave: it is the gate for an upgrade of psycopg.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, TypeVar, cast
+
+import psycopg
+from psycopg import errors, generators, pq, waiting
+from psycopg.abc import AdaptContext, ConnDict, PQGen, PQGenConn
+from psycopg.adapt import AdaptersMap
+from psycopg.conninfo import conninfo_attempts, conninfo_to_dict, make_conninfo, timeout_from_conninfo
+
+__all__ = [
+    "READ",
+    "WRITE",
+    "ConnDict",
+    "PQGen",
+    "PQGenConn",
+    "WaitTimeout",
+    "cancel_steps",
+    "connect_steps",
+    "conninfo_attempts",
+    "conninfo_to_dict",
+    "copy_end_steps",
+    "copy_out_steps",
+    "forget_prepared",
+    "make_conninfo",
+    "ready",
+    "result_steps",
+    "set_adapters",
+    "set_autocommit_state",
+    "set_lock",
+    "timeout_from_conninfo",
+]
+
+_C = TypeVar("_C", bound="psycopg.AsyncConnection[Any]")
+
+READ = int(waiting.Wait.R)
+WRITE = int(waiting.Wait.W)
+
+# What ``wait(timeout=…)`` must raise for ``notifies(timeout=…)`` to end as it should.
+WaitTimeout: type[psycopg.OperationalError] = errors._WaitTimeout
+
+
+class _Lock(Protocol):
+    async def acquire(self) -> Any: ...
+    def release(self) -> None: ...
+
+
+def ready(fd: int, want: int) -> int:
+    """Which of *want* the socket is ready for right now, by one system call.
+
+    psycopg's own poll in C: a `select.poll` object made in Python for each call costs a third of the throughput
+    of a pipelined ``executemany``.
+    """
+    return int(waiting._ready(fd, cast("waiting.Wait", want)))
+
+
+def connect_steps(kind: type[_C], conninfo: str) -> PQGenConn[_C]:
+    """The steps of one attempt to connect; psycopg's ``connect()`` runs them on asyncio."""
+    return kind._connect_gen(conninfo)
+
+
+def cancel_steps(connection: psycopg.AsyncConnection[Any]) -> PQGenConn[None] | None:
+    """The steps of a cancel request (libpq 17's: encrypted, not blocking); ``None``: there is nothing to cancel."""
+    return connection._cancel_gen() if connection._should_cancel() else None
+
+
+def result_steps(pgconn: pq.abc.PGconn) -> PQGen[list[pq.abc.PGresult]]:
+    """The steps that read the results of what has been sent; needed to drain an abandoned statement."""
+    steps: PQGen[list[pq.abc.PGresult]] = generators.fetch_many(pgconn)
+    return steps
+
+
+def copy_end_steps(pgconn: pq.abc.PGconn, error: bytes) -> PQGen[pq.abc.PGresult]:
+    """The steps that end an abandoned COPY FROM STDIN with an error."""
+    return generators.copy_end(pgconn, error)
+
+
+def copy_out_steps(pgconn: pq.abc.PGconn) -> PQGen[memoryview | pq.abc.PGresult]:
+    """The steps that read one block of an abandoned COPY TO STDOUT."""
+    return generators.copy_from(pgconn)
+
+
+def set_lock(connection: psycopg.AsyncConnection[Any], lock: _Lock) -> None:
+    """Replace the `asyncio.Lock` of the connection, which works on trio only while nobody has to wait for it."""
+    connection.lock = lock  # type: ignore[assignment]
+
+
+def set_autocommit_state(connection: psycopg.AsyncConnection[Any], value: bool) -> None:
+    """What ``connect(autocommit=…)`` does; the public setter is asynchronous, for a state that is only local."""
+    connection._autocommit = value
+
+
+def set_adapters(connection: psycopg.AsyncConnection[Any], context: AdaptContext) -> None:
+    """What ``connect(context=…)`` does; there is no public setter."""
+    connection._adapters = AdaptersMap(context.adapters)
+
+
+def forget_prepared(connection: psycopg.AsyncConnection[Any]) -> None:
+    """Let psycopg prepare its statements anew.
+
+    A statement that psycopg prepares within a pipeline is remembered before the server has answered, and not
+    forgotten when the pipeline is aborted before it: its next execution fails with "prepared statement does not
+    exist" (psycopg 3.3.9, ``PrepareManager.maybe_add_to_cache``; asyncio too).
+    """
+    connection._prepared.clear()
