@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime
 from typing import Any, Protocol, TypeVar
-from uuid import UUID
+from uuid import UUID, uuid5
 
 import attrs
 import cattrs
@@ -35,6 +35,8 @@ __all__ = [
     "EventType",
     "Fields",
     "InvalidEvent",
+    "Origin",
+    "SkippedEntry",
     "UndecodableEntry",
     "converter",
     "event",
@@ -49,6 +51,9 @@ C = TypeVar("C")
 
 _MARK = "__penstock_event__"
 
+_ORIGINS = UUID("5f0e8a0e-4b35-5c56-9a0e-6d0d3c1f7a42")
+"""The namespace of ids that are made of an entry's place. Never changes: the inbox remembers events by these ids."""
+
 
 class InvalidEvent(ValueError):
     """The data do not fit the event's class; the text names the fields at fault."""
@@ -56,6 +61,10 @@ class InvalidEvent(ValueError):
 
 class UndecodableEntry(ValueError):
     """The fields of an entry are no event; the text says what is missing or broken."""
+
+
+class SkippedEntry(Exception):
+    """The entry carries no event and is not meant to: acknowledge it and go on. The text says what it is."""
 
 
 def new_event_id() -> UUID:
@@ -88,6 +97,36 @@ class Envelope:
     traceparent: str | None = None
 
 
+@frozen
+class Origin:
+    """Where an entry stands: what an event is known by that brings no id of its own.
+
+    Attributes:
+        stream: the stream's key.
+        entry_id: the entry's id in it, ``<ms>-<seq>``.
+    """
+
+    stream: str
+    entry_id: str
+
+    @property
+    def event_id(self) -> UUID:
+        """The same UUID (version 5) at every delivery of this entry."""
+        return uuid5(_ORIGINS, f"{self.stream}/{self.entry_id}")
+
+    @property
+    def added_at(self) -> datetime:
+        """When Redis took the entry, by its id; aware, UTC.
+
+        Raises:
+            UndecodableEntry: the id was made up by somebody and is no time.
+        """
+        try:
+            return datetime.fromtimestamp(int(self.entry_id.partition("-")[0]) / 1000, UTC)
+        except (ValueError, OverflowError, OSError) as error:
+            raise UndecodableEntry(f"the entry id {self.entry_id} is no time") from error
+
+
 class Codec(Protocol):
     """How envelopes of one event type become the fields of an entry, and back."""
 
@@ -95,8 +134,8 @@ class Codec(Protocol):
         """The entry's fields."""
         ...
 
-    def decode(self, fields: Mapping[str, str]) -> Envelope:
-        """The envelope; raises `UndecodableEntry`."""
+    def decode(self, fields: Mapping[str, str], origin: Origin) -> Envelope:
+        """The envelope; raises `UndecodableEntry`, or `SkippedEntry` for what is no event on purpose."""
         ...
 
     def recognises(self, fields: Mapping[str, str]) -> bool:
@@ -120,7 +159,7 @@ class _JsonCodec:
             fields["traceparent"] = envelope.traceparent
         return fields
 
-    def decode(self, fields: Mapping[str, str]) -> Envelope:
+    def decode(self, fields: Mapping[str, str], origin: Origin) -> Envelope:
         try:
             data = json.loads(fields["data"])
             if not isinstance(data, dict):
@@ -171,7 +210,7 @@ class EventType:
             return converter.structure(data, self.cls)
         except Exception as error:
             # cattrs wraps whatever a hook or a validator raised; anything else is not possible here.
-            raise InvalidEvent("; ".join(cattrs.transform_error(error, path="data"))) from error
+            raise InvalidEvent("; ".join(cattrs.transform_error(error, path="data", format_exception=_told))) from error
 
     def unstructure(self, value: Any) -> dict[str, Any]:
         """The JSON values of an object of the class."""
@@ -203,6 +242,13 @@ def event_type_of(cls: type) -> EventType:
     if not isinstance(declared, EventType):
         raise TypeError(f"{cls.__name__} is no event class; mark it with @event('ITS_TYPE')")
     return declared
+
+
+def _told(error: BaseException, kind: type | None) -> str:
+    # cattrs keeps what a validator says to itself ("invalid value"); it is what names the field.
+    if type(error) is ValueError and error.args:
+        return str(error)
+    return cattrs.v.format_exception(error, kind)
 
 
 def _camel(name: str) -> str:

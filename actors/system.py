@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from attrs import define, field, frozen, validators
 
-from .event import JSON_CODEC, Codec, Envelope, EventType, Fields, UndecodableEntry, event_type_of
+from .event import JSON_CODEC, Codec, Envelope, EventType, Fields, Origin, UndecodableEntry, event_type_of
 
 if TYPE_CHECKING:
     from .handling import Context, Delivery
@@ -87,11 +87,14 @@ class Stream:
         key: its key in Redis.
         types: the event types that it carries, by name; empty: any type (and nothing is validated at the door).
         groups: its consumer groups, by name.
+        trim_without_groups: retention may trim it by age alone while it has no group at all. Default False: where
+            nobody reads, nothing proves that the entries are not wanted any more.
     """
 
     key: str
     types: dict[str, EventType] = field(factory=dict)
     groups: dict[str, Group] = field(factory=dict)
+    trim_without_groups: bool = False
 
     def group(self, name: str, **options: Any) -> Group:
         """Declare a group with options (see `Group`); needed only where the defaults do not fit.
@@ -140,11 +143,11 @@ class Stream:
         """The entry's fields of `envelope`, by its type's codec."""
         return self._codec(envelope.event_type).encode(envelope)
 
-    def decode(self, fields: Mapping[str, str]) -> Envelope:
-        """The envelope of an entry's fields; raises `UndecodableEntry`."""
+    def decode(self, fields: Mapping[str, str], origin: Origin) -> Envelope:
+        """The envelope of an entry's fields; raises `UndecodableEntry`, or `SkippedEntry` for what is no event."""
         for codec in self._codecs():
             if codec.recognises(fields):
-                return codec.decode(fields)
+                return codec.decode(fields, origin)
         names = ", ".join(sorted(fields)) or "none"
         raise UndecodableEntry(f"no eventType and no known flat form; fields: {names}")
 
@@ -170,8 +173,8 @@ class System:
         self.name = name
         self.streams: dict[str, Stream] = {}
 
-    def stream(self, key: str, *, events: Sequence[type] = ()) -> Stream:
-        """Declare a stream that carries `events`.
+    def stream(self, key: str, *, events: Sequence[type] = (), trim_without_groups: bool = False) -> Stream:
+        """Declare a stream that carries `events`; see `Stream` for the rest.
 
         Raises:
             DeclarationError: the key is empty or declared already.
@@ -179,7 +182,7 @@ class System:
         if not key or key in self.streams:
             raise DeclarationError(f"a stream's key is a non-empty string that is declared once, not {key!r}")
         declared = {kind.name: kind for kind in map(event_type_of, events)}
-        self.streams[key] = stream = Stream(key, declared)
+        self.streams[key] = stream = Stream(key, declared, trim_without_groups=trim_without_groups)
         return stream
 
     def __repr__(self) -> str:

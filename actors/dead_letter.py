@@ -1,0 +1,163 @@
+"""Dead letters: entries that were given up, with all that is needed to understand them and to try them again."""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import json
+import traceback
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Final
+from uuid import UUID
+
+from attrs import field, frozen
+
+from ..runtime.masking import mask_text
+from .texts import cut_bytes, storable
+
+__all__ = ["DeadLetter", "Reason", "fingerprint", "unpack_fields"]
+
+_MESSAGE_LIMIT: Final = 2048
+_TRACEBACK_LIMIT: Final = 16 * 1024
+
+_FRAMES: Final = 10
+"""The innermost frames that tell one fault from another; a recursion's other thousand say nothing new."""
+
+
+class Reason(enum.StrEnum):
+    """Why an entry was given up."""
+
+    MAX_DELIVERIES = "max_deliveries"
+    """It failed as often as it may."""
+
+    PERMANENT = "permanent"
+    """It would fail again in the same way: an unknown type, invalid data, a constraint, or its handler says so."""
+
+    UNDECODABLE = "undecodable"
+    """Its fields are no event."""
+
+    TRIMMED = "trimmed"
+    """It was trimmed or deleted while it was pending: there is nothing left to handle."""
+
+    POISON = "poison"
+    """It killed the worker that handled it."""
+
+
+def _message(text: str | None) -> str | None:
+    return None if text is None else cut_bytes(mask_text(text), _MESSAGE_LIMIT)
+
+
+def _traceback(text: str | None) -> str | None:
+    # The end names the error and the line that raised it.
+    return None if text is None else cut_bytes(mask_text(text), _TRACEBACK_LIMIT, keep_end=True)
+
+
+def _exact(fields: Mapping[bytes, bytes] | Mapping[str, str] | None) -> dict[str, str]:
+    return {_as_text(name): _as_text(value) for name, value in (fields or {}).items()}
+
+
+def _as_text(value: bytes | str) -> str:
+    return value.decode(errors="surrogateescape") if isinstance(value, bytes) else value
+
+
+@frozen(kw_only=True)
+class DeadLetter:
+    """One entry that one group gave up.
+
+    Attributes:
+        stream: the stream's key.
+        entry_id: the entry's id in it.
+        consumer_group: the group that gave it up; the others are not concerned.
+        consumer: the consumer that had it last.
+        reason: why.
+        fields: all fields of the entry, exactly; bytes that are no UTF-8 as surrogate escapes (PEP 383). Given as bytes
+            or text; None (the entry was trimmed meanwhile) becomes no fields.
+        deliveries: how often it was delivered.
+        event_id: None where it could not be read.
+        event_type: likewise.
+        event_key: likewise.
+        error_class: module and name of the error's class.
+        error_message: at most 2 kB of UTF-8; passwords masked.
+        traceback: at most 16 kB, the end of it; passwords masked.
+        fingerprint: the same for letters that died in the same way; see `fingerprint`.
+        published_at: the envelope's time; aware. None where it could not be read.
+        first_delivered_at: when the group first took it; aware.
+        dead_at: when it was given up; aware. Default: now.
+    """
+
+    stream: str
+    entry_id: str
+    consumer_group: str
+    consumer: str
+    reason: Reason = field(converter=Reason)
+    fields: Mapping[str, str] = field(converter=_exact, repr=False)
+    deliveries: int
+    event_id: UUID | None = None
+    event_type: str | None = None
+    event_key: str | None = None
+    error_class: str | None = None
+    error_message: str | None = field(default=None, converter=_message)
+    traceback: str | None = field(default=None, converter=_traceback, repr=False)
+    fingerprint: str | None = None
+    published_at: datetime | None = None
+    first_delivered_at: datetime | None = None
+    dead_at: datetime = field(factory=lambda: datetime.now(UTC))
+
+    @classmethod
+    def of(cls, error: BaseException, **facts: Any) -> DeadLetter:
+        """The letter of an entry that is given up because of `error`; `facts` are the attributes that it cannot tell."""
+        return cls(
+            error_class=_class_name(error),
+            error_message=str(error),
+            traceback="".join(traceback.format_exception(error)),
+            fingerprint=fingerprint(error),
+            **facts,
+        )
+
+    @property
+    def shown_fields(self) -> dict[str, str]:
+        """The fields as PostgreSQL's JSON can hold them: for people and queries."""
+        return {storable(name): storable(text) for name, text in self.fields.items()}
+
+    @property
+    def raw(self) -> bytes | None:
+        """The exact fields where `shown_fields` are not; read it with `unpack_fields`."""
+        if self.shown_fields == dict(self.fields):
+            return None
+        return json.dumps(dict(self.fields)).encode("ascii")
+
+
+def unpack_fields(raw: bytes) -> dict[str, str]:
+    """The fields that `DeadLetter.raw` holds, exactly."""
+    fields: dict[str, str] = json.loads(raw)
+    return fields
+
+
+def fingerprint(error: BaseException) -> str:
+    """16 hexadecimal digits that are the same for errors of the same kind from the same place.
+
+    Made of the classes of the error and its causes and of the functions that the innermost frames stand in; not of
+    messages, which hold ids, nor of line numbers, which move with every release.
+    """
+    parts = [part for link in _chain(error) for part in (_class_name(link), *_functions(link.__traceback__))]
+    return hashlib.sha256("\n".join(parts).encode("utf-8", "replace")).hexdigest()[:16]
+
+
+def _class_name(error: BaseException) -> str:
+    return f"{type(error).__module__}.{type(error).__qualname__}"
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        yield link
+        link = link.__cause__
+
+
+def _functions(trace: TracebackType | None) -> list[str]:
+    frames = [frame for frame, _ in traceback.walk_tb(trace)][-_FRAMES:]
+    return [f"{frame.f_globals.get('__name__', '?')}.{frame.f_code.co_qualname}" for frame in frames]

@@ -1,0 +1,139 @@
+"""The settings of an event system: what `Deployment` needs to know, as far as it is not declared in code.
+
+How they are read (file, environment, profiles) is told by `penstock.runtime.settings`. Durations are seconds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from attrs import field, frozen
+
+from ..runtime.settings import PostgresSettings, RedisSettings, above_zero, at_least
+from .schedule import Schedule
+
+__all__ = [
+    "ActorSettings",
+    "CaptureSettings",
+    "DeliverySettings",
+    "HealthSettings",
+    "RetentionSettings",
+]
+
+
+def _zone(instance: object, attribute: Any, value: str) -> None:
+    try:
+        ZoneInfo(value)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError("must be the name of a time zone, such as Asia/Seoul") from None
+
+
+def _cron(instance: object, attribute: Any, value: str) -> None:
+    Schedule(value, ZoneInfo("UTC"))
+
+
+@frozen(kw_only=True)
+class DeliverySettings:
+    """How events reach their handlers, and how often.
+
+    Attributes:
+        max_deliveries: attempts after which an event becomes a dead letter; outages do not count.
+        retry_minimum: seconds before the second attempt; each further one waits twice as long, at random below that.
+        retry_maximum: seconds that an attempt waits at the most.
+        handler_timeout: seconds that one transaction may take; then it is rolled back, and counts as an attempt.
+        publish_capacity: publish requests that may wait for Redis at a time; further ones wait to be let in.
+        acknowledge_capacity: acknowledgements that may wait for Redis at a time; beyond it no new work is taken.
+    """
+
+    max_deliveries: int = field(default=5, validator=at_least(1))
+    retry_minimum: float = field(default=1.0, validator=above_zero)
+    retry_maximum: float = field(default=60.0, validator=above_zero)
+    handler_timeout: float = field(default=30.0, validator=above_zero)
+    publish_capacity: int = field(default=1_000, validator=at_least(1))
+    acknowledge_capacity: int = field(default=10_000, validator=at_least(1))
+
+    @retry_maximum.validator
+    def _not_below_minimum(self, attribute: Any, value: float) -> None:
+        if value < self.retry_minimum:
+            raise ValueError("must not be below retry_minimum")
+
+
+@frozen(kw_only=True)
+class RetentionSettings:
+    """What is deleted, and when. See `docs/reference/retention.md`.
+
+    Attributes:
+        enabled: whether it runs at all.
+        cron: when, in five fields (minute, hour, day, month, weekday), in the system's zone.
+        days: entries and rows older than this many days are deleted, entries only where every group is done with them.
+        batch: rows that are deleted in one transaction.
+        dry_run: report what would be deleted, and delete nothing.
+    """
+
+    enabled: bool = True
+    cron: str = field(default="0 10 * * *", validator=_cron)
+    days: int = field(default=60, validator=at_least(1))
+    batch: int = field(default=5_000, validator=at_least(1))
+    dry_run: bool = False
+
+
+@frozen(kw_only=True)
+class HealthSettings:
+    """How the health monitor probes Redis.
+
+    Attributes:
+        interval_up: seconds between probes while all is well.
+        interval_down_min: seconds before the first further probe in an outage; each further pause is twice as long.
+        interval_down_max: seconds between probes in a long outage.
+        timeout: seconds that a probe may take.
+    """
+
+    interval_up: float = field(default=10.0, validator=above_zero)
+    interval_down_min: float = field(default=1.0, validator=above_zero)
+    interval_down_max: float = field(default=10.0, validator=above_zero)
+    timeout: float = field(default=2.0, validator=above_zero)
+
+    @interval_down_max.validator
+    def _not_below_minimum(self, attribute: Any, value: float) -> None:
+        if value < self.interval_down_min:
+            raise ValueError("must not be below interval_down_min")
+
+
+@frozen(kw_only=True)
+class CaptureSettings:
+    """The capture of requests as access events.
+
+    Attributes:
+        buffer: access events that wait in memory while Redis is away; what does not fit is dropped and counted.
+    """
+
+    buffer: int = field(default=10_000, validator=at_least(1))
+
+
+@frozen(kw_only=True)
+class ActorSettings:
+    """The settings of one event system.
+
+    Attributes:
+        zone: the time zone whose days the summaries speak of, and in which cron times are meant.
+        redis: the link to Redis.
+        postgres: the link to PostgreSQL.
+        delivery: how events reach their handlers.
+        retention: what is deleted, and when.
+        health: how Redis is probed.
+        capture: the capture of requests.
+    """
+
+    zone: str = field(default="Asia/Seoul", validator=_zone)
+    redis: RedisSettings = field(factory=RedisSettings)
+    postgres: PostgresSettings = field(factory=PostgresSettings)
+    delivery: DeliverySettings = field(factory=DeliverySettings)
+    retention: RetentionSettings = field(factory=RetentionSettings)
+    health: HealthSettings = field(factory=HealthSettings)
+    capture: CaptureSettings = field(factory=CaptureSettings)
+
+    @property
+    def zone_info(self) -> ZoneInfo:
+        """The zone, ready for use."""
+        return ZoneInfo(self.zone)

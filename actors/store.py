@@ -1,0 +1,209 @@
+"""Where the effects of events are committed: together with the fact that they were handled, or not at all.
+
+A handler's writes, the inbox rows of its events, its dead letters and its group's position stand in one transaction.
+`PostgresStore` is the real one; `penstock.actors.testing.MemoryStore` behaves like it, for virtual time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from typing import Any, Protocol
+from uuid import UUID
+
+import psycopg
+from attrs import frozen
+from psycopg.rows import TupleRow
+from psycopg.types.json import Jsonb
+
+from ..runtime.postgres import Connection, Pool, PostgresUnavailable
+from .dead_letter import DeadLetter
+from .texts import storable
+
+__all__ = ["InboxEntry", "PostgresStore", "Store", "Transaction"]
+
+
+@frozen
+class InboxEntry:
+    """An event that is about to be handled.
+
+    Attributes:
+        event_id: what a group handles once.
+        stream: where this delivery of it came from.
+        entry_id: the entry there.
+    """
+
+    event_id: UUID
+    stream: str
+    entry_id: str
+
+
+class Transaction(Protocol):
+    """An open transaction. After an error of one of its methods outside of a `savepoint`, it cannot be committed."""
+
+    @property
+    def connection(self) -> Any:
+        """What handlers write with: a psycopg connection within this transaction. They must not commit it."""
+        ...
+
+    async def first_time(self, group: str, entries: Sequence[InboxEntry]) -> set[UUID]:
+        """Enter events into the group's inbox; return those that were not there before.
+
+        An id that stands twice among `entries` is one event: handle it once. Where another transaction is about to
+        enter the same event, this waits until that one is committed (then the event is not new) or rolled back.
+        """
+        ...
+
+    async def position(self, group: str, stream: str, entry_id: str) -> None:
+        """Remember that the group is done with every entry of the stream up to and including `entry_id`.
+
+        An id below the stored one changes nothing; ids are compared as Redis does, by milliseconds and then by
+        number. Locks the group's row until the end of the transaction, so call it last.
+        """
+        ...
+
+    async def bury(self, letter: DeadLetter) -> None:
+        """Store a dead letter; nothing happens if this group has buried this entry before."""
+        ...
+
+    def savepoint(self) -> AbstractAsyncContextManager[None]:
+        """A block whose writes are undone, alone, when it is left with an exception."""
+        ...
+
+
+class Store(Protocol):
+    """What a handler pool needs of a database."""
+
+    def transaction(self) -> AbstractAsyncContextManager[Transaction]:
+        """A transaction: committed when the block is left normally, rolled back with an exception or a cancellation.
+
+        Raises:
+            PostgresUnavailable: the database went away; within the block, or in committing. In the latter case the
+                outcome is unknown; handling the same events again is right, for the inbox knows.
+        """
+        ...
+
+    async def stored_position(self, group: str, stream: str) -> str | None:
+        """The id that `Transaction.position` stored, or None; raises PostgresUnavailable."""
+        ...
+
+
+_ENTER = """
+insert into penstock.inbox (consumer_group, event_id, stream, entry_id)
+select %s, * from unnest(%s::uuid[], %s::text[], %s::text[])
+on conflict do nothing
+returning event_id
+"""
+
+_MOVE = """
+insert into penstock.group_position as stored (consumer_group, stream, entry_id) values (%s, %s, %s)
+on conflict (consumer_group, stream) do update set entry_id = excluded.entry_id, updated_at = now()
+where string_to_array(stored.entry_id, '-')::numeric[] < string_to_array(excluded.entry_id, '-')::numeric[]
+"""
+
+_BURY = """
+insert into penstock.dead_letter (
+    stream, entry_id, event_id, event_type, event_key, consumer_group, consumer, reason, fields, raw,
+    error_class, error_message, traceback, fingerprint, deliveries, published_at, first_delivered_at, dead_at
+) values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+on conflict (consumer_group, stream, entry_id) do nothing
+"""
+
+
+class _PostgresTransaction:
+    """`Transaction` on one connection of the pool."""
+
+    def __init__(self, connection: Connection[TupleRow]) -> None:
+        self.connection = connection
+
+    async def first_time(self, group: str, entries: Sequence[InboxEntry]) -> set[UUID]:
+        # In one order, so that two transactions that share events wait for each other and never deadlock.
+        given = sorted(entries, key=lambda entry: entry.event_id)
+        cursor = await self.connection.execute(
+            _ENTER,
+            (
+                group,
+                [entry.event_id for entry in given],
+                [entry.stream for entry in given],
+                [entry.entry_id for entry in given],
+            ),
+        )
+        return {row[0] for row in await cursor.fetchall()}
+
+    async def position(self, group: str, stream: str, entry_id: str) -> None:
+        await self.connection.execute(_MOVE, (group, stream, entry_id))
+
+    async def bury(self, letter: DeadLetter) -> None:
+        await self.connection.execute(_BURY, _row_of(letter))
+
+    @asynccontextmanager
+    async def savepoint(self) -> AsyncIterator[None]:
+        async with self.connection.transaction():
+            yield
+
+
+class PostgresStore:
+    """`Store` on PostgreSQL.
+
+    Args:
+        pool: where connections come from; one for each open transaction.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Transaction]:
+        async with self._pool.connection() as connection:
+            with _losing(connection):
+                async with connection.transaction():
+                    yield _PostgresTransaction(connection)
+
+    async def stored_position(self, group: str, stream: str) -> str | None:
+        async with self._pool.connection() as connection:
+            with _losing(connection):
+                cursor = await connection.execute(
+                    "select entry_id from penstock.group_position where consumer_group = %s and stream = %s",
+                    (group, stream),
+                )
+                row = await cursor.fetchone()
+                return None if row is None else str(row[0])
+
+
+@contextmanager
+def _losing(connection: Connection[TupleRow]) -> Iterator[None]:
+    """Raise `PostgresUnavailable` where the connection was lost; every other error as it is.
+
+    The connection tells, and not the error: a handler's error may come from a database of its own.
+    """
+    try:
+        yield
+    except PostgresUnavailable:
+        raise
+    except psycopg.OperationalError as error:
+        if connection.closed:
+            raise PostgresUnavailable("the connection was lost", address=connection.address) from error
+        raise
+
+
+def _row_of(letter: DeadLetter) -> tuple[Any, ...]:
+    return (
+        letter.stream,
+        letter.entry_id,
+        letter.event_id,
+        letter.event_type and storable(letter.event_type),
+        letter.event_key and storable(letter.event_key),
+        letter.consumer_group,
+        letter.consumer,
+        letter.reason.value,
+        Jsonb(letter.shown_fields),
+        letter.raw,
+        letter.error_class,
+        letter.error_message,
+        letter.traceback,
+        letter.fingerprint,
+        letter.deliveries,
+        letter.published_at,
+        letter.first_delivered_at,
+        letter.dead_at,
+    )
