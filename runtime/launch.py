@@ -21,10 +21,13 @@ from typing import Any
 # <linux/prctl.h> and <linux/capability.h>; these numbers are kernel ABI.
 PR_SET_PDEATHSIG = 1
 PR_SET_KEEPCAPS = 8
+PR_SET_SECUREBITS = 28
 PR_SET_NO_NEW_PRIVS = 38
 PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_RAISE = 2
+SECBIT_NO_SETUID_FIXUP = 1 << 2
 CAP_DAC_READ_SEARCH = 2
+CAP_SETPCAP = 8
 CAPABILITY_VERSION_3 = 0x20080522
 
 LINUX = sys.platform == "linux"
@@ -85,7 +88,10 @@ def take_account(account: dict[str, Any], reach: list[str]) -> None:
     barred = next((found for path in reach if (found := barred_at(path))), None)
     if LINUX:
         try:
-            keep_capabilities([CAP_DAC_READ_SEARCH] if barred else [])
+            if barred:
+                keep_read_search()
+            else:
+                set_capabilities()
         except OSError:
             if barred is None:
                 raise
@@ -106,12 +112,22 @@ def barred_at(path: str) -> str | None:
     return next((directory for directory in reversed(way) if not os.access(directory, os.X_OK)), path)
 
 
-def keep_capabilities(kept: list[int]) -> None:
-    """Give up all capabilities but `kept`, and let those survive the exec (ambient, Linux 4.3).
+def keep_read_search() -> None:
+    """Give up all capabilities but CAP_DAC_READ_SEARCH, and let it survive the exec (ambient; Linux 4.3).
 
-    Ambient capabilities equal to the permitted ones do not make the exec "secure": ``$ORIGIN`` in the program's library
-    path goes on to work. Raises OSError when one of `kept` is not ours to keep (containers often drop it).
+    An ambient capability that equals the permitted ones does not make the exec "secure": ``$ORIGIN`` in the program's
+    library path goes on to work. Raises OSError when it is not ours to keep (containers often drop it).
     """
+    # access(2) leaves out the capabilities of a process that is not root, unless told otherwise; and PostgreSQL asks
+    # access(2) whether its own program can be read. To say so takes CAP_SETPCAP, for this one call.
+    set_capabilities(CAP_DAC_READ_SEARCH, CAP_SETPCAP)
+    prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP)
+    set_capabilities(CAP_DAC_READ_SEARCH)
+    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, CAP_DAC_READ_SEARCH)
+
+
+def set_capabilities(*kept: int) -> None:
+    """Give up all capabilities but `kept`, which become effective; raises OSError when one of them is not permitted."""
     import ctypes
 
     mask = sum(1 << capability for capability in kept)
@@ -120,8 +136,6 @@ def keep_capabilities(kept: list[int]) -> None:
     data = (ctypes.c_uint32 * 6)(mask, mask, mask, 0, 0, 0)
     if _libc().capset(ctypes.byref(header), ctypes.byref(data)) != 0:
         raise OSError(ctypes.get_errno(), "capset")
-    for capability in kept:
-        prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, capability)
 
 
 def die_with_parent(parent: int, death_signal: int) -> None:
