@@ -1,0 +1,75 @@
+"""What commands print: tables for people, JSON for scripts."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import attrs
+import click
+
+__all__ = ["echo_json", "echo_table", "table"]
+
+_GAP = "  "
+
+
+def table(rows: Iterable[Sequence[object]], headers: Sequence[str]) -> str:
+    """A plain text table: aligned columns, numbers to the right, no lines drawn; ends without a line break.
+
+    None is shown as ``-``, truth values as ``yes`` and ``no``, and whatever does not print is spelt out. Wide (Korean,
+    say) letters count two columns, as terminals show them.
+    """
+    listed = [list(row) for row in rows]
+    lines = [list(headers), *([_cell(value) for value in row] for row in listed)]
+    columns = [
+        _column([line[index] for line in lines], to_the_right=_is_numeric([row[index] for row in listed]))
+        for index in range(len(headers))
+    ]
+    return "\n".join(_GAP.join(line).rstrip() for line in zip(*columns, strict=True))
+
+
+def echo_table(rows: Iterable[Sequence[object]], headers: Sequence[str]) -> None:
+    """Print a `table`; nothing but the headers where there are no rows."""
+    click.echo(table(rows, headers))
+
+
+def echo_json(value: Any) -> None:
+    """Print one JSON document on one line; attrs instances as objects, dates in ISO 8601."""
+    click.echo(json.dumps(value, ensure_ascii=False, default=_plain))
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def _is_numeric(values: Sequence[object]) -> bool:
+    present = [value for value in values if value is not None]
+    return bool(present) and all(isinstance(value, int | float) and not isinstance(value, bool) for value in present)
+
+
+def _column(texts: Sequence[str], *, to_the_right: bool) -> list[str]:
+    """The texts, blanks added to make them equally wide."""
+    widest = max(_width(text) for text in texts)
+    blanks = [" " * (widest - _width(text)) for text in texts]
+    return [blank + text if to_the_right else text + blank for text, blank in zip(texts, blanks, strict=True)]
+
+
+def _width(text: str) -> int:
+    return sum(
+        0 if unicodedata.combining(each) else 2 if unicodedata.east_asian_width(each) in "WF" else 1 for each in text
+    )
+
+
+def _plain(value: Any) -> Any:
+    if attrs.has(type(value)):
+        return attrs.asdict(value, recurse=False)
+    if isinstance(value, set | frozenset | tuple):
+        return list(value)
+    return value.isoformat() if hasattr(value, "isoformat") else str(getattr(value, "value", value))

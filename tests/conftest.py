@@ -1,0 +1,32 @@
+"""What holds for every test: the scheduler of trio is seeded, so that a run can be repeated.
+
+The watchdog over each test is pytest-timeout's; its limit stands in pyproject.toml.
+"""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+_DEFAULT_SEED = 20_251_122
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--trio-seed",
+        type=int,
+        default=_DEFAULT_SEED,
+        help="seed of trio's scheduler, set before each test (default: %(default)s)",
+    )
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"trio scheduler: --trio-seed={config.getoption('--trio-seed')}"
+
+
+@pytest.fixture(autouse=True)
+def _seeded_scheduler(request: pytest.FixtureRequest) -> None:
+    """The order in which trio runs tasks that are ready at once comes from a generator of its own; seed that."""
+    generator = getattr(trio._core._run, "_r", None)  # private, so it may be gone one day: then runs just differ
+    if generator is not None:
+        generator.seed(request.config.getoption("--trio-seed"))
