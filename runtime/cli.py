@@ -125,10 +125,7 @@ def _most_telling(error: BaseException) -> BaseException:
             if isinstance(leaf, kinds):
                 return leaf
     first = leaves[0]
-    # click turns every broken pipe, also that of a server's connection, into a silent exit with code 1.
-    if isinstance(first, SystemExit) and isinstance(first.__context__, BrokenPipeError):
-        return first.__context__
-    return first
+    return first.error if isinstance(first, _BrokenPipe) else first
 
 
 def _verdict(error: BaseException) -> tuple[str, int]:
@@ -200,11 +197,25 @@ def _discard_output() -> None:
 # Sub-commands --------------------------------------------------------------------------------------------------------
 
 
+class _BrokenPipe(Exception):
+    """Carries a broken pipe past click, which would turn any, also a server connection's, into a silent exit."""
+
+    def __init__(self, error: BrokenPipeError) -> None:
+        super().__init__(error)
+        self.error = error
+
+
 class _Plugins(click.Group):
     """A group whose commands are entry points, each imported when it is needed.
 
     ``--help`` needs all of them: it shows what each says of itself, or why it cannot be loaded.
     """
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise _BrokenPipe(error) from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted({*super().list_commands(ctx), *_entries()})

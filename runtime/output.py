@@ -20,8 +20,13 @@ def table(rows: Iterable[Sequence[object]], headers: Sequence[str]) -> str:
 
     None is shown as ``-``, truth values as ``yes`` and ``no``, and whatever does not print is spelt out. Wide (Korean,
     say) letters count two columns, as terminals show them.
+
+    Raises:
+        ValueError: a row has not as many cells as there are headers.
     """
     listed = [list(row) for row in rows]
+    if any(len(row) != len(headers) for row in listed):
+        raise ValueError(f"every row must have {len(headers)} cells")
     lines = [list(headers), *([_cell(value) for value in row] for row in listed)]
     columns = [
         _column([line[index] for line in lines], to_the_right=_is_numeric([row[index] for row in listed]))

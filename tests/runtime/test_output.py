@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import enum
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from attrs import frozen
+
+from penstock.runtime.output import echo_json, echo_table, table
+
+
+def test_columns_are_aligned_numbers_to_the_right_and_no_line_ends_in_blanks() -> None:
+    rows = [["EVENT_STREAM", 12, None], ["x", 3400, "ok"]]
+    assert table(rows, ["STREAM", "LAG", "STATE"]).split("\n") == [
+        "STREAM         LAG  STATE",
+        "EVENT_STREAM    12  -",
+        "x             3400  ok",
+    ]
+
+
+def test_a_column_that_holds_any_text_is_no_column_of_numbers() -> None:
+    assert table([[1], ["many"]], ["N"]) == "N\n1\nmany"
+    assert table([[True], [1]], ["N"]) == "N\nyes\n1"
+
+
+def test_wide_letters_count_two_columns() -> None:
+    assert table([["주문", 1], ["abcd", 2]], ["NAME", "N"]) == "NAME  N\n주문  1\nabcd  2"
+
+
+def test_nothing_in_a_cell_breaks_the_line_or_reaches_the_terminal_as_a_code() -> None:
+    assert table([["a\nb\x1b[2J"]], ["X"]) == "X\na\\nb\\x1b[2J"
+
+
+def test_without_rows_there_are_the_headers(capsys: pytest.CaptureFixture[str]) -> None:
+    echo_table([], ["STREAM", "LAG"])
+    assert capsys.readouterr().out == "STREAM  LAG\n"
+
+
+def test_a_row_of_the_wrong_length_is_a_mistake_in_code() -> None:
+    with pytest.raises(ValueError, match="row"):
+        table([[1, 2]], ["A"])
+
+
+def test_json_is_one_line_and_knows_our_types(capsys: pytest.CaptureFixture[str]) -> None:
+    class Colour(enum.Enum):
+        RED = "red"
+
+    @frozen
+    class Inner:
+        colours: tuple[Colour, ...]
+
+    @frozen
+    class Outer:
+        inner: Inner
+        when: datetime
+        where: Path
+
+    echo_json(Outer(Inner((Colour.RED,)), datetime(2026, 1, 2, tzinfo=UTC), Path("주문")))
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1
+    assert "주문" in out
+    assert json.loads(out) == {"inner": {"colours": ["red"]}, "when": "2026-01-02T00:00:00+00:00", "where": "주문"}
