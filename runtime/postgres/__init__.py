@@ -1,19 +1,29 @@
-"""PostgreSQL on trio: psycopg 3 with an exact cancellation rule, a pool, and what an error means."""
+"""PostgreSQL on trio: psycopg 3 with an exact cancellation rule, a pool, what an error means, and migrations."""
 
 from .connection import Connection
 from .errors import FAULTS, Fault, PoolTimeout, PostgresRejected, PostgresUnavailable, classify
+from .migrations import MigrationFailed, MigrationLimits, MigrationLocked, migrate, pending, roll_back
 from .options import PostgresOptions
 from .pool import Pool, PoolStatistics
+from .probe import ProbeResult, probe
 
 __all__ = [
     "FAULTS",
     "Connection",
     "Fault",
+    "MigrationFailed",
+    "MigrationLimits",
+    "MigrationLocked",
     "Pool",
     "PoolStatistics",
     "PoolTimeout",
     "PostgresOptions",
     "PostgresRejected",
     "PostgresUnavailable",
+    "ProbeResult",
     "classify",
+    "migrate",
+    "pending",
+    "probe",
+    "roll_back",
 ]

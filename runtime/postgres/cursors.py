@@ -56,9 +56,10 @@ class Cursor(psycopg.AsyncCursor[Row]):
     ) -> AsyncIterator[AsyncCopy]:
         """Start a COPY and leave it in order.
 
-        Cancellation: left with an exception or in a cancelled scope, a COPY FROM STDIN fails and writes nothing,
-        a COPY TO STDOUT is cancelled on the server, also when it is left early without one. Once its end is sent it is waited for, and cancelled on the
-        server by a cancellation.
+        Left with an exception or in a cancelled scope, a COPY FROM STDIN fails and writes nothing. A COPY TO STDOUT
+        left before its end is cancelled on the server, which fails the transaction it is in.
+
+        Cancellation: a cancellation while the end of the COPY is awaited cancels it on the server.
         """
         manager = super().copy(statement, params, writer=writer)
         copy = await manager.__aenter__()

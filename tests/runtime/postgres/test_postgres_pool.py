@@ -61,7 +61,7 @@ async def test_no_more_than_max_size_are_lent_and_a_waiter_gets_the_next(server)
 
 async def test_acquire_timeout_names_the_setting(server) -> None:
     async with Pool(server.options(max_size=1), acquire_timeout=0.05) as pool, pool.connection():
-        with pytest.raises(PoolTimeout, match="max_size.*acquire_timeout") as caught:
+        with pytest.raises(PoolTimeout, match=r"max_size.*acquire_timeout") as caught:
             async with pool.connection():
                 pytest.fail("there is only one")
         assert classify(caught.value) is Fault.RETRY

@@ -1,0 +1,86 @@
+"""The gate for an upgrade of psycopg: the private names that the link leans on exist and do what it needs."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import socket
+from pathlib import Path
+
+import psycopg
+import pytest
+import trio
+from psycopg.generators import execute
+
+import penstock.runtime.postgres
+from penstock.runtime.postgres import Connection, PostgresOptions, internals
+
+_PACKAGE = Path(inspect.getfile(penstock.runtime.postgres)).parent
+
+
+def test_ready_tells_what_a_socket_is_ready_for() -> None:
+    one, other = socket.socketpair()
+    with one, other:
+        both = internals.READ | internals.WRITE
+        assert internals.ready(one.fileno(), both) == internals.WRITE
+        other.send(b"x")
+        assert internals.ready(one.fileno(), both) == both
+        assert internals.ready(one.fileno(), internals.READ) == internals.READ
+
+
+async def test_a_generator_can_be_resumed_after_an_interrupted_wait(options: PostgresOptions) -> None:
+    """`next()` on suspended steps asks again for the same readiness: the interruption of a wait rests on it."""
+    connection = await Connection.open(options)
+    connection.pgconn.send_query(b"select pg_sleep(0.05)")
+    steps = execute(connection.pgconn)
+    first = next(steps)
+    assert next(steps) == next(steps) == first
+    results = None
+    while results is None:
+        await trio.lowlevel.wait_readable(connection.pgconn.socket)
+        try:
+            steps.send(internals.READ)
+        except StopIteration as end:
+            results = end.value
+    assert len(results) == 1
+    await connection.close()
+
+
+async def test_psycopg_locks_only_by_acquire_and_release(options: PostgresOptions) -> None:
+    """The lock is replaced: psycopg must use it as a context manager (or by acquire and release) and nothing else."""
+    connection = await Connection.open(options)
+    async with connection.lock:
+        assert connection.lock.locked()
+    assert not connection.lock.locked()
+    await connection.close()
+
+
+def test_wait_timeout_is_what_notifies_expects() -> None:
+    source = inspect.getsource(psycopg.AsyncConnection.notifies)
+    assert f"except e.{internals.WaitTimeout.__name__}" in source
+
+
+@pytest.mark.parametrize("path", sorted(_PACKAGE.glob("*.py")), ids=lambda path: path.name)
+def test_private_names_of_psycopg_are_used_in_one_module_only(path: Path) -> None:
+    if path.name == "internals.py":
+        return
+    tree = ast.parse(path.read_text())
+    imported = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    assert not [name for name in imported if name.startswith("psycopg") and "._" in name]
+    own = {"self", "cls", "connection", "run"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+            assert isinstance(node.value, ast.Name), ast.unparse(node)
+            assert node.value.id in own, ast.unparse(node)
+    ours = {name for cls in ast.walk(tree) if isinstance(cls, ast.ClassDef) for name in _names_of(cls)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+            assert node.attr in ours, f"{ast.unparse(node)} is not ours"
+
+
+def _names_of(cls: ast.ClassDef) -> set[str]:
+    methods = {node.name for node in ast.walk(cls) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+    assigned = {
+        node.attr for node in ast.walk(cls) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+    }
+    return methods | assigned
