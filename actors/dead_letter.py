@@ -107,7 +107,7 @@ class DeadLetter:
 
     @classmethod
     def of(cls, error: BaseException, **facts: Any) -> DeadLetter:
-        """The letter of an entry that is given up because of `error`; `facts` are the attributes that it cannot tell."""
+        """The letter of an entry given up because of `error`; `facts` are the attributes that it cannot tell."""
         return cls(
             error_class=_class_name(error),
             error_message=str(error),

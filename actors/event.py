@@ -228,7 +228,8 @@ def event(name: str, *, codec: Codec = JSON_CODEC) -> Callable[[type[C]], type[C
         raise TypeError(f"an event type is a non-empty string, not {name!r}")
 
     def mark(cls: type[C]) -> type[C]:
-        if not attrs.has(cls):
+        given: type = cls  # attrs.has() narrows what it is asked about, and would lose C
+        if not attrs.has(given):
             raise TypeError(f"{cls.__name__} is no attrs class; write @event({name!r}) above @frozen")
         setattr(cls, _MARK, EventType(name, cls, codec))
         return cls

@@ -190,4 +190,4 @@ class System:
 
 
 SingleHandler = Callable[[Any, "Context"], Awaitable[None]]
-BatchHandler = Callable[["Sequence[Delivery]", "Context"], Awaitable[None]]
+BatchHandler = Callable[["Sequence[Delivery[Any]]", "Context"], Awaitable[None]]
