@@ -20,6 +20,7 @@ import pytest
 import trio
 
 from penstock.runtime.embedded import EmbeddedPostgres, EmbeddedValkey
+from penstock.runtime.embedded.leftovers import find_leftovers
 from penstock.runtime.supervision import Backoff, Supervisor, Tree
 
 SERVE = Path(__file__).with_name("serve.py")
@@ -31,6 +32,10 @@ def place() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="penstock-test-", dir="/tmp")).resolve()
     path.chmod(0o755)
     yield path
+    # A test that failed may have left servers; the next ones shall not suffer from it.
+    for data in (*path.rglob("valkey"), *path.rglob("data")):
+        for found in (*find_leftovers("valkey-server", data), *find_leftovers("postgres", data)):
+            os.kill(found.pid, signal.SIGKILL)
     shutil.rmtree(path)
 
 
