@@ -30,6 +30,7 @@ CONTROLS = ("PENSTOCK_CONFIG", "PENSTOCK_PROFILE", "PENSTOCK_DEBUG")
 """Variables that steer the loading or the command line, and are no settings."""
 
 _FILE_NAME = "penstock.toml"
+_PROFILE = ("profile",)
 
 # Kubernetes and Docker links set these in every container that can see a service named "penstock…": nobody's typing
 # errors, and no reason to refuse the start.
@@ -76,8 +77,9 @@ def find_file(option: str | Path | None, environ: Mapping[str, str]) -> Path | N
 def load(cls: type[T], *, file: Path | None, environ: Mapping[str, str]) -> T:
     """An instance of a settings class, filled from the file and the environment.
 
-    A field named ``profile`` at the top gets the name of the chosen profile. Both profiles' tables are checked, so that
-    a mistake in ``[profile.prod]`` is found before it is deployed. An empty variable counts as not set.
+    A field named ``profile`` at the top gets the name of the chosen profile. Keys and types of both profiles' tables
+    are checked, so that a typing error in ``[profile.prod]`` is found before it is deployed. An empty variable counts
+    as not set.
 
     Args:
         cls: an attrs class as the package's docstring describes.
@@ -93,12 +95,10 @@ def load(cls: type[T], *, file: Path | None, environ: Mapping[str, str]) -> T:
     if file is not None:
         loading.take_file(file, profile)
     loading.take_environment(environ)
-    settings = loading.build((), cls())
+    settings: T = loading.build((), cls())
     if loading.problems:
         raise SettingsError(*loading.problems)
-    if ("profile",) in loading.schema.keys:
-        settings = attrs.evolve(settings, profile=profile)
-    return settings  # type: ignore[no-any-return]
+    return settings
 
 
 @frozen
@@ -125,25 +125,36 @@ class _Place:
         return _Place(self.file, f"{self.table}.{name}" if self.table else name)
 
 
+@frozen
+class _Found:
+    """A value of the right type, and how and where it was written."""
+
+    value: Any
+    written: Any
+    place: _Place
+
+
 @define
 class _Loading:
     """One run of `load`: what was found so far, and what was wrong with it."""
 
     schema: Schema
-    values: dict[KeyPath, Any] = field(factory=dict)
+    found: dict[KeyPath, _Found] = field(factory=dict)
     problems: list[str] = field(factory=list)
 
     def choose_profile(self, environ: Mapping[str, str]) -> str:
         name = environ.get("PENSTOCK_PROFILE") or PROFILES[0]
         if name not in PROFILES:
             self.problems.append(f'PENSTOCK_PROFILE is "{name}": must be one of {", ".join(PROFILES)}')
+        elif _PROFILE in self.schema.keys:
+            self.found[_PROFILE] = _Found(name, name, _Place(None))
         return name
 
     def take_file(self, file: Path, profile: str) -> None:
         """Take the file's tables, then the chosen profile's; the other profile's are only checked."""
         document = _read(file)
-        profiles = document.pop("profile", {})
-        self.values.update(self._from_table(document, (), _Place(file)))
+        profiles = document.pop(_PROFILE[0], {})
+        self.found.update(self._from_table(document, (), _Place(file)))
         if not isinstance(profiles, dict):
             self.problems.append(
                 f"profile in {file} must be tables, [profile.{PROFILES[0]}]: which one is taken, PENSTOCK_PROFILE says"
@@ -157,7 +168,7 @@ class _Loading:
             else:
                 found = dict(self._from_table(table, (), _Place(file, f"profile.{name}")))
                 if name == profile:
-                    self.values.update(found)
+                    self.found.update(found)
 
     def take_environment(self, environ: Mapping[str, str]) -> None:
         """Take every ``PENSTOCK_…`` variable that is not empty."""
@@ -167,49 +178,67 @@ class _Loading:
                 continue
             if key := keys.get(variable):
                 if text:
-                    self.values.update(self._checked(key, text, _Place(None)))
+                    self.found.update(self._typed(key, text, _Place(None)))
             elif not _SERVICE_LINK.fullmatch(variable):
                 hint = _did_you_mean(variable, [*keys, *CONTROLS], "{}")
                 self.problems.append(f"unknown environment variable {variable}{hint}")
 
     def build(self, path: KeyPath, default: Any) -> Any:
-        """The instance for the table at `path`: its default with what was found put in."""
+        """The instance for the table at `path`: its default with what was found put in, and validated as a whole."""
         changes = {}
         for attribute in attrs.fields(type(default)):
             below = (*path, attribute.name)
             if below in self.schema.tables:
                 changes[attribute.name] = self.build(below, getattr(default, attribute.name))
-            elif below in self.values:
-                changes[attribute.name] = self.values[below]
+            elif below in self.found:
+                changes[attribute.name] = self.found[below].value
         try:
-            return attrs.evolve(default, **changes)
-        except ValueError as error:  # keys that are right each, and do not go together
-            self.problems.append(f"settings of [{'.'.join(path)}]: {mask_text(str(error))}" if path else str(error))
+            with (
+                attrs.validators.disabled()
+            ):  # they are run below, one by one: attrs would stop at the first that fails
+                instance = attrs.evolve(default, **changes)
+        except ValueError as error:
+            self._refuse(path, error)
             return default
+        for attribute in attrs.fields(type(default)):
+            try:
+                if attribute.validator is not None:
+                    attribute.validator(instance, attribute, getattr(instance, attribute.name))
+            except ValueError as error:
+                self._refuse((*path, attribute.name), error)
+        return instance
 
-    def _from_table(self, table: dict[str, Any], path: KeyPath, place: _Place) -> Iterator[tuple[KeyPath, Any]]:
+    def _refuse(self, path: KeyPath, error: ValueError) -> None:
+        """Note what a validator said of the key or table at `path`."""
+        key, found = self.schema.keys.get(path), self.found.get(path)
+        if key is None:
+            self.problems.append(f"settings of [{'.'.join(path)}]: {mask_text(str(error))}" if path else str(error))
+        elif found is None:  # it does not go with what was set beside it
+            self.problems.append(f"{'.'.join(path)} is {_shown(key, key.default)} by default: {error}")
+        else:
+            self.problems.append(
+                f"{found.place.of(key)} is {_shown(key, found.written)}: {_reason(key, error, found.written)}"
+            )
+
+    def _from_table(self, table: dict[str, Any], path: KeyPath, place: _Place) -> Iterator[tuple[KeyPath, _Found]]:
         for name, value in table.items():
             below = (*path, name)
             if below in self.schema.tables and isinstance(value, dict):
                 yield from self._from_table(value, below, place.below(name))
             elif below in self.schema.tables:
                 self.problems.append(f"{name} in {place} must be a table, [{place.below(name).table}]")
-            elif below in self.schema.keys and below != ("profile",):
-                yield from self._checked(self.schema.keys[below], value, place)
+            elif below in self.schema.keys and below != _PROFILE:
+                yield from self._typed(self.schema.keys[below], value, place)
             else:
                 self.problems.append(self._unknown(name, value, path, place))
 
-    def _checked(self, key: Key, found: Any, place: _Place) -> Iterator[tuple[KeyPath, Any]]:
-        """The key's path and value; nothing but a problem if it is not what it must be."""
+    def _typed(self, key: Key, written: Any, place: _Place) -> Iterator[tuple[KeyPath, _Found]]:
+        """The key's path and value; nothing but a problem if it is not of the right type."""
         try:
-            raw = from_text(key.type, found) if place.file is None else found
-            value = structure(key.type, raw)
-            if key.attribute.validator is not None:
-                key.attribute.validator(key.owner, key.attribute, value)
+            raw = from_text(key.type, written) if place.file is None else written
+            yield key.path, _Found(structure(key.type, raw), written, place)
         except ValueError as error:
-            self.problems.append(f"{place.of(key)} is {_shown(key, found)}: {_reason(key, error, found)}")
-        else:
-            yield key.path, value
+            self.problems.append(f"{place.of(key)} is {_shown(key, written)}: {error}")
 
     def _unknown(self, name: str, value: Any, path: KeyPath, place: _Place) -> str:
         known = self.schema.in_table(path)

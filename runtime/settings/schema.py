@@ -30,8 +30,7 @@ class Key:
         env: its environment variable.
         type: its type, with ``| None`` where it may be left out.
         default: what holds when nobody sets it.
-        attribute: the attrs field behind it, for its validator.
-        owner: the default instance of the class that it stands in.
+        attribute: the attrs field behind it.
     """
 
     path: Path
@@ -39,7 +38,6 @@ class Key:
     type: Any
     default: Any = field(repr=False)
     attribute: attrs.Attribute[Any] = field(repr=False)
-    owner: Any = field(repr=False)
 
     @property
     def name(self) -> str:
@@ -95,7 +93,7 @@ class Schema:
                 self._add_table(below, hints[attribute.name], default)
             else:
                 env = ENV_PREFIX + "_".join(below).upper()
-                self.keys[below] = Key(below, env, hints[attribute.name], default, attribute, instance)
+                self.keys[below] = Key(below, env, hints[attribute.name], default, attribute)
 
 
 def without_none(kind: Any) -> Any:

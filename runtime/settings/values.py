@@ -25,14 +25,16 @@ _FALSE = ("false", "no", "off", "0")
 
 
 def structure(kind: Any, value: Any) -> Any:
-    """The value as this type.
+    """The value as this type. A list of one text may stand without its brackets.
 
     Raises:
         ValueError: it is no such value; the text is what it must be, and does not hold the value.
     """
     base = without_none(kind)
     if typing.get_origin(base) in _COLLECTIONS and not isinstance(value, list):
-        raise ValueError(f"must be {expected(kind)}")  # cattrs would take a text for a list of letters
+        if not isinstance(value, str) or typing.get_args(base)[:1] != (str,):
+            raise ValueError(f"must be {expected(kind)}")
+        value = [value]  # cattrs would take the text for a list of letters
     try:
         return _converter.structure(value, kind)
     except cattrs.BaseValidationError as error:  # from a table or list: says what is wrong where in it

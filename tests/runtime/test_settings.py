@@ -76,6 +76,29 @@ class Everything:
     window: Window = field(factory=Window)
 
 
+@frozen(kw_only=True)
+class Range:
+    """A key whose validator looks at another.
+
+    Attributes:
+        least: the least.
+        most: the most.
+    """
+
+    least: int = 1
+    most: int = field(default=10)
+
+    @most.validator
+    def _not_below_least(self, attribute: object, value: int) -> None:
+        if value < self.least:
+            raise ValueError("must not be below least")
+
+
+@frozen
+class Ranged:
+    range: Range = field(factory=Range)
+
+
 @frozen
 class Inner:
     b_c: int = 1
@@ -128,6 +151,19 @@ def test_file_then_profile_then_environment_each_overrides_the_one_before(toml: 
 def test_the_default_profile_is_dev(toml: Path) -> None:
     toml.write_text('[profile.dev]\ncolour = "blue"\n[profile.prod]\nstrict = true\n')
     assert load(Everything, file=toml, environ={}) == Everything(colour=Colour.BLUE)
+
+
+def test_a_list_of_one_text_may_stand_without_brackets(toml: Path) -> None:
+    toml.write_text('tags = "a, b"\n')
+    assert load(Everything, file=toml, environ={}).tags == ("a, b",)
+
+
+def test_a_validator_sees_its_neighbours_as_they_are_set_and_not_as_they_are_by_default() -> None:
+    environ = {"PENSTOCK_RANGE_LEAST": "20", "PENSTOCK_RANGE_MOST": "30"}
+    assert load(Ranged, file=None, environ=environ).range == Range(least=20, most=30)
+    with pytest.raises(SettingsError) as caught:
+        load(Ranged, file=None, environ={"PENSTOCK_RANGE_LEAST": "20"})
+    assert str(caught.value) == "range.most is 10 by default: must not be below least"
 
 
 def test_variables_are_read_as_the_type_of_their_key() -> None:
@@ -211,7 +247,7 @@ def test_variables_that_kubernetes_sets_for_a_service_of_our_name_are_no_errors(
         ('strict = "yes"', 'strict in penstock.toml is "yes": must be true or false'),
         ('colour = "green"', 'colour in penstock.toml is "green": must be one of red, blue'),
         ("data_dir = 5", "data_dir in penstock.toml is 5: must be a path"),
-        ('tags = "a"', 'tags in penstock.toml is "a": must be a list of text'),
+        ("tags = 5", "tags in penstock.toml is 5: must be a list of text"),
         ("redis = 5", "redis in penstock.toml must be a table, [redis]"),
         ("auth_token = 12345", "auth_token in penstock.toml is ***: must be text"),
         (
