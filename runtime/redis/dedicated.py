@@ -140,10 +140,11 @@ class DedicatedRedis(Commands):
 async def _receive_by(deadline: float, wire: Wire, raw: bool) -> Any:
     """The next reply, or _NOTHING when the deadline passes first.
 
-    What came while our own event loop was busy still counts: after the deadline the wire is read once more, for GRACE.
+    When our own event loop was busy over the deadline, what came meanwhile still counts.
     """
-    with trio.CancelScope(deadline=deadline - GRACE):
+    with trio.CancelScope(deadline=deadline):
         return await wire.receive(raw=raw)
-    with trio.move_on_after(GRACE):
-        return await wire.receive(raw=raw)
+    if trio.current_time() - deadline > GRACE:
+        with trio.move_on_after(GRACE):
+            return await wire.receive(raw=raw)
     return _NOTHING

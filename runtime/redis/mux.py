@@ -29,7 +29,7 @@ from .wire import READ_SIZE, STREAM_ERRORS, Wire, describe
 __all__ = ["GRACE", "Mux"]
 
 GRACE = 0.05
-"""Seconds that the reader gets after a deadline: our own event loop may have been the silent one."""
+"""Seconds that a reader gets when a deadline was noticed later than this: our own event loop was the silent one."""
 
 
 @define(eq=False)
@@ -222,8 +222,10 @@ class Mux:
                 await self._wait_for_pending()
             quiet_since = self._quiet_since
             limit = limits.response_timeout if reported == quiet_since else limits.stall_after
-            await self._let_pass(quiet_since + limit)
-            if self._quiet_since != quiet_since or not self._pending:
+            # In steps, so that a new silence after a reported one is seen in its own time.
+            step = min(quiet_since + limit, trio.current_time() + limits.stall_after)
+            await self._let_pass(step)
+            if self._quiet_since != quiet_since or not self._pending or step < quiet_since + limit:
                 continue
             silence = RedisStalled(limits.address, f"{self.pending} commands under way and no byte for {limit:g} s")
             if limit is limits.response_timeout:
@@ -234,9 +236,10 @@ class Mux:
 
     async def _let_pass(self, deadline: float) -> None:
         """Sleep until the deadline, and then let the reader take what came while our own event loop was busy."""
-        await trio.sleep_until(deadline - GRACE)
-        await trio.sleep(GRACE)
-        await trio.lowlevel.checkpoint()
+        await trio.sleep_until(deadline)
+        if trio.current_time() - deadline > GRACE:
+            await trio.sleep(GRACE)
+        await trio.lowlevel.checkpoint()  # a reader that the same tick woke has run now
 
     def _start_silence(self) -> None:
         self._quiet_since = trio.current_time()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from attrs import field, fields, frozen, validators
 
@@ -128,6 +128,9 @@ def _read_url(url: str) -> tuple[dict[str, Any], bool]:
         # Only redis-py's own texts are safe to repeat; urllib's may quote the netloc, which holds the password.
         known = str(error) if str(error).startswith(("Redis URL must", "Invalid value for")) else "malformed"
         raise InvalidRedisUrl(f"Redis URL: {known}") from None
+    for name in parse_qs(parts.query):
+        if name in _NOT_IN_URLS:
+            raise InvalidRedisUrl(f"Redis URL: unknown option {name!r}")
     database = parts.path.strip("/")
     if parts.scheme != "unix" and database and not database.isdecimal():
         raise InvalidRedisUrl("Redis URL: the path must be the number of a database")
@@ -139,7 +142,7 @@ def _read_url(url: str) -> tuple[dict[str, Any], bool]:
 def _convert(given: str, name: str, value: Any) -> Any:
     """A URL's text as the type of the field. `given` is the name that the user wrote."""
     known = {attribute.name: attribute for attribute in fields(RedisOptions)}
-    if name not in known or name in _NOT_IN_URLS:
+    if name not in known:
         raise InvalidRedisUrl(f"Redis URL: unknown option {given!r}")
     if not isinstance(value, str):
         return value  # redis-py's parser has converted it

@@ -106,13 +106,9 @@ def describe(error: BaseException) -> str:
         return "the server closed the connection"
     if isinstance(error, redis.exceptions.RedisError):
         return str(getattr(error, "reply_text", error))
-    root = error
-    while isinstance(root, (trio.BrokenResourceError, trio.ClosedResourceError)) and root.__cause__ is not None:
-        root = root.__cause__
-    if isinstance(root, OSError):
-        causes = [root, *(each for each in (root.__cause__,) if each is not None)]
-        return "; ".join(str(each.strerror or each) if isinstance(each, OSError) else str(each) for each in causes)
-    return str(root) or "the connection is broken"
+    roots = _roots(error)
+    texts = [(root.strerror if isinstance(root, OSError) else None) or str(root) for root in roots]
+    return "; ".join(dict.fromkeys(texts)) or "the connection is broken"
 
 
 async def _connect(options: RedisOptions) -> trio.abc.Stream:
@@ -167,6 +163,14 @@ async def _last_words(wire: Wire, failure: Exception) -> Any:
         return await wire.receive()
     except (EOFError, *STREAM_ERRORS):
         raise failure from None
+
+
+def _roots(error: BaseException) -> list[BaseException]:
+    """What lies under trio's wrappers: one cause, or one for each address that was tried."""
+    if isinstance(error, BaseExceptionGroup):
+        return [root for each in error.exceptions for root in _roots(each)]
+    is_wrapper = isinstance(error, (trio.BrokenResourceError, trio.ClosedResourceError)) or type(error) is OSError
+    return _roots(error.__cause__) if is_wrapper and error.__cause__ is not None else [error]
 
 
 def _socket_of(stream: trio.abc.Stream) -> trio.socket.SocketType | None:

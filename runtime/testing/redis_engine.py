@@ -152,10 +152,14 @@ class Session(FakeSocket):
         self._done = done
         self._send = send
         self._nursery = nursery
+        self._held: list[bytes] | None = None  # replies of the command that runs now: a cut after it drops them
         super().__init__(engine, 0, client_class=FakeSocket)
 
     def put_response(self, msg: Any) -> None:
-        self._send(_encode(msg))
+        if self._held is None:
+            self._send(_encode(msg))
+        else:
+            self._held.append(_encode(msg))
 
     def _decode_result(self, result: Any) -> Any:
         return result  # fakeredis would make redis-py's objects of it; here it is encoded for the wire
@@ -168,11 +172,22 @@ class Session(FakeSocket):
                 self._transaction_failed = True
             self.put_response(SimpleError(refusal))
             return
+        self._held = []
+        try:
+            self._run(name, fields)
+            self._done(name)
+            self._send(b"".join(self._held))
+        finally:
+            self._held = None
+
+    def _run(self, name: str, fields: list[bytes]) -> None:
         if name in _OWN:
             self.put_response(_OWN[name](fields))
-        else:
-            super()._process_command(fields)
-        self._done(name)
+            return
+        super()._process_command(fields)
+        if name == "xgroup destroy":  # fakeredis wakes nobody
+            with self._server.lock:
+                self._db.wake_all()
 
     def _name_to_func(self, cmd_name: str) -> tuple[Callable[[Any], Any] | None, Any]:
         """Look a command up, for a client or a script. What is not trusted ends the test, not just the command."""

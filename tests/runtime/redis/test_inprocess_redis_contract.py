@@ -6,20 +6,14 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import trio
 from redis import exceptions
-from trio.testing import MockClock
 
 from penstock.runtime.redis import (
-    NotSent,
-    OutcomeUnknown,
     Redis,
     RedisOptions,
-    RedisStalled,
-    RedisUnavailable,
     classify,
 )
-from penstock.runtime.testing.redis import EPOCH, InProcessRedis, UnsupportedCommand
+from penstock.runtime.testing.redis import InProcessRedis
 
 if TYPE_CHECKING:
     from conftest import ValkeyServer
