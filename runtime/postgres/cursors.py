@@ -16,7 +16,7 @@ from .interruption import Interruption, hurried
 if TYPE_CHECKING:
     from psycopg.abc import Params, Query
 
-    from .connection import Connection
+    from .driving import DrivenConnection
 
 
 class Cursor(psycopg.AsyncCursor[Row]):
@@ -48,7 +48,7 @@ class Cursor(psycopg.AsyncCursor[Row]):
         finally:
             with hurried():
                 await rows.aclose()
-            await cast("Connection[Any]", self.connection).settle()
+            await cast("DrivenConnection[Any]", self.connection).settle()
 
     @asynccontextmanager
     async def copy(
@@ -74,7 +74,7 @@ class Cursor(psycopg.AsyncCursor[Row]):
             with Interruption.CANCEL.rules():
                 await manager.__aexit__(None, None, None)
         finally:
-            await cast("Connection[Any]", self.connection).settle()
+            await cast("DrivenConnection[Any]", self.connection).settle()
 
 
 class ServerCursor(psycopg.AsyncServerCursor[Row]):

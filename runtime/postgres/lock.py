@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import TracebackType
 
 import trio
@@ -21,8 +20,8 @@ class StatementLock:
     *grace* seconds to get its turn.
     """
 
-    def __init__(self, grace: Callable[[], float]) -> None:
-        self._grace = grace
+    def __init__(self, grace: float) -> None:
+        self.grace = grace
         self._held = False
         self._waiters = trio.lowlevel.ParkingLot()
 
@@ -39,7 +38,7 @@ class StatementLock:
         except trio.Cancelled:
             if Interruption.current() is Interruption.AT_ONCE:
                 raise
-            with trio.move_on_after(self._grace(), shield=True):
+            with trio.move_on_after(self.grace, shield=True):
                 await self._waiters.park()
                 return
             raise

@@ -8,7 +8,6 @@ import socket
 from pathlib import Path
 
 import psycopg
-import pytest
 import trio
 from psycopg.generators import execute
 
@@ -60,27 +59,15 @@ def test_wait_timeout_is_what_notifies_expects() -> None:
     assert f"except e.{internals.WaitTimeout.__name__}" in source
 
 
-@pytest.mark.parametrize("path", sorted(_PACKAGE.glob("*.py")), ids=lambda path: path.name)
-def test_private_names_of_psycopg_are_used_in_one_module_only(path: Path) -> None:
-    if path.name == "internals.py":
-        return
-    tree = ast.parse(path.read_text())
-    imported = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    assert not [name for name in imported if name.startswith("psycopg") and "._" in name]
-    own = {"self", "cls", "connection", "run"}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
-            assert isinstance(node.value, ast.Name), ast.unparse(node)
-            assert node.value.id in own, ast.unparse(node)
-    ours = {name for cls in ast.walk(tree) if isinstance(cls, ast.ClassDef) for name in _names_of(cls)}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
-            assert node.attr in ours, f"{ast.unparse(node)} is not ours"
-
-
-def _names_of(cls: ast.ClassDef) -> set[str]:
-    methods = {node.name for node in ast.walk(cls) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
-    assigned = {
-        node.attr for node in ast.walk(cls) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
-    }
-    return methods | assigned
+def test_private_names_of_psycopg_are_used_in_one_module_only() -> None:
+    """Every underscored name that the package's other modules use is one that the package itself defines."""
+    trees = {path: ast.parse(path.read_text()) for path in _PACKAGE.glob("*.py") if path.name != "internals.py"}
+    nodes = [(path, node) for path, tree in trees.items() for node in ast.walk(tree)]
+    ours = {node.name for _, node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+    ours |= {node.attr for _, node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
+    for path, node in nodes:
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.endswith("__"):
+            assert node.attr in ours, f"{path.name}: {ast.unparse(node)}"
+        if isinstance(node, ast.ImportFrom) and node.level == 0:
+            assert "._" not in (node.module or ""), f"{path.name}: {ast.unparse(node)}"
+            assert not [alias.name for alias in node.names if alias.name.startswith("_")], path.name
