@@ -1,0 +1,124 @@
+"""What a deployment stands on: the servers, the links to them, and the store behind them.
+
+`Backends.of` makes the real ones from the settings; a test makes them of `InProcessRedis` and `MemoryStore`, and the
+deployment on top is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from importlib import resources
+from typing import TYPE_CHECKING, Self
+
+from attrs import define, field
+
+from ..runtime.embedded import EmbeddedPostgres, EmbeddedValkey
+from ..runtime.postgres import Pool, PostgresOptions, migrate
+from ..runtime.redis import RedisOptions
+from ..runtime.telemetry import get_logger
+from . import migrations
+from .probes import PostgresProbe
+from .store import PostgresStore, Store
+
+if TYPE_CHECKING:
+    import trio
+
+    from ..runtime.embedded import DataDirectory
+    from ..runtime.supervision import ChildSpec
+    from .settings import ActorSettings
+
+__all__ = ["Backends", "postgres_options", "redis_options"]
+
+log = get_logger(__name__)
+
+
+def _ignore(*_: object) -> None:
+    """Nobody listens yet."""
+
+
+async def _nothing_to_migrate() -> list[str]:
+    return []
+
+
+@define(eq=False, kw_only=True)
+class Backends:
+    """See the module.
+
+    Attributes:
+        redis_options: the Redis server.
+        redis_connect: opens the byte stream to it instead of the options; None for the real one.
+        store: where effects are committed.
+        probe_postgres: raises `Unhealthy` unless the database takes writes.
+        migrate: brings the tables up to date; returns what was applied.
+        pool: the connections to PostgreSQL; None in memory.
+        postgres_address: how the database is shown, without secrets.
+        servers: embedded servers, as children.
+        on_postgres_trouble: told when the database went away; a `Deployment` listens.
+        on_postgres_slow: told when a statement waits suspiciously long; a `Deployment` listens.
+    """
+
+    redis_options: RedisOptions
+    redis_connect: Callable[[], Awaitable[trio.abc.Stream]] | None = None
+    store: Store
+    probe_postgres: Callable[[], Awaitable[None]]
+    migrate: Callable[[], Awaitable[list[str]]] = _nothing_to_migrate
+    pool: Pool | None = None
+    postgres_address: str = "memory"
+    servers: tuple[ChildSpec, ...] = ()
+    on_postgres_trouble: Callable[[Exception], None] = field(default=_ignore)
+    on_postgres_slow: Callable[[float], None] = field(default=_ignore)
+
+    @classmethod
+    def of(cls, settings: ActorSettings, directory: DataDirectory) -> Self:
+        """The real ones: the user's own servers where a URL is set, embedded ones in `directory` where not.
+
+        Touches no server.
+
+        Raises:
+            ServerNotInstalled: an embedded server is wanted, and the extra ``embedded`` is not installed.
+            ValueError: a URL cannot be used; the text names the part at fault.
+        """
+        servers: list[ChildSpec] = []
+        redis_url, postgres_url = settings.redis.url, settings.postgres.url
+        if redis_url is None:
+            valkey = EmbeddedValkey(directory, log=lambda line: log.debug("redis_server", line=line))
+            servers.append(valkey.spec())
+            redis_url = valkey.url
+        if postgres_url is None:
+            postgres = EmbeddedPostgres(directory, log=lambda line: log.debug("postgres_server", line=line))
+            servers.append(postgres.spec())
+            postgres_url = postgres.url
+        options = postgres_options(settings, postgres_url)
+        pool = Pool(
+            options,
+            on_trouble=lambda error: made.on_postgres_trouble(error),
+            on_slow=lambda seconds: made.on_postgres_slow(seconds),
+        )
+        made = cls(
+            redis_options=redis_options(settings, redis_url),
+            store=PostgresStore(pool),
+            probe_postgres=PostgresProbe(options),
+            migrate=lambda: migrate(options, resources.files(migrations)),
+            pool=pool,
+            postgres_address=options.address,
+            servers=tuple(servers),
+        )
+        return made
+
+
+def redis_options(settings: ActorSettings, url: str) -> RedisOptions:
+    """The options of the link to the Redis server at `url`."""
+    return RedisOptions.from_url(
+        url,
+        connect_timeout=settings.redis.connect_timeout,
+        response_timeout=settings.redis.response_timeout,
+        stall_after=settings.redis.stall_after,
+        client_name="penstock",
+    )
+
+
+def postgres_options(settings: ActorSettings, url: str) -> PostgresOptions:
+    """The options of the link to the PostgreSQL server at `url`."""
+    return PostgresOptions.from_url(
+        url, connect_timeout=settings.postgres.connect_timeout, max_size=settings.postgres.pool_size
+    )

@@ -1,0 +1,343 @@
+"""A running event system: the supervision tree that a declaration stands for, and what others may ask of it.
+
+    event-system (rest_for_one)
+    ├── servers (one_for_one)       only with embedded servers
+    │   ├── redis-server
+    │   └── postgres-server
+    ├── links (one_for_one)
+    │   ├── redis
+    │   └── postgres
+    ├── actors (one_for_one)
+    │   ├── health-monitor          opens and shuts the gates redis and postgres
+    │   ├── migrations              requires postgres; opens the gate schema
+    │   ├── producer
+    │   ├── EVENT_GROUP@EVENT_STREAM (rest_for_one), one for each group
+    │   │   ├── handler-pool        requires postgres, schema
+    │   │   └── listener-1, …       requires redis, postgres, schema
+    │   └── retention               requires redis, postgres, schema
+    └── http                        last in, first out
+
+Whatever stands later in it needs what stands before it, so that the reverse order of the stop takes first those who
+bring work, and last those who carry it away.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import redis.exceptions
+import trio
+
+from ..runtime.redis import Kind, Redis, classify
+from ..runtime.supervision import (
+    Child,
+    ChildSpec,
+    Gates,
+    Intensity,
+    Journal,
+    LifecycleKind,
+    Restart,
+    Strategy,
+    Supervisor,
+    Tree,
+)
+from ..runtime.telemetry import get_logger
+from .access_repository import AccessRepository
+from .backlog import Backlog
+from .event import Envelope, Origin, SkippedEntry, UndecodableEntry
+from .handler_pool import HandlerPool
+from .health_monitor import HealthMonitor, Watch
+from .listener import Listener
+from .probes import RedisProbe, StreamView, observe
+from .producer import Outgoing, Producer, Published, PublishFailed
+from .retention import Retention
+
+if TYPE_CHECKING:
+    from .backends import Backends
+    from .settings import ActorSettings
+    from .system import Group, Stream, System
+
+__all__ = ["Deployment"]
+
+log = get_logger(__name__)
+
+READ_AHEAD = 2
+"""A backlog holds so many batches for each worker: one in work, one waiting. More is only more to give back."""
+
+
+class Deployment:
+    """One running event system.
+
+    Args:
+        system: what was declared.
+        settings: what was set.
+        backends: the servers, links and store that it stands on; see `Backends.of`.
+        instance: the short stable id of this installation; it names the consumers, so it must outlive the process.
+        front_ends: makes the children that bring work in (the HTTP front end): they start last and stop first.
+        wall: where dates come from; a test brings its own.
+
+    Attributes:
+        system: as given.
+        settings: as given.
+        instance: the short stable id of this installation.
+        gates: ``redis``, ``postgres`` and ``schema``.
+        tree: the supervision tree.
+        producer: the producer.
+        pools: the handler pools, by group and stream.
+        backlogs: their backlogs.
+        backends: as given.
+    """
+
+    def __init__(
+        self,
+        system: System,
+        settings: ActorSettings,
+        backends: Backends,
+        *,
+        instance: str,
+        front_ends: Callable[[Deployment], Sequence[ChildSpec]] = lambda _: (),
+        wall: Callable[[], datetime] | None = None,
+    ) -> None:
+        self.system = system
+        self.settings = settings
+        self.backends = backends
+        self.instance = instance
+        self.gates = Gates(Journal(wall))
+        for name in ("redis", "postgres"):
+            self.gates.add(name, shut="not probed yet")
+        self.gates.add("schema", settle=0.0, shut="not migrated yet")
+        self._access = AccessRepository(backends.pool, settings.zone_info) if backends.pool else None
+        self.pools: dict[str, HandlerPool] = {}
+        self.backlogs: dict[str, Backlog] = {}
+        self._client: Redis | None = None
+        self._streams: dict[str, StreamView] = {}
+        redis_probe = RedisProbe(backends.redis_options, tuple(system.streams), backends.redis_connect)
+        self._redis_watch = Watch(self.gates["redis"], redis_probe, settings.health)
+        self._postgres_watch = Watch(self.gates["postgres"], backends.probe_postgres, settings.health)
+        backends.on_postgres_trouble = self._postgres_watch.trouble
+        backends.on_postgres_slow = lambda _: self._postgres_watch.nudge()
+        self.producer = Producer(
+            self.client,
+            self.gates["redis"],
+            self._redis_trouble,
+            requests=settings.delivery.publish_capacity,
+            buffer=settings.capture.buffer,
+        )
+        self.tree = Tree(self._root(front_ends), gates=self.gates)
+
+    # For those who bring and show work ------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Run the system until `Tree.stop`; see `Tree.run` for errors and cancellation."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._follow)
+            try:
+                await self.tree.run()
+            finally:
+                nursery.cancel_scope.cancel(reason="the tree has ended")
+
+    async def publish(self, stream: str, envelopes: Sequence[Envelope]) -> list[Published | PublishFailed]:
+        """Publish events; one result for each, in order. See `Producer.publish`.
+
+        Raises:
+            KeyError: no stream of that key is declared.
+        """
+        declared = self.system.streams[stream]
+        return await self.producer.publish([_outgoing(declared, envelope) for envelope in envelopes])
+
+    def capture(self, envelope: Envelope, stream: str = "EVENT_STREAM") -> bool:
+        """Take along an event that is recorded beside somebody's request; see `Producer.capture`.
+
+        False, too, where the system declares no such stream: then there is nothing to record into.
+        """
+        declared = self.system.streams.get(stream)
+        return declared is not None and self.producer.capture(_outgoing(declared, envelope))
+
+    async def tail(self, stream: str, last_id: str = "$") -> AsyncIterator[tuple[str, Envelope]]:
+        """The events that come to a stream after `last_id` (``$``: from now on), for ever.
+
+        Entries that are no events are left out.
+
+        Raises:
+            KeyError: no stream of that key is declared.
+            redis.exceptions.RedisError: Redis is away.
+        """
+        declared = self.system.streams[stream]
+        async with self.client().dedicated() as connection:
+            if last_id == "$":
+                # Once, and not at every read: what comes between two reads would be passed over.
+                last_id = (await observe(self.client(), stream, trio.current_time())).last_id
+            while True:
+                reply = await connection.xread({stream: last_id}, count=100, block=1000)
+                for entry_id, envelope in _decoded(declared, reply):
+                    last_id = entry_id
+                    if envelope is not None:
+                        yield entry_id, envelope
+
+    @property
+    def access(self) -> AccessRepository:
+        """The access log.
+
+        Raises:
+            RuntimeError: the system runs without a real database.
+        """
+        if self._access is None:
+            raise RuntimeError("there is no database behind this system, and so no access log")
+        return self._access
+
+    def streams(self) -> list[StreamView]:
+        """The declared streams as they were last seen, in order of declaration; what was never seen is left out."""
+        return [self._streams[key] for key in self.system.streams if key in self._streams]
+
+    def client(self) -> Redis:
+        """The link to Redis.
+
+        Raises:
+            RuntimeError: its actor is not running.
+        """
+        if self._client is None:
+            raise RuntimeError("the link to Redis is not up; the actor links/redis holds it")
+        return self._client
+
+    # The tree -------------------------------------------------------------------------------------------------------
+
+    def _root(self, front_ends: Callable[[Deployment], Sequence[ChildSpec]]) -> Supervisor:
+        children: list[ChildSpec] = []
+        if self.backends.servers:
+            # A server that somebody keeps killing is not a bug of ours: a generous budget.
+            children.append(Supervisor("servers", self.backends.servers, intensity=Intensity(30, 60.0)).spec())
+        children.append(Supervisor("links", self._links()).spec())
+        children.append(Supervisor("actors", self._actors()).spec())
+        children.extend(front_ends(self))
+        return Supervisor(self.system.name, children, strategy=Strategy.REST_FOR_ONE)
+
+    def _links(self) -> Iterable[ChildSpec]:
+        yield ChildSpec(id="redis", body=self._hold_redis)
+        if self.backends.pool is not None:
+            yield ChildSpec(id="postgres", body=self._hold_postgres)
+
+    async def _hold_redis(self, child: Child) -> None:
+        options, connect = self.backends.redis_options, self.backends.redis_connect
+        async with Redis(options, on_trouble=self._redis_trouble, connect=connect) as client:
+            self._client = client
+            child.note(options.address)
+            child.started()
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._client = None
+
+    async def _hold_postgres(self, child: Child) -> None:
+        assert self.backends.pool is not None  # noqa: S101 - only then is this child declared
+        async with self.backends.pool:
+            child.note(self.backends.postgres_address)
+            child.started()
+            await trio.sleep_forever()
+
+    def _actors(self) -> Iterable[ChildSpec]:
+        monitor = HealthMonitor([self._redis_watch, self._postgres_watch], self._observe)
+        yield ChildSpec(id="health-monitor", body=monitor)
+        yield ChildSpec(id="migrations", body=self._migrate, restart=Restart.TRANSIENT, requires=("postgres",))
+        yield ChildSpec(id="producer", body=self.producer, drain_within=3.0)
+        for stream in self.system.streams.values():
+            for group in stream.groups.values():
+                yield self._group(stream, group).spec()
+        if self.settings.retention.enabled and self.backends.pool is not None:
+            retention = Retention(
+                client=self.client,
+                pool=self.backends.pool,
+                system=self.system,
+                settings=self.settings.retention,
+                zone=self.settings.zone_info,
+            )
+            yield ChildSpec(id="retention", body=retention, requires=("redis", "postgres", "schema"))
+
+    def _group(self, stream: Stream, group: Group) -> Supervisor:
+        name = f"{group.name}@{stream.key}".replace("/", "_")
+        backlog = self.backlogs[name] = Backlog(READ_AHEAD * group.workers * group.batch)
+        pool = self.pools[name] = HandlerPool(
+            stream,
+            group,
+            backlog,
+            self.backends.store,
+            self.client,
+            self.settings.delivery,
+            redis_gate=self.gates["redis"],
+            postgres_gate=self.gates["postgres"],
+            consumer=self.instance,
+            chance=random.Random().random,  # noqa: S311 - jitter, no secret
+        )
+        children = [ChildSpec(id="handler-pool", body=pool, requires=("postgres", "schema"), drain_within=5.0)]
+        children += [
+            ChildSpec(
+                id=f"listener-{number}",
+                body=Listener(
+                    self.client,
+                    group,
+                    f"{group.consumer_prefix or group.name}-{number}:{self.instance}",
+                    backlog,
+                    lambda: self.backends.store.stored_position(group.name, stream.key),
+                    self._redis_trouble,
+                ),
+                requires=("redis", "postgres", "schema"),
+                progress_within=group.block + self.backends.redis_options.block_margin + 5.0,
+            )
+            for number in range(1, group.consumers + 1)
+        ]
+        return Supervisor(name, children, strategy=Strategy.REST_FOR_ONE)
+
+    async def _migrate(self, child: Child) -> None:
+        applied = await self.backends.migrate()
+        if applied:
+            log.info("migrations_applied", count=len(applied), last=applied[-1])
+        child.note(f"{len(applied)} applied" if applied else "up to date")
+        child.started()
+        self.gates["schema"].open()
+
+    # News -----------------------------------------------------------------------------------------------------------
+
+    def _redis_trouble(self, error: Exception) -> None:
+        """Shut the gate for what an error of Redis says about Redis; never for what it says about a command."""
+        row = classify(error)
+        if row.shuts_gate or row.kind is Kind.CONFIG:
+            self._redis_watch.trouble(error)
+
+    async def _observe(self) -> None:
+        """Look at the streams, where Redis is there to be asked."""
+        if not self.gates["redis"].is_open:
+            return
+        for key in self.system.streams:
+            try:
+                self._streams[key] = await observe(self.client(), key, trio.current_time())
+            except redis.exceptions.RedisError as error:
+                log.debug("stream_not_observed", stream=key, error=str(error))
+
+    async def _follow(self) -> None:
+        """Probe at once when one of our own servers is back."""
+        watches = {"redis-server": self._redis_watch, "postgres-server": self._postgres_watch}
+        with self.tree.subscribe() as events:
+            while True:
+                event = await events.next()
+                name = event.path.rpartition("/")[2]
+                if event.kind is LifecycleKind.CHILD_READY and name in watches:
+                    watches[name].nudge()
+
+
+def _outgoing(stream: Stream, envelope: Envelope) -> Outgoing:
+    return Outgoing(stream.key, envelope.event_id, stream.encode(envelope))
+
+
+def _decoded(stream: Stream, reply: Any) -> list[tuple[str, Envelope | None]]:
+    found: list[tuple[str, Envelope | None]] = []
+    for _, entries in reply.items() if isinstance(reply, dict) else reply or ():
+        for entry_id, fields in entries:
+            text = entry_id.decode()
+            try:
+                readable = {name.decode(): value.decode() for name, value in fields.items()}
+                found.append((text, stream.decode(readable, Origin(stream.key, text))))
+            except (UndecodableEntry, SkippedEntry, UnicodeDecodeError):
+                found.append((text, None))
+    return found

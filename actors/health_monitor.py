@@ -1,0 +1,126 @@
+"""The health monitor: opens and shuts the gates.
+
+A gate is shut by whoever notices first: a link, at the very moment of its error (`Watch.trouble`), or the probe. It is
+opened by nobody but the probe, because a connection that works proves little. Up, a probe every 10 s; down, after 1 s,
+2 s, … up to every 10 s, and at once when there is news (`Watch.nudge`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING
+
+import trio
+
+from ..runtime.telemetry import get_logger
+from .probes import Unhealthy
+
+if TYPE_CHECKING:
+    from ..runtime.supervision import Child, Gate
+    from .settings import HealthSettings
+
+__all__ = ["HealthMonitor", "Watch"]
+
+log = get_logger(__name__)
+
+
+class Watch:
+    """The eye on one server: its gate and its probe.
+
+    Args:
+        gate: the gate it keeps.
+        probe: raises `Unhealthy` unless the server can do its work.
+        settings: intervals and limits.
+    """
+
+    def __init__(self, gate: Gate, probe: Callable[[], Awaitable[None]], settings: HealthSettings) -> None:
+        self.gate = gate
+        self._probe = probe
+        self._settings = settings
+        self._news = trio.Event()
+        self._troubles = 0
+
+    def trouble(self, error: Exception) -> None:
+        """A link lost its server: shut the gate now, and probe at once. Never blocks, never raises."""
+        self._troubles += 1
+        self.gate.shut(str(error))
+        self.nudge()
+
+    def nudge(self) -> None:
+        """Probe at once: something may have changed. Never blocks."""
+        self._news.set()
+
+    async def run(self) -> None:
+        """Probe for ever."""
+        pause = self._settings.interval_down_min
+        while True:
+            started = trio.current_time()
+            self._news = trio.Event()
+            cause = await self._look(
+                self._settings.timeout if self.gate.is_open else max(self._settings.timeout, pause)
+            )
+            if cause is None:
+                self.gate.open()
+                pause = self._settings.interval_down_min
+                await self._rest(started + self._settings.interval_up)
+            else:
+                self._tell(cause, pause)
+                self.gate.shut(cause)
+                await self._rest(started + pause)
+                pause = min(self._settings.interval_down_max, pause * 2)
+
+    async def _look(self, limit: float) -> str | None:
+        """One probe; None if all is well, otherwise what is wrong.
+
+        While the server is down the limit is the whole interval: a frozen server answers the waiting probe at the
+        moment at which it goes on.
+        """
+        troubles = self._troubles
+        with trio.move_on_after(limit):
+            try:
+                await self._probe()
+            except Unhealthy as error:
+                return str(error)
+            # What a link has seen since the probe began is newer than its answer: look again.
+            return None if troubles == self._troubles else self.gate.cause or "trouble while it was probed"
+        return f"no answer within {limit:g} s"
+
+    def _tell(self, cause: str, pause: float) -> None:
+        if self.gate.is_open:
+            log.warning("health_check_failed", gate=self.gate.name, cause=cause)
+        else:
+            log.info("still_unhealthy", gate=self.gate.name, cause=cause, next_check_in=pause)
+
+    async def _rest(self, until: float) -> None:
+        with trio.move_on_at(until):
+            await self._news.wait()
+
+
+class HealthMonitor:
+    """The body of the actor ``health-monitor``.
+
+    Args:
+        watches: the servers to watch, each in a task of its own: a frozen one does not hide another.
+        observe: called every `observe_every` seconds, to keep the view of the streams fresh.
+        observe_every: seconds.
+    """
+
+    def __init__(
+        self,
+        watches: Sequence[Watch],
+        observe: Callable[[], Awaitable[None]],
+        observe_every: float = 2.0,
+    ) -> None:
+        self._watches = watches
+        self._observe = observe
+        self._observe_every = observe_every
+
+    async def __call__(self, child: Child) -> None:
+        """Watch until cancelled."""
+        async with trio.open_nursery() as nursery:
+            for watch in self._watches:
+                nursery.start_soon(watch.run, name=f"{child.path}/{watch.gate.name}")
+            child.started()
+            while True:
+                await self._observe()
+                await trio.sleep(self._observe_every)

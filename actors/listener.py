@@ -1,0 +1,183 @@
+"""The listener: reads a stream for its group, no more than the handler pool has room for.
+
+At every start it first reads its own history: what this consumer was given and has not acknowledged, for example
+because the process was killed. So nothing that was delivered is left behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import redis.exceptions
+import trio
+
+from ..runtime.redis import Kind, classify
+from ..runtime.telemetry import get_logger
+from .handling import Entry, entry_order
+
+if TYPE_CHECKING:
+    from ..runtime.redis import DedicatedRedis, Redis
+    from ..runtime.supervision import Child
+    from .backlog import Backlog
+    from .system import Group
+
+__all__ = ["Listener"]
+
+log = get_logger(__name__)
+
+COUNT = 100
+"""Entries a read at the most: the knee of the measured curve."""
+
+REPAIR_PAUSE = 10.0
+"""Seconds that must lie between two repairs of a lost group; a second loss sooner than that is a crash."""
+
+
+class Listener:
+    """The body of one listener.
+
+    Args:
+        client: the link, asked for at each start of the actor.
+        group: what it reads for.
+        consumer: its name in the group; stable over restarts, or its history would be stranded.
+        backlog: where the entries go, and whose room is its credit.
+        position: the last position of the group that the database knows, or None.
+        trouble: told of every error of Redis, so that the gate can be shut at once.
+    """
+
+    def __init__(
+        self,
+        client: Callable[[], Redis],
+        group: Group,
+        consumer: str,
+        backlog: Backlog,
+        position: Callable[[], Awaitable[str | None]],
+        trouble: Callable[[Exception], None],
+    ) -> None:
+        self._client = client
+        self._group = group
+        self._consumer = consumer
+        self._backlog = backlog
+        self._position = position
+        self._trouble = trouble
+        self._repaired_at = -REPAIR_PAUSE
+
+    async def __call__(self, child: Child) -> None:
+        """Read until cancelled. What was read and is not acknowledged stays pending, and is read again at the start.
+
+        Raises:
+            redis.exceptions.RedisError: what the link or the server said; the gate has been told.
+        """
+        child.note(self._consumer)
+        try:
+            async with self._client().dedicated() as connection:
+                await self._make_group(connection)
+                child.started()
+                await self._read_history(connection, child)
+                while True:
+                    await self._wait_room(child)
+                    await self._read_news(connection, child)
+        except redis.exceptions.RedisError as error:
+            self._trouble(error)
+            raise
+
+    async def _wait_room(self, child: Child) -> None:
+        """Block until the pool can take an entry; waiting for it is no stall of the listener."""
+        while not self._backlog.room:
+            child.progress()
+            with trio.move_on_after(1.0):
+                await self._backlog.wait_room()
+        child.progress()
+
+    async def _read_news(self, connection: DedicatedRedis, child: Child) -> None:
+        try:
+            entries = await self._read(connection, ">", block=int(self._group.block * 1000))
+        except redis.exceptions.ResponseError as error:
+            await self._repair(connection, error)
+            return
+        child.progress()
+        self._backlog.add(entries)
+
+    async def _read_history(self, connection: DedicatedRedis, child: Child) -> None:
+        """What this consumer was given before and has not acknowledged, oldest first."""
+        last, found = "0", 0
+        while True:
+            await self._wait_room(child)
+            entries = await self._read(connection, last, block=None)
+            child.progress()
+            if not entries:
+                break
+            last = max((entry.id for entry in entries), key=entry_order)
+            found += self._backlog.add(entries)
+        if found:
+            log.info("history_taken_up", stream=self._group.stream, consumer=self._consumer, entries=found)
+
+    async def _read(self, connection: DedicatedRedis, after: str, block: int | None) -> list[Entry]:
+        reply = await connection.xreadgroup(
+            self._group.name,
+            self._consumer,
+            {self._group.stream: after},
+            count=max(1, min(COUNT, self._backlog.room)),
+            block=block,
+        )
+        return [Entry(self._group.stream, _text(entry_id), fields) for entry_id, fields in _entries(reply)]
+
+    # The group ------------------------------------------------------------------------------------------------------
+
+    async def _repair(self, connection: DedicatedRedis, error: redis.exceptions.ResponseError) -> None:
+        """Make a lost group again, or raise `error` if that is not what it says, or is said too often."""
+        now = trio.current_time()
+        if classify(error).kind is not Kind.REPAIR or now - self._repaired_at < REPAIR_PAUSE:
+            raise error
+        self._repaired_at = now
+        log.warning("group_lost", stream=self._group.stream, group=self._group.name, error=str(error))
+        await self._make_group(connection)
+
+    async def _make_group(self, connection: DedicatedRedis) -> None:
+        """Make the group unless it is there: at the position that the database knows, else where it is declared.
+
+        Never at ``$``: what was published before would not be read.
+        """
+        start = await self._start(connection)
+        try:
+            await connection.xgroup_create(self._group.stream, self._group.name, id=start, mkstream=True)
+        except redis.exceptions.ResponseError as error:
+            if not str(error).startswith("BUSYGROUP"):
+                raise
+        else:
+            log.info("group_made", stream=self._group.stream, group=self._group.name, start=start)
+
+    async def _start(self, connection: DedicatedRedis) -> str:
+        known = await self._position()
+        if known is None:
+            return self._group.start
+        last = await _last_id(connection, self._group.stream)
+        if last is None or entry_order(last) < entry_order(known):
+            # The data are younger than our memory (flushed, or a lost volume): the inbox knows what comes again.
+            return "0"
+        return known
+
+
+async def _last_id(connection: DedicatedRedis, stream: str) -> str | None:
+    """The last id that the stream has given out, or None if there is no such stream."""
+    try:
+        info: Mapping[str, Any] = await connection.xinfo_stream(stream)
+    except redis.exceptions.ResponseError as error:
+        if "no such key" in str(error).lower():
+            return None
+        raise
+    return _text(info["last-generated-id"])
+
+
+def _entries(reply: Any) -> list[tuple[bytes, Mapping[bytes, bytes] | None]]:
+    """The entries of an XREADGROUP reply for one stream; nil bodies (trimmed while pending) as None."""
+    if not reply:
+        return []
+    _, entries = next(iter(reply.items())) if isinstance(reply, Mapping) else reply[0]
+    if entries and isinstance(entries[0], list) and entries[0] and isinstance(entries[0][0], tuple):
+        entries = entries[0]
+    return [(entry_id, fields or None) for entry_id, fields in entries]
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value

@@ -1,0 +1,183 @@
+"""What "healthy" means: for Redis, that streams can be read and written; for PostgreSQL, that it takes writes.
+
+PING proves nothing (it is answered while a cluster is down), and an empty stream is healthy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import psycopg
+import redis.exceptions
+from attrs import field, frozen
+
+from ..runtime.postgres import PostgresOptions
+from ..runtime.postgres import probe as probe_postgres
+from ..runtime.redis import Redis, RedisOptions
+from ..runtime.telemetry import get_logger
+
+__all__ = ["GroupView", "PostgresProbe", "RedisProbe", "StreamView", "Unhealthy", "observe"]
+
+log = get_logger(__name__)
+
+
+class Unhealthy(Exception):
+    """A server cannot do what Penstock needs of it; the text names the server and says why."""
+
+
+@frozen(kw_only=True)
+class GroupView:
+    """A consumer group as Redis saw it last.
+
+    Attributes:
+        name: its name.
+        lag: entries that it has not been given yet; None where Redis cannot tell.
+        pending: entries given and not acknowledged.
+        consumers: how many consumers it has.
+        last_delivered_id: the last entry that it was given.
+    """
+
+    name: str
+    lag: int | None
+    pending: int
+    consumers: int
+    last_delivered_id: str
+
+
+@frozen(kw_only=True)
+class StreamView:
+    """A stream as Redis saw it last.
+
+    Attributes:
+        key: its key.
+        length: entries in it.
+        last_id: the last id given out; ``0-0`` while there is no such stream.
+        observed_at: `trio.current_time()` of the observation.
+        groups: its groups.
+    """
+
+    key: str
+    length: int
+    last_id: str
+    observed_at: float
+    groups: tuple[GroupView, ...] = ()
+
+
+@frozen
+class RedisProbe:
+    """Asks a Redis server, over a connection opened for the purpose, whether streams work on it.
+
+    Attributes:
+        options: the server.
+        streams: the declared streams' keys.
+    """
+
+    options: RedisOptions
+    streams: Sequence[str]
+    connect: Callable[[], Any] | None = field(default=None, repr=False)
+
+    async def __call__(self) -> None:
+        """Raise `Unhealthy` unless the cluster (where there is one) is up and every stream can be read and written.
+
+        Blocks as long as the link's own limits; callers set a shorter one by cancelling.
+        """
+        try:
+            async with Redis(self.options, connect=self.connect) as client:
+                await self._check_cluster(client)
+                for stream in self.streams:
+                    await self._check_stream(client, stream)
+        except redis.exceptions.RedisError as error:
+            raise Unhealthy(_told(self.options.address, error)) from error
+
+    async def _check_cluster(self, client: Redis) -> None:
+        info: Mapping[str, Any] = await client.info("cluster")
+        if not info.get("cluster_enabled"):
+            return
+        state = _parsed(await client.execute_command("CLUSTER INFO")).get("cluster_state", "unknown")
+        log.debug("redis_cluster_state", state=state, node=self.options.address)
+        if state != "ok":
+            failed = _failed_nodes(await client.execute_command("CLUSTER NODES"))
+            nodes = f"; failed nodes: {', '.join(failed)}" if failed else ""
+            raise Unhealthy(f"{self.options.address}: cluster_state is {state}{nodes}")
+
+    async def _check_stream(self, client: Redis, stream: str) -> None:
+        # NOMKSTREAM on a key that never exists: answered nil where writing is possible, else with the very refusal;
+        # nothing is stored either way. The tag keeps it in the stream's slot.
+        await client.execute_command("XADD", probe_key(stream), "NOMKSTREAM", "*", "probe", "1")
+        await client.xrange(stream, count=1)
+
+
+def probe_key(stream: str) -> str:
+    """A key in the slot of `stream` that is written to and never exists."""
+    tag = stream[stream.index("{") + 1 :].partition("}")[0] if "{" in stream and "}" in stream else stream
+    return f"{{{tag or stream}}}:penstock-probe"
+
+
+def _told(address: str, error: Exception) -> str:
+    text = str(error)
+    return text if address in text else f"{address}: {text}"
+
+
+def _parsed(reply: Any) -> dict[str, str]:
+    if isinstance(reply, Mapping):
+        return {str(_text(name)): str(_text(value)) for name, value in reply.items()}
+    lines = (line.partition(":") for line in _text(reply).splitlines())
+    return {name.strip(): value.strip() for name, colon, value in lines if colon}
+
+
+def _failed_nodes(reply: Any) -> list[str]:
+    """The addresses of the nodes that CLUSTER NODES flags as failed."""
+    if isinstance(reply, Mapping):
+        return [str(_text(address)) for address, node in reply.items() if "fail" in str(node.get("flags", ""))]
+    rows = [line.split() for line in _text(reply).splitlines()]
+    return [row[1].partition("@")[0] for row in rows if len(row) > 2 and "fail" in row[2]]
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+async def observe(client: Redis, stream: str, now: float) -> StreamView:
+    """What Redis knows of a stream and its groups; a stream that does not exist yet is an empty one.
+
+    Raises:
+        redis.exceptions.RedisError: as the link says.
+    """
+    try:
+        info: Mapping[str, Any] = await client.xinfo_stream(stream)
+        groups: Sequence[Mapping[str, Any]] = await client.xinfo_groups(stream)
+    except redis.exceptions.ResponseError as error:
+        if "no such key" not in str(error).lower():
+            raise
+        return StreamView(key=stream, length=0, last_id="0-0", observed_at=now)
+    return StreamView(
+        key=stream,
+        length=int(info["length"]),
+        last_id=_text(info["last-generated-id"]),
+        observed_at=now,
+        groups=tuple(
+            GroupView(
+                name=_text(group["name"]),
+                lag=None if group.get("lag") is None else int(group["lag"]),
+                pending=int(group["pending"]),
+                consumers=int(group["consumers"]),
+                last_delivered_id=_text(group["last-delivered-id"]),
+            )
+            for group in groups
+        ),
+    )
+
+
+@frozen
+class PostgresProbe:
+    """Asks a PostgreSQL server, over a connection opened for the purpose, whether it takes writes."""
+
+    options: PostgresOptions
+
+    async def __call__(self) -> None:
+        """Raise `Unhealthy` unless it does. Blocks as long as the connect timeout; callers set a shorter limit."""
+        try:
+            await probe_postgres(self.options)
+        except psycopg.Error as error:
+            raise Unhealthy(_told(self.options.address, error)) from error

@@ -1,0 +1,275 @@
+"""The producer: puts events on streams, in batches, and answers with the entry ids.
+
+Two ways in. Requests (`Producer.publish`) wait for the answer: accepted means that XADD was acknowledged. Captured
+events (`Producer.capture`) are what is recorded beside somebody's request, and never make it wait: they stand in a
+bounded buffer that survives outages and restarts of the actor, and what does not fit is counted and told.
+
+The producer does not require the gate ``redis``: while that is shut it refuses requests at once, and keeps what was
+captured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal
+from uuid import UUID
+
+import redis.exceptions
+import trio
+from attrs import define, frozen
+
+from ..runtime.mailbox import AskTimeout, Mailbox, PeerDied, Reply
+from ..runtime.redis import Kind, NotSent, classify
+from ..runtime.telemetry import get_logger
+
+if TYPE_CHECKING:
+    from ..runtime.mailbox import Inbox, MailboxStatistics
+    from ..runtime.redis import Redis
+    from ..runtime.supervision import Child, Gate
+
+__all__ = ["Outgoing", "Producer", "PublishFailed", "Published"]
+
+log = get_logger(__name__)
+
+BURST = 500
+"""Entries in one pipeline at the most: the measured knee is near 100, and a burst must not hold up the connection."""
+
+ANSWER_WITHIN = 15.0
+"""Seconds that a request waits for its answer: longer than the link's own limits, so that these speak first."""
+
+
+@frozen
+class Outgoing:
+    """One entry to be added.
+
+    Attributes:
+        stream: the stream's key.
+        event_id: of the event in it, for the answer.
+        fields: the entry's fields.
+    """
+
+    stream: str
+    event_id: UUID
+    fields: dict[str, str]
+
+
+@frozen
+class Published:
+    """The event is durable.
+
+    Attributes:
+        event_id: of the event.
+        entry_id: its id in the stream; None while it is only in the outbox.
+        durable: where it is safe now.
+    """
+
+    event_id: UUID
+    entry_id: str | None
+    durable: Literal["redis", "outbox"] = "redis"
+
+
+@frozen
+class PublishFailed:
+    """The event was not accepted.
+
+    Attributes:
+        event_id: of the event; publish again with the same id, and it is one effect however often.
+        reason: what happened, for people.
+        retry_after: seconds after which it makes sense to try again.
+        outcome_unknown: it may be in the stream all the same.
+        permanent: trying again will not help before somebody mends something.
+    """
+
+    event_id: UUID
+    reason: str
+    retry_after: float = 1.0
+    outcome_unknown: bool = False
+    permanent: bool = False
+
+
+Result = Published | PublishFailed
+
+
+@define(eq=False)
+class _Request:
+    entries: Sequence[Outgoing]
+    reply: Reply[list[Result]]
+
+
+class Producer:
+    """See the module. One for a process; its `__call__` is the body of the actor ``producer``.
+
+    Args:
+        client: the link, asked for at each start of the actor.
+        gate: the gate ``redis``.
+        trouble: told of every error of Redis, so that the gate can be shut at once.
+        requests: how many requests may wait. Default 1,000.
+        buffer: how many captured events may wait. Default 10,000: minutes of an outage at the speed of Hypercorn's one
+            worker would take more memory than they are worth; the outbox is where more belongs.
+    """
+
+    def __init__(
+        self,
+        client: Callable[[], Redis],
+        gate: Gate,
+        trouble: Callable[[Exception], None],
+        *,
+        requests: int = 1_000,
+        buffer: int = 10_000,
+    ) -> None:
+        self._client = client
+        self._gate = gate
+        self._trouble = trouble
+        self._requests: Mailbox[_Request] = Mailbox("producer", requests)
+        self._captured: Mailbox[Outgoing] = Mailbox("producer.captured", buffer)
+        # Taken out of the mailbox and not yet acknowledged; here, and not in the task, so that it survives the task.
+        self._carried: deque[Outgoing] = deque()
+        self._flushed = trio.Event()
+        self._told_drop = -math.inf
+        self.published = 0
+
+    async def publish(self, entries: Sequence[Outgoing]) -> list[Result]:
+        """Add entries to their streams; one result for each, in order.
+
+        Blocks until Redis has acknowledged or refused, 15 s at the most; refuses at once while the gate is shut. Never
+        raises for Redis. Cancelled, the outcome is unknown.
+        """
+        if not entries:
+            return []
+        if not self._gate.is_open:
+            return _refused(entries, f"Redis is away: {self._gate.cause}")
+        try:
+            return await self._requests.ask(lambda reply: _Request(entries, reply), ANSWER_WITHIN)
+        except AskTimeout:
+            return _refused(entries, f"no answer from Redis within {ANSWER_WITHIN:g} s", unknown=True)
+        except PeerDied as died:
+            return _refused(entries, str(died), unknown=True)
+
+    def capture(self, entry: Outgoing) -> bool:
+        """Take an entry along; never blocks, never raises. False, and a counted drop, if the buffer is full."""
+        if self._captured.offer(entry):
+            return True
+        now = trio.current_time()
+        if now - self._told_drop >= 10:
+            self._told_drop = now
+            dropped = self._captured.statistics().dropped
+            log.error("captured_events_dropped", dropped=dropped, buffer=self._captured.capacity, why=self._gate.cause)
+        return False
+
+    @property
+    def waiting(self) -> int:
+        """Captured events that are not yet in Redis."""
+        return len(self._carried) + self._captured.statistics().depth
+
+    def statistics(self) -> tuple[MailboxStatistics, MailboxStatistics]:
+        """Of the requests and of the captured events."""
+        return self._requests.statistics(), self._captured.statistics()
+
+    async def __call__(self, child: Child) -> None:
+        """Work until cancelled; when drained, put what has come on the streams, and return."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._serve_requests)
+            nursery.start_soon(self._serve_captured)
+            child.started()
+            await child.draining.wait()
+            while self.waiting and self._gate.is_open:
+                # In turns, for a gate that shuts meanwhile makes the waiting pointless.
+                with trio.move_on_after(0.1):
+                    await self._flushed.wait()
+            nursery.cancel_scope.cancel(reason="the producer is drained")
+        if self.waiting:
+            log.error("captured_events_lost", lost=self.waiting, why=f"Redis is away: {self._gate.cause}")
+
+    # Requests -------------------------------------------------------------------------------------------------------
+
+    async def _serve_requests(self) -> None:
+        async with self._requests.receive() as inbox:
+            while True:
+                requests = await self._gather(inbox)
+                for request in requests:
+                    inbox.owe(request.reply)
+                await self._answer(requests)
+
+    async def _gather(self, inbox: Inbox[_Request]) -> list[_Request]:
+        requests = [await inbox.next()]
+        size = len(requests[0].entries)
+        while size < BURST:
+            try:
+                requests.append(inbox.next_nowait())
+            except trio.WouldBlock:
+                break
+            size += len(requests[-1].entries)
+        return requests
+
+    async def _answer(self, requests: Sequence[_Request]) -> None:
+        wanted = [request for request in requests if not request.reply.is_abandoned]
+        entries = [entry for request in wanted for entry in request.entries]
+        results: list[Result] = []
+        for start in range(0, len(entries), BURST):
+            results.extend(await self._add(entries[start : start + BURST]))
+        answers = iter(results)
+        for request in wanted:
+            request.reply.set([next(answers) for _ in request.entries])
+
+    # Captured events ------------------------------------------------------------------------------------------------
+
+    async def _serve_captured(self) -> None:
+        async with self._captured.receive() as inbox:
+            while True:
+                await self._gate.wait_open()
+                await self._carry(inbox)
+                results = await self._add(list(self._carried))
+                kept = [
+                    entry
+                    for entry, result in zip(self._carried, results, strict=True)
+                    # Unknown outcomes go again: the same event id twice is one effect.
+                    if isinstance(result, PublishFailed)
+                ]
+                self._carried = deque(kept)
+                if not self.waiting:
+                    self._flushed.set()
+                    self._flushed = trio.Event()
+                if kept:
+                    await trio.sleep(1.0)
+
+    async def _carry(self, inbox: Inbox[Outgoing]) -> None:
+        if not self._carried:
+            self._carried.append(await inbox.next())
+        while len(self._carried) < BURST:
+            try:
+                self._carried.append(inbox.next_nowait())
+            except trio.WouldBlock:
+                return
+
+    # Redis ----------------------------------------------------------------------------------------------------------
+
+    async def _add(self, entries: Sequence[Outgoing]) -> list[Result]:
+        """XADD them in one burst, in order."""
+        if not entries:
+            return []
+        pipeline = self._client().pipeline(transaction=False)
+        for entry in entries:
+            pipeline.xadd(entry.stream, entry.fields)  # type: ignore[arg-type]
+        try:
+            replies = await pipeline.execute(raise_on_error=False)
+        except redis.exceptions.RedisError as error:
+            self._trouble(error)
+            return _refused(entries, str(error), unknown=not isinstance(error, NotSent))
+        return [self._result(entry, reply) for entry, reply in zip(entries, replies, strict=True)]
+
+    def _result(self, entry: Outgoing, reply: object) -> Result:
+        if isinstance(reply, Exception):
+            self._trouble(reply)
+            row = classify(reply)
+            return PublishFailed(entry.event_id, f"Redis refused: {reply}", permanent=row.kind in _HOPELESS)
+        self.published += 1
+        return Published(entry.event_id, reply.decode() if isinstance(reply, bytes) else str(reply))
+
+
+_HOPELESS = (Kind.CONFIG, Kind.BUG)
+
+
+def _refused(entries: Sequence[Outgoing], reason: str, *, unknown: bool = False) -> list[Result]:
+    return [PublishFailed(entry.event_id, reason, outcome_unknown=unknown) for entry in entries]
