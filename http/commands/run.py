@@ -1,0 +1,128 @@
+"""``penstock run``: one process, one supervision tree."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+from pathlib import Path
+
+import click
+import trio
+
+from ...actors.access import event_system
+from ...actors.backends import Backends
+from ...actors.deployment import Deployment
+from ...actors.system import System
+from ...runtime.cli import CommandError, load_settings
+from ...runtime.embedded import DataDirectory, DataDirectoryError, EmbeddedServerError
+from ...runtime.supervision import RestartLimitExceeded, StartFailed
+from ...runtime.telemetry import LifecycleLog, close_logging, configure_logging, get_logger
+from ..configuration import Settings
+from ..front_end import front_end
+from .servers import wait_for_servers
+
+__all__ = ["load_system", "run"]
+
+log = get_logger("penstock")
+
+
+@click.command(short_help="Start the event system as one process.")
+@click.argument("system", required=False, metavar="[MODULE:SYSTEM]")
+def run(system: str | None) -> None:
+    """Start the event system as one process, and keep it running through every outage.
+
+    Without MODULE:SYSTEM it is the access-event system; otherwise the System object named, in a module
+    (shop.orders:system) or a file (shop/orders.py:system). Without PENSTOCK_REDIS_URL and PENSTOCK_POSTGRES_URL it
+    starts a Valkey and a PostgreSQL of its own in .penstock/. SIGTERM and Ctrl-C stop it in order; a second one leaves
+    out the graces.
+    """
+    settings = load_settings(Settings)
+    declared = load_system(system) if system else event_system
+    configure_logging(settings.log, sys.stdout)
+    try:
+        with DataDirectory(settings.data_dir) as directory:
+            trio.run(_run, declared, settings, directory)
+    except (DataDirectoryError, EmbeddedServerError, ValueError) as error:
+        raise CommandError(str(error), exit_code=2) from error
+    finally:
+        close_logging()
+
+
+async def _run(system: System, settings: Settings, directory: DataDirectory) -> None:
+    backends = Backends.of(settings, directory)
+    await wait_for_servers(settings, settings.start.wait_for_servers)
+    deployment = Deployment(
+        system,
+        settings,
+        backends,
+        instance=directory.instance,
+        front_ends=lambda made: [front_end(made, settings.http)],
+    )
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_obey_signals, deployment)
+            nursery.start_soon(_tell_lifecycle, deployment)
+            nursery.start_soon(_greet, deployment)
+            await deployment.run()
+            nursery.cancel_scope.cancel(reason="the system has stopped")
+    except* (StartFailed, RestartLimitExceeded) as failed:
+        raise CommandError(_reason(failed.exceptions[0])) from failed
+
+
+def _reason(error: BaseException) -> str:
+    """The first cause, which is what somebody can mend, behind what it led to."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return str(error)
+
+
+async def _obey_signals(deployment: Deployment) -> None:
+    """The first signal is an order to stop, the second one leaves out the graces."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        cut = False
+        async for number in signals:
+            deployment.tree.stop(signal.Signals(number).name, cut=cut)
+            cut = True
+
+
+async def _tell_lifecycle(deployment: Deployment) -> None:
+    """Everything that happens to the tree, into the log, to the very end."""
+    with deployment.tree.subscribe() as events:
+        await LifecycleLog().follow(events)
+
+
+async def _greet(deployment: Deployment) -> None:
+    await deployment.tree.ready()
+    addresses = [view.note for view in deployment.tree.snapshot().root.children if view.id == "http"]
+    log.info("listening", page=" ".join(addresses), system=deployment.system.name, instance=deployment.instance)
+
+
+def load_system(place: str) -> System:
+    """The `System` that ``module:attribute`` or ``file.py:attribute`` names.
+
+    Raises:
+        CommandError: there is none; the text says which half of the name is at fault.
+    """
+    module_name, separator, attribute = place.rpartition(":")
+    if not separator or not module_name or not attribute:
+        raise CommandError(f"{place!r} names no system; write MODULE:SYSTEM, for example shop.orders:system", 2)
+    if module_name.endswith(".py"):
+        path = Path(module_name)
+        if not path.is_file():
+            raise CommandError(f"there is no file {module_name}", 2)
+        sys.path.insert(0, str(path.parent.resolve()))
+        module_name = path.stem
+    else:
+        sys.path.insert(0, "")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
+            raise CommandError(f"there is no module {module_name!r}", 2) from error
+        raise
+    found = getattr(module, attribute, None)
+    if not isinstance(found, System):
+        held = "nothing" if found is None else f"a {type(found).__name__}"
+        raise CommandError(f"{module_name}:{attribute} is {held}, not a penstock System", 2)
+    return found
