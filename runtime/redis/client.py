@@ -19,7 +19,7 @@ from .link import Link, OnTrouble
 from .options import RedisOptions
 from .pipeline import Pipeline
 from .routing import block_of, check_shared, command_name
-from .wire import Connect
+from .wire import Connect, connector
 
 __all__ = ["Redis", "RedisStatistics"]
 
@@ -77,6 +77,8 @@ class Redis(Commands):
             of stream, reset, response time-out, silence. Must return quickly and must not raise.
         connect: opens the byte stream instead of `options` (tests, tunnels).
         rng: source of the jitter between connect attempts; give a seeded one for reproducible runs.
+
+    Raises OSError or ssl.SSLError when a TLS file of the options cannot be read.
     """
 
     def __init__(
@@ -89,7 +91,7 @@ class Redis(Commands):
     ) -> None:
         super().__init__(options)
         self._listener = on_trouble
-        self._connect = connect
+        self._connect = connect if connect is not None else connector(options)
         self._rng = rng if rng is not None else random.Random()  # noqa: S311  # jitter, no secret
         self._nurseries: Any = None
         self._nursery: trio.Nursery | None = None
@@ -132,7 +134,10 @@ class Redis(Commands):
         if block_of(name, args) is not None:
             return await self._run_blocking(args, options)
         raw = _FIRST if _compat.NEVER_DECODE in options else ()
-        reply = await self._opened().call(_compat.pack_command(args), 1, raw)
+        payload = _compat.pack_command(args)
+        link = self._opened()
+        mux = link.mux or await link.open()
+        reply = await mux.call(payload, 1, raw)
         return shape(name, reply, options)
 
     def pipeline(self, transaction: bool = True) -> Pipeline:
@@ -170,7 +175,8 @@ class Redis(Commands):
         )
 
     async def _burst(self, payload: bytes, count: int, raw: frozenset[int]) -> Any:
-        return await self._opened().call(payload, count, raw)
+        mux = await self._opened().open()
+        return await mux.call(payload, count, raw)
 
     async def _run_blocking(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         self._opened()

@@ -32,7 +32,7 @@ class DedicatedRedis(Commands):
     XREADGROUP are pending for this consumer.)
     """
 
-    def __init__(self, options: RedisOptions, connect: Connect | None, on_trouble: OnTrouble, backoff: Backoff) -> None:
+    def __init__(self, options: RedisOptions, connect: Connect, on_trouble: OnTrouble, backoff: Backoff) -> None:
         super().__init__(options)
         self._connect = connect
         self._on_trouble = on_trouble

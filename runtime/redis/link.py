@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
-from typing import Any
+from collections.abc import Callable
 
 import trio
 from attrs import define, field
@@ -36,12 +35,17 @@ class Link:
 
     A command that finds no connection waits for one attempt (the one under way, or the next one that the backoff
     allows) and fails when that fails; there is no loop inside, for only the caller knows how long to go on.
+
+    Attributes:
+        mux: the connection that there is, or None.
+        connections: how many there have been.
+        since: `trio.current_time()` of the last change of `mux`.
     """
 
     def __init__(
         self,
         options: RedisOptions,
-        connect: Connect | None,
+        connect: Connect,
         on_trouble: OnTrouble,
         backoff: Backoff,
         nursery: trio.Nursery,
@@ -51,7 +55,7 @@ class Link:
         self._on_trouble = on_trouble
         self._backoff = backoff
         self._nursery = nursery
-        self._mux: Mux | None = None
+        self.mux: Mux | None = None
         self._attempt: _Attempt | None = None
         self._closed = False
         self._sent_before = 0  # over connections that are gone
@@ -61,38 +65,34 @@ class Link:
     @property
     def connected(self) -> bool:
         """Whether there is a connection now."""
-        return self._mux is not None
+        return self.mux is not None
 
     @property
     def sent(self) -> int:
         """Commands sent over all connections."""
-        return self._sent_before + (self._mux.sent if self._mux is not None else 0)
+        return self._sent_before + (self.mux.sent if self.mux is not None else 0)
 
     @property
     def pending(self) -> int:
         """Requests queued or under way."""
-        return self._mux.pending if self._mux is not None else 0
+        return self.mux.pending if self.mux is not None else 0
 
     @property
     def queued_bytes(self) -> int:
         """Bytes queued and not sent."""
-        return self._mux.queued_bytes if self._mux is not None else 0
-
-    async def call(self, payload: bytes, count: int = 1, raw: Container[int] = ()) -> Any:
-        """`Mux.call` on the connection that there is, or on a new one. Raises NotSent or OutcomeUnknown."""
-        mux = self._mux
-        if mux is None:
-            mux = await self._connected()
-        return await mux.call(payload, count, raw)
+        return self.mux.queued_bytes if self.mux is not None else 0
 
     def close(self) -> None:
         """Fail what is under way, and refuse everything from now on. Does not block."""
         self._closed = True
-        if self._mux is not None:
-            self._mux.close()
+        if self.mux is not None:
+            self.mux.close()
             self._forget_mux()
 
-    async def _connected(self) -> Mux:
+    async def open(self) -> Mux:
+        """The connection that there is, or a new one. Raises NotSent."""
+        if self.mux is not None:
+            return self.mux
         if self._closed:
             raise NotSent(self._options.address, "the client is closed")
         attempt = self._attempt
@@ -101,10 +101,10 @@ class Link:
             # In the link's own nursery: a caller that gives up does not take the attempt from the others.
             self._nursery.start_soon(self._try_to_connect, attempt)
         await attempt.done.wait()
-        if self._mux is None:
+        if self.mux is None:
             failure = attempt.failure or RedisUnavailable(self._options.address, "the connection broke at once")
             raise NotSent(failure.address, f"not sent: {failure.reason}") from failure
-        return self._mux
+        return self.mux
 
     async def _try_to_connect(self, attempt: _Attempt) -> None:
         failure = RedisUnavailable(self._options.address, "the link was closed")
@@ -116,10 +116,10 @@ class Link:
             self._backoff.failed()
             self._on_trouble(error)
         else:
-            self._mux = Mux(wire, self._options, on_break=self._broke, on_stall=self._stalled)
+            self.mux = Mux(wire, self._options, on_break=self._broke, on_stall=self._stalled)
             self.connections += 1
             self.since = trio.current_time()
-            self._nursery.start_soon(self._mux.run)
+            self._nursery.start_soon(self.mux.run)
         finally:
             attempt.failure = failure
             self._attempt = None
@@ -138,5 +138,5 @@ class Link:
 
     def _forget_mux(self) -> None:
         self._sent_before = self.sent
-        self._mux = None
+        self.mux = None
         self.since = trio.current_time()

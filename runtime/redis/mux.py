@@ -64,6 +64,8 @@ class Mux:
     ) -> None:
         self._wire = wire
         self._options = options
+        self._max_pending = options.max_pending
+        self._max_queued_bytes = options.max_queued_bytes
         self._on_break = on_break
         self._on_stall = on_stall
         self._queue: dict[_Request, None] = {}  # an ordered set: a cancelled request leaves at once, with its bytes
@@ -100,7 +102,7 @@ class Mux:
 
         Raises NotSent or OutcomeUnknown when the connection breaks.
         """
-        while self._is_full() and self._broken is None:
+        while self._broken is None and self._is_full():
             await self._room.park()
         if self._broken is not None:
             raise NotSent(self._options.address, "the connection broke before the command was sent") from self._broken
@@ -138,8 +140,9 @@ class Mux:
         self._fail_all(RedisUnavailable(self._options.address, "the link was closed"))
 
     def _is_full(self) -> bool:
-        limits = self._options
-        return self._queued_bytes >= limits.max_queued_bytes or self.pending >= limits.max_pending
+        return (
+            self._queued_bytes >= self._max_queued_bytes or len(self._queue) + len(self._pending) >= self._max_pending
+        )
 
     async def _write(self) -> None:
         try:

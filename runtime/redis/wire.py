@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import select
 import socket
+import ssl
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import hiredis
@@ -18,7 +20,7 @@ from . import _compat
 from .errors import RedisUnavailable
 from .options import RedisOptions
 
-__all__ = ["READ_SIZE", "STREAM_ERRORS", "Connect", "Wire", "describe", "open_wire"]
+__all__ = ["READ_SIZE", "STREAM_ERRORS", "Connect", "Wire", "connector", "describe", "open_wire"]
 
 Connect = Callable[[], Awaitable[trio.abc.Stream]]
 """Opens the byte stream to the server: the seam for tests, tunnels and, later, cluster nodes."""
@@ -77,15 +79,27 @@ class Wire:
             await trio.aclose_forcefully(self.stream)
 
 
-async def open_wire(options: RedisOptions, connect: Connect | None = None) -> Wire:
-    """Connect, negotiate TLS where asked for, and greet, all within `options.connect_timeout`.
+def connector(options: RedisOptions) -> Connect:
+    """The function that opens the options' byte stream: a unix socket, TCP, or TLS over TCP.
+
+    Reads the PEM files now, so that a wrong path is an error at the start and not an outage: OSError, ssl.SSLError.
+    """
+    if options.path is not None:
+        return partial(trio.open_unix_socket, options.path)
+    if options.tls:
+        return partial(_open_tls, options, options.make_tls_context())
+    return partial(_open_tcp, options)
+
+
+async def open_wire(options: RedisOptions, connect: Connect) -> Wire:
+    """Connect and greet, within `options.connect_timeout`.
 
     Raises RedisUnavailable with the reason; when the server turned us away, its reply is the `__cause__`.
     """
     stream: trio.abc.Stream | None = None
     try:
         with trio.fail_after(options.connect_timeout):
-            stream = await (_connect(options) if connect is None else connect())
+            stream = await connect()
             wire = Wire(stream, decode=options.decode_responses)
             await _greet(wire, options)
     except BaseException as error:
@@ -111,18 +125,17 @@ def describe(error: BaseException) -> str:
     return "; ".join(dict.fromkeys(texts)) or "the connection is broken"
 
 
-async def _connect(options: RedisOptions) -> trio.abc.Stream:
-    if options.path is not None:
-        return await trio.open_unix_socket(options.path)
+async def _open_tcp(options: RedisOptions) -> trio.SocketStream:
     stream = await trio.open_tcp_stream(options.host, options.port)
     # A NAT or firewall that forgets an idle connection is noticed by the kernel, not by the next command.
     stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    return await _with_tls(stream, options) if options.tls else stream
+    return stream
 
 
-async def _with_tls(stream: trio.SocketStream, options: RedisOptions) -> trio.abc.Stream:
+async def _open_tls(options: RedisOptions, context: ssl.SSLContext) -> trio.abc.Stream:
+    stream = await _open_tcp(options)
     # https_compatible: servers close without TLS's close_notify; RESP itself says where a reply ends.
-    secure = trio.SSLStream(stream, options.make_tls_context(), server_hostname=options.host, https_compatible=True)
+    secure = trio.SSLStream(stream, context, server_hostname=options.host, https_compatible=True)
     try:
         await secure.do_handshake()
     except BaseException:

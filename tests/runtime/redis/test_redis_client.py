@@ -173,6 +173,23 @@ async def test_a_blocking_read_of_nothing_ends_with_its_block(redis: Redis) -> N
     assert await redis.blpop(["list"], timeout=0.02) is None
 
 
+async def test_connections_for_blocking_commands_are_used_again_and_bounded(valkey: ValkeyServer) -> None:
+    """Three commands over two connections: the third waits its turn; one after another, they share one."""
+    async with Redis(RedisOptions.from_url(valkey.url, max_blocking=2)) as redis:
+        for _ in range(3):
+            await redis.blpop(["list"], timeout=0.01)
+        connections = int((await redis.info("stats"))["total_connections_received"])
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(redis.blpop, ["list"], 5)
+            while await blocked_clients(redis) < 2:
+                pass
+            assert redis.statistics().dedicated == 2
+            for number in range(3):
+                await redis.rpush("list", number)
+        assert int((await redis.info("stats"))["total_connections_received"]) == connections + 1
+
+
 @pytest.mark.parametrize(
     "command",
     [

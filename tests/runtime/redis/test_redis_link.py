@@ -229,7 +229,7 @@ async def test_a_caller_that_gives_up_does_not_take_the_attempt_from_the_others(
 async def test_a_full_link_makes_callers_wait_and_lets_them_leave(
     autojump_clock: MockClock, server: InProcessRedis
 ) -> None:
-    """max_pending: the third caller's command is not even queued, and is gone when it is cancelled."""
+    """The third caller's command is not even queued, and is gone when it is cancelled."""
     async with Redis(RedisOptions(max_pending=2), connect=server.connect) as redis:
         await redis.ping()
         server.hang()
@@ -245,6 +245,31 @@ async def test_a_full_link_makes_callers_wait_and_lets_them_leave(
             assert redis.statistics().pending == 2
             server.resume()
         assert await redis.lrange("l", 0, -1) == [b"x", b"x", b"patient"]
+
+
+async def test_queued_bytes_are_bounded_while_the_server_does_not_read(
+    autojump_clock: MockClock, scripted: Any
+) -> None:
+    """One burst is being sent, one may queue up to the bound, the next caller waits; all fail when the link breaks."""
+    connect, peer = scripted
+    async with Redis(RedisOptions(max_queued_bytes=1000), connect=connect) as redis, trio.open_nursery() as nursery:
+        errors: list[type[Exception]] = []
+
+        async def write() -> None:
+            errors.append(type(await failure_of(redis.set("k", "x" * 1000))))
+
+        nursery.start_soon(write)
+        await trio.testing.wait_all_tasks_blocked()
+        await greet(peer())
+        await trio.testing.wait_all_tasks_blocked()
+        for _ in range(2):
+            nursery.start_soon(write)
+            await trio.testing.wait_all_tasks_blocked()
+        assert redis.statistics().pending == 2
+        assert 1000 < redis.statistics().queued_bytes < 2000
+        await peer().aclose()
+    assert errors.count(OutcomeUnknown) == 1
+    assert errors.count(NotSent) == 2
 
 
 async def test_a_cancelled_call_that_was_only_queued_is_never_sent(

@@ -215,6 +215,12 @@ async def test_a_certificate_of_an_unknown_authority_is_rejected(tls_port: int) 
             await redis.ping()
 
 
+def test_a_missing_certificate_file_is_an_error_at_once() -> None:
+    """Not an outage that the link would try to get over."""
+    with pytest.raises(FileNotFoundError):
+        Redis(RedisOptions.from_url("rediss://localhost?ssl_ca_certs=/no/such/file"))
+
+
 async def relay(valkey: ValkeyServer, client: trio.abc.Stream) -> None:
     """One connection between the TLS front and the server's socket."""
     async with await trio.open_unix_socket(valkey.path) as server, client, trio.open_nursery() as nursery:
