@@ -51,7 +51,7 @@ PROBE_WITHIN = 2.0
 """Seconds that one readiness probe may take: a frozen process accepts the connection and then says nothing."""
 KILL_WITHIN = 5.0
 """Seconds to wait for the end after SIGKILL. Only a process in an uninterruptible system call takes longer."""
-OUTPUT_WITHIN = 0.5
+OUTPUT_WITHIN = 0.2
 """Seconds to read on after the end: a grandchild that holds the pipe open must not hold us."""
 TAIL_LINES = 12
 LINE_LIMIT = 8192

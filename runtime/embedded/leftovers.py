@@ -48,7 +48,7 @@ async def end_leftovers(program: str, directory: Path, steps: Sequence[StopStep]
         _signal(program, directory, found, step.signal)
         with trio.move_on_after(step.wait):
             await _until_gone(program, directory)
-            log(f"stopped {program} (pid {_pids(found)}), left over from an earlier run in {directory}")
+            log(f"stopped {program} (pid {_pids(found)}), left behind in {directory}")
             return
         found = await _find(program, directory)
     raise LeftoverServer(

@@ -64,8 +64,8 @@ async def test_a_kill_loses_no_acknowledged_entry_and_it_is_back_at_once(
             await it.until_incarnation(2)
             away = trio.current_time() - killed
             assert client(server).xlen("events") >= acknowledged >= 2000
-    # 0.1 to 0.15 s of it is the supervisor's backoff.
-    assert away < 1.0
+    # 0.3 s on a quiet machine, of which 0.1 to 0.15 s are the supervisor's backoff.
+    assert away < 2.0
 
 
 def _add_until_killed(link: redis.Redis, pid: int) -> int:
