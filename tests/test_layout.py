@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -118,6 +119,16 @@ def test_every_folder_is_listed_for_the_wheel() -> None:
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     found = {".".join(("penstock", *path.parent.parts)) for path in shipped()}
     assert set(listed) - {"penstock.http.static"} == found - {"penstock.http.static"}
+
+
+def test_every_dependency_has_its_reason_with_the_range_it_really_has() -> None:
+    page = (ROOT / "docs" / "decisions" / "0002-dependencies.md").read_text()
+    rows = re.findall(r"^\| ([a-z][^|]*) \| ([^|]*) \| [^|]+ \| \w+ \|$", page, re.MULTILINE)
+    stated = [name.strip() + bounds.strip(" `") for name, bounds in rows if name != "package"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    required = [*project["dependencies"], *extras["embedded"], *extras["test"]]
+    assert stated == [each for each in required if each != "penstock[embedded]"]  # that one is ourselves
 
 
 @pytest.mark.parametrize("floor", FLOORS)

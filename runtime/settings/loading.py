@@ -33,9 +33,10 @@ _FILE_NAME = "penstock.toml"
 _PROFILE = ("profile",)
 
 # Kubernetes and Docker links set these in every container that can see a service named "penstock…": nobody's typing
-# errors, and no reason to refuse the start.
+# errors, and no reason to refuse the start. `PENSTOCK_HTTP_PORT=8080` is one: theirs is a URL.
 _SERVICE_LINK = re.compile(
-    r"PENSTOCK_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+    r"PENSTOCK_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)=.*|PORT(_\d+_(TCP|UDP|SCTP))?=(tcp|udp|sctp)://.*"
+    r"|PORT_\d+_(TCP|UDP|SCTP)_(PROTO|PORT|ADDR)=.*)"
 )
 
 T = TypeVar("T", bound=attrs.AttrsInstance)
@@ -67,7 +68,7 @@ def find_file(option: str | Path | None, environ: Mapping[str, str]) -> Path | N
     """
     for asked, who in ((option, "--config"), (environ.get("PENSTOCK_CONFIG") or None, "PENSTOCK_CONFIG")):
         if asked is not None:
-            if not Path(asked).is_file():
+            if not Path(asked).exists():  # a pipe will do: --config <(generate)
                 raise SettingsError(f"there is no configuration file {asked} (asked for by {who})")
             return Path(asked)
     here = Path(_FILE_NAME)
@@ -179,7 +180,7 @@ class _Loading:
             if key := keys.get(variable):
                 if text:
                     self.found.update(self._typed(key, text, _Place(None)))
-            elif not _SERVICE_LINK.fullmatch(variable):
+            elif not _SERVICE_LINK.fullmatch(f"{variable}={text}"):
                 hint = _did_you_mean(variable, [*keys, *CONTROLS], "{}")
                 self.problems.append(f"unknown environment variable {variable}{hint}")
 

@@ -82,8 +82,15 @@ def _written(default: Any) -> str:
 
 
 def _attribute_docs(cls: type) -> dict[str, str]:
-    """What the ``Attributes:`` block of a class says of each name, joined to one line each."""
-    _, _, block = (inspect.getdoc(cls) or "").partition("Attributes:\n")
+    """What the ``Attributes:`` blocks of a class and its bases say of each name, joined to one line each."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        found |= _attributes_block(inspect.cleandoc(base.__doc__ or ""))
+    return found
+
+
+def _attributes_block(doc: str) -> dict[str, str]:
+    _, _, block = doc.partition("Attributes:\n")
     found: dict[str, str] = {}
     name = ""
     for line in block.splitlines():

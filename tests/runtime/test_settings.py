@@ -236,9 +236,11 @@ def test_variables_that_kubernetes_sets_for_a_service_of_our_name_are_no_errors(
         "PENSTOCK_SERVICE_HOST": "10.0.0.1",
         "PENSTOCK_SERVICE_PORT_HTTP": "47170",
         "PENSTOCK_PORT": "tcp://10.0.0.1:47170",
+        "PENSTOCK_REDIS_PORT_6379_TCP": "tcp://10.0.0.2:6379",
         "PENSTOCK_REDIS_PORT_6379_TCP_ADDR": "10.0.0.2",
     }
     assert load(Everything, file=None, environ=environ) == Everything()
+    assert problems(PENSTOCK_HTTP_PORT="8080")[0].startswith("unknown environment variable PENSTOCK_HTTP_PORT")
 
 
 @pytest.mark.parametrize(
@@ -400,6 +402,22 @@ def test_every_key_is_described_with_its_variable_type_and_real_default() -> Non
     assert by_key["tags"].default == "[]"
     assert by_key["colour"].default == '"red"'
     assert by_key["data_dir"].default == '".penstock"'
+
+
+def test_keys_that_are_inherited_are_described_by_the_class_that_declares_them() -> None:
+    @frozen(kw_only=True)
+    class More(RedisSettings):
+        """Redis and more.
+
+        Attributes:
+            more: something else.
+        """
+
+        more: int = 1
+
+    by_key = {doc.key: doc.doc for doc in describe(More)}
+    assert by_key["more"] == "something else."
+    assert by_key["response_timeout"].startswith("seconds without a reply")
 
 
 def test_a_key_without_a_line_of_documentation_is_refused() -> None:
