@@ -63,6 +63,7 @@ class MemoryStore:
         self._open: set[_MemoryTransaction] = set()
         self._refusal: str | None = None
         self._commit_losses: list[bool] = []
+        self._statement_errors: list[psycopg.Error] = []
 
     # What a test looks at
 
@@ -96,6 +97,10 @@ class MemoryStore:
     def lose_commit(self, *, effect: bool) -> None:
         """Let the connection be lost in the next commit: before it took `effect`, or after, when nobody can tell."""
         self._commit_losses.append(effect)
+
+    def fail_statement(self, error: psycopg.Error) -> None:
+        """Let the next statement that a handler executes fail with `error`, a violated constraint say."""
+        self._statement_errors.append(error)
 
     # Store
 
@@ -151,6 +156,10 @@ class MemoryStore:
         """The open transaction that has entered this event."""
         return next((transaction for transaction in self._open if key in transaction.made.inbox), None)
 
+    def next_error(self) -> psycopg.Error | None:
+        """What the statement that a handler executes now is to fail with."""
+        return self._statement_errors.pop(0) if self._statement_errors else None
+
     def knows(self, key: _Key) -> bool:
         """Whether this event was entered by a transaction that is committed."""
         return key in self._state.inbox
@@ -165,8 +174,7 @@ class MemoryConnection:
     async def execute(self, statement: str, values: Sequence[Any] = ()) -> None:
         """Remember a statement; it becomes one of `MemoryStore.effects` when the transaction is committed."""
         await trio.lowlevel.checkpoint()
-        self._transaction.check()
-        self._transaction.made.effects.append(Effect(statement, tuple(values)))
+        self._transaction.execute(Effect(statement, tuple(values)))
 
 
 class _MemoryTransaction:
@@ -180,6 +188,15 @@ class _MemoryTransaction:
         self._failed = False
         self._waits_for: _MemoryTransaction | None = None
         self._changed = trio.Event()
+
+    def execute(self, effect: Effect) -> None:
+        """A handler's statement."""
+        self.check()
+        error = self._store.next_error()
+        if error is not None:
+            self._failed = True
+            raise error
+        self.made.effects.append(effect)
 
     async def first_time(self, group: str, entries: Sequence[InboxEntry]) -> set[UUID]:
         await trio.lowlevel.checkpoint()
