@@ -1,6 +1,7 @@
 """PostgreSQL on trio: psycopg 3 with an exact cancellation rule, a pool, what an error means, and migrations."""
 
 from .connection import Connection
+from .cursors import Cursor, ServerCursor
 from .errors import FAULTS, Fault, PoolTimeout, PostgresRejected, PostgresUnavailable, classify
 from .migrations import MigrationFailed, MigrationLimits, MigrationLocked, migrate, pending, roll_back
 from .options import PostgresOptions
@@ -10,6 +11,7 @@ from .probe import ProbeResult, probe
 __all__ = [
     "FAULTS",
     "Connection",
+    "Cursor",
     "Fault",
     "MigrationFailed",
     "MigrationLimits",
@@ -21,6 +23,7 @@ __all__ = [
     "PostgresRejected",
     "PostgresUnavailable",
     "ProbeResult",
+    "ServerCursor",
     "classify",
     "migrate",
     "pending",

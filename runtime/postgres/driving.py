@@ -124,6 +124,7 @@ class DrivenConnection(psycopg.AsyncConnection[Row]):
             result: _R = end.value
             return result
         except psycopg.Error as error:
+            _close(steps)  # they are suspended still when it was not they who failed
             if not self.closed and self.pgconn.pipeline_status:
                 internals.forget_prepared(self)
             if alive:
@@ -200,8 +201,7 @@ class DrivenConnection(psycopg.AsyncConnection[Row]):
         """Close a connection whose server does not end what was cancelled: it may be frozen, so say that too."""
         _log.warning("no end of a statement within %g s of its cancellation: closing %r", self.cancel_grace, self)
         self.abandon()
-        with suppress(psycopg.Error, RuntimeError):
-            steps.close()  # its clean-up wants the connection, and may want to wait for it
+        _close(steps)
         self._tell_slow(self.cancel_grace)
 
     async def _request_cancel(self) -> None:
@@ -265,6 +265,12 @@ class DrivenConnection(psycopg.AsyncConnection[Row]):
         if not self.closed:
             trio.lowlevel.notify_closing(self.pgconn.socket)
         await super().close()
+
+
+def _close(steps: PQGen[Any]) -> None:
+    """End suspended steps for good: their own clean-up wants the connection, and may want to wait for it."""
+    with suppress(psycopg.Error, RuntimeError):
+        steps.close()
 
 
 def tell(listener: Callable[[_A], None], news: _A) -> None:

@@ -15,7 +15,7 @@ import trio.testing
 from psycopg import pq
 from psycopg.rows import TupleRow
 
-from penstock.runtime.postgres import Connection, PostgresOptions
+from penstock.runtime.postgres import Connection, Fault, PostgresOptions, PostgresUnavailable, classify
 
 IDLE = pq.TransactionStatus.IDLE
 
@@ -278,7 +278,33 @@ async def _any(connection: Connection[TupleRow], dice: random.Random) -> None:
     await operation(connection, dice)
 
 
-FUZZ_ROUNDS = int(os.environ.get("PENSTOCK_FUZZ_ROUNDS", "400"))
+@pytest.mark.parametrize("operation", [*_OPERATIONS, _transaction], ids=lambda operation: operation.__name__)
+async def test_a_backend_that_dies_in_the_middle_of_anything(options, server, operation: Operation) -> None:
+    """The error is an outage, told at once; the connection is closed and nothing hangs."""
+    troubles: list[PostgresUnavailable] = []
+    connection = await Connection.open(options, on_trouble=troubles.append)
+    await connection.execute("create temp table effect (id int primary key, note text)")
+    await connection.execute("create temp table scratch (id int, note text)")
+    pid = connection.info.backend_pid
+
+    async def repeat() -> None:
+        dice = random.Random(5)
+        while True:
+            await operation(connection, dice)
+
+    async def terminate() -> None:
+        await trio.to_thread.run_sync(server.execute, f"select pg_terminate_backend({pid}, 5000)")
+
+    with trio.fail_after(20), pytest.raises(ExceptionGroup) as caught:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(repeat)
+            nursery.start_soon(terminate)
+    assert classify(caught.value) is Fault.OUTAGE
+    assert len(troubles) >= 1
+    assert connection.closed
+
+
+FUZZ_ROUNDS = int(os.environ.get("PENSTOCK_FUZZ_ROUNDS", "250"))
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator
 
 import psycopg
@@ -88,6 +89,25 @@ async def test_open_gives_up_on_a_server_that_accepts_and_says_nothing(tmp_path)
     with pytest.raises(PostgresUnavailable, match=r"0\.2 s"):
         await Connection.open(options)
     listener.close()
+
+
+async def test_hosts_are_tried_in_turn(server, tmp_path) -> None:
+    options = PostgresOptions.from_url(f"postgresql://postgres@/postgres?host={tmp_path},{server.directory}&port=54330")
+    connection = await Connection.open(options)
+    assert await (await connection.execute("select 1")).fetchone() == (1,)
+    await connection.close()
+    nowhere = PostgresOptions.from_url(f"postgresql://postgres@/postgres?host={tmp_path},{tmp_path}/other&port=54330")
+    with pytest.raises(PostgresUnavailable, match="/other"):
+        await Connection.open(nowhere)
+
+
+@pytest.mark.parametrize("host", ["localhost", "nowhere.invalid"])
+async def test_a_name_that_leads_nowhere_is_unavailable(host: str) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+        with pytest.raises(PostgresUnavailable, match=host):
+            await Connection.open(PostgresOptions(host=host, port=str(port), connect_timeout=5))
 
 
 async def test_statement_timeout_of_the_options_holds_on_the_server(server) -> None:
