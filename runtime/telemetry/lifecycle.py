@@ -92,8 +92,8 @@ class LifecycleLog:
         if event.incarnation:
             self._left.setdefault(event.path, event.time)
         level = "warning" if self._up else "info"
-        gate = event.reason.partition(":")[0]
-        self._say(level, f"{event.path} is held until the {gate} gate opens", event, reason=event.reason)
+        gate, _, cause = event.reason.partition(": ")
+        self._say(level, f"{event.path} is held, waits for {gate}", event, waits_for=gate, cause=cause)
 
     def _child_stopping(self, event: LifecycleEvent) -> None:
         self._say("debug", f"{event.path} is asked to stop", event, reason=event.reason, drain_seconds=event.seconds)
@@ -144,7 +144,9 @@ class LifecycleLog:
         given |= {"lifecycle": event.kind.value, subject: event.path, "sequence": event.sequence}
         if event.cause is not None:
             given["caused_by"] = event.cause
-        said = ("lifecycle", subject, "sequence", "caused_by")
+        said = ["lifecycle", subject, "sequence", "caused_by", "wait_seconds", "waits_for"]
+        if event.kind is LifecycleKind.CHILD_HELD:
+            said.append("cause")  # the gate's own line had it, once for all who wait
         getattr(self._log, level)(text, _said=said, **given)
 
 

@@ -19,7 +19,7 @@ __all__ = ["ConsoleLine", "JsonLine"]
 
 EventDict = MutableMapping[str, Any]
 
-_EVENT_WIDTH = 44
+_EVENT_WIDTH = 48
 _COLOURS = {"debug": "2", "info": "32", "warning": "33", "error": "31", "critical": "1;31"}
 _UNITS = 1000
 
@@ -97,7 +97,7 @@ class _Facts:
         self.logger = str(record.name)
         self.text = mask_text(str(event.pop("event", "")))
         self.exception = mask_text(str(event.pop("exception", None) or "")).rstrip()
-        self.said: tuple[str, ...] = event.pop("_said", ())
+        self.said: list[str] = event.pop("_said", [])
         if stack := event.pop("stack", None):
             self.exception = f"{mask_text(str(stack))}\n{self.exception}".rstrip()
         reserved = ("time", "level", "logger")

@@ -67,7 +67,7 @@ def test_an_outage_reads_as_a_story(stream: io.StringIO) -> None:
         ("info", "penstock/listener is ready"),
         ("info", "penstock is up"),
         ("warning", "redis gate shut"),
-        ("warning", "penstock/listener is held until the redis gate opens"),
+        ("warning", "penstock/listener is held, waits for redis"),
         ("info", "redis gate open again"),
         ("info", "penstock/listener is back"),
     ]
@@ -75,15 +75,16 @@ def test_an_outage_reads_as_a_story(stream: io.StringIO) -> None:
     assert by_event["redis gate shut"]["cause"] == REFUSED
     assert by_event["redis gate open again"]["shut_seconds"] == 8.1
     assert by_event["penstock/listener is back"]["away_seconds"] == 8.4
-    held = by_event["penstock/listener is held until the redis gate opens"]
+    held = by_event["penstock/listener is held, waits for redis"]
     assert (held["lifecycle"], held["child"], held["caused_by"]) == ("child_held", "penstock/listener", 3)
+    assert (held["waits_for"], held["cause"]) == ("redis", REFUSED)
 
 
 def test_while_the_tree_is_coming_up_waiting_for_a_gate_is_no_warning(stream: io.StringIO) -> None:
     story = Story().tell("child_held", "penstock/pool", reason="postgres: not checked yet")
     story.tell("gate_opened", "postgres", seconds=1.0).tell("child_ready", "penstock/pool", incarnation=1, at=2)
     assert told(stream, story) == [
-        ("info", "penstock/pool is held until the postgres gate opens"),
+        ("info", "penstock/pool is held, waits for postgres"),
         ("info", "postgres gate open"),
         ("info", "penstock/pool is ready"),
     ]
@@ -147,7 +148,7 @@ def test_on_a_terminal_what_the_text_says_is_not_said_again() -> None:
     configure_logging(LogSettings(format="console"), stream)
     LifecycleLog().record(Story().tell("gate_shut", "redis", reason=REFUSED, cause=1).events[0])
     close_logging()
-    assert stream.getvalue()[13:] == "warning  " + "redis gate shut".ljust(44) + f' cause="{REFUSED}"\n'
+    assert stream.getvalue()[13:] == "warning  " + "redis gate shut".ljust(48) + f' cause="{REFUSED}"\n'
 
 
 async def test_following_a_journal_logs_what_happened_up_to_the_cancellation(stream: io.StringIO) -> None:

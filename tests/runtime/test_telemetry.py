@@ -77,7 +77,7 @@ def test_on_a_terminal_a_line_is_time_level_event_and_keys() -> None:
     clock, rest = line.split(" ", 1)
     assert len(clock) == len("07:42:11.123")
     assert (
-        rest == "info     " + "batch added".ljust(44) + " stream=EVENT_STREAM entries=12 ok=true nobody=none ratio=0.25"
+        rest == "info     " + "batch added".ljust(48) + " stream=EVENT_STREAM entries=12 ok=true nobody=none ratio=0.25"
     )
 
 
