@@ -115,9 +115,8 @@ class Redis(Commands):
     ) -> None:
         assert self._nursery is not None  # noqa: S101
         self._opened().close()
-        # Shielded, and kept from the body's exception: that one goes on as it is, not wrapped in a group. Bounded, for
-        # every background task ends at once when it is cancelled.
-        self._nursery.cancel_scope.shield = True
+        # The nursery does not get the body's exception: that one goes on as it is, not wrapped in a group. The wait is
+        # bounded, for every background task ends at once when it is cancelled.
         self._nursery.cancel_scope.cancel()
         await self._nurseries.__aexit__(None, None, None)
         for connection in [*self._dedicated, *self._spare]:

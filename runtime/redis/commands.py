@@ -46,7 +46,7 @@ def shape(name: str, reply: Any, options: Mapping[str, Any]) -> Any:
     """
     if isinstance(reply, Exception):
         if _compat.EMPTY_RESPONSE in options and isinstance(reply, redis.exceptions.ResponseError):
-            return options[_compat.EMPTY_RESPONSE]
+            return options[_compat.EMPTY_RESPONSE]  # MGET of no keys
         raise reply
     callback = _CALLBACKS.get(name)
     if callback is None:

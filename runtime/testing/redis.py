@@ -83,7 +83,6 @@ class InProcessRedis:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._nursery is not None  # noqa: S101
-        self._nursery.cancel_scope.shield = True  # connections end at once
         self._nursery.cancel_scope.cancel()
         try:
             # Without the body's exception: it goes on as it is, not wrapped in a group.

@@ -18,6 +18,8 @@ async def test_replies_have_redis_pys_shapes(redis: Redis) -> None:
     """What redis-py's asyncio client gives over RESP2, this client gives over RESP3."""
     assert await redis.set("k", "v") is True
     assert await redis.get("k") == b"v"
+    assert await redis.mget("k", "absent") == [b"v", None]
+    assert await redis.mget([]) == []
     assert await redis.ping() is True
     entry_id = await redis.xadd("s", {"a": 1})
     assert await redis.xgroup_create("s", "g", "0") is True
@@ -239,6 +241,17 @@ async def test_the_bodys_exception_leaves_the_client_as_it_is(valkey: ValkeyServ
 
     with pytest.raises(ZeroDivisionError):
         await fail()
+
+
+async def test_the_bodys_exception_survives_an_outer_cancellation(valkey: ValkeyServer) -> None:
+    async def fail(scope: trio.CancelScope) -> None:
+        async with Redis(valkey.options) as redis:
+            await redis.ping()
+            scope.cancel()
+            raise ZeroDivisionError
+
+    with trio.CancelScope() as scope, pytest.raises(ZeroDivisionError):
+        await fail(scope)
 
 
 async def test_leaving_the_client_fails_what_is_under_way_and_what_comes_after(valkey: ValkeyServer) -> None:
