@@ -1,0 +1,73 @@
+"""The web application: the routes, and what surrounds them."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import trio
+from quart import request
+from quart_trio import QuartTrio
+
+from .access import ASGI, METHOD_NAME, AccessRecorder, Scope
+from .admin import admin
+from .boundary import Boundary
+from .health import health, live, tail
+from .ingest import ingest
+from .live import LiveFeed
+from .page import page
+from .problems import install
+from .running import RunningSystem
+from .settings import HttpSettings
+
+__all__ = ["HttpApp", "create_app"]
+
+
+class HttpApp(QuartTrio):
+    """The application.
+
+    Attributes:
+        feed: what its live page is fed with; somebody has to run it (`LiveFeed.run`).
+        draining: set when it is about to leave: streams of events end then.
+    """
+
+    feed: LiveFeed
+    draining: trio.Event
+
+
+def create_app(deployment: RunningSystem, settings: HttpSettings, *, draining: trio.Event | None = None) -> HttpApp:
+    """The application that serves `deployment`. It starts nothing.
+
+    Args:
+        deployment: the running system.
+        settings: its limits; the addresses are the front end's.
+        draining: set by the caller when the streams of events are to end.
+    """
+    app = HttpApp(__name__, static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = settings.body_limit
+    app.config["BODY_TIMEOUT"] = settings.body_timeout
+    # Redirects to the path with or without a slash would be made of the Host header, which is the client's.
+    app.url_map.strict_slashes = False
+    app.url_map.merge_slashes = False
+    app.draining = trio.Event() if draining is None else draining
+    app.feed = LiveFeed(deployment, settings.live_clients, app.draining)
+    install(app)
+    for routes in (
+        health(deployment),
+        live(app.feed),
+        tail(deployment, settings, app.draining),
+        ingest(deployment, settings),
+        admin(deployment),
+        page(),
+    ):
+        app.register_blueprint(routes)
+    app.before_request(_note_method_name)
+    inside = cast("ASGI", app.asgi_app)
+    recorder = AccessRecorder(Boundary(inside), deployment, settings.capture_body_limit)
+    app.asgi_app = recorder  # type: ignore[method-assign, assignment]
+    return app
+
+
+async def _note_method_name() -> None:
+    """Leave the name of the function that will answer where the access recorder finds it."""
+    if request.endpoint is not None:
+        cast("Scope", request.scope)[METHOD_NAME] = request.endpoint.rpartition(".")[2]

@@ -1,0 +1,109 @@
+"""The outer boundary of the application, between the server and the framework.
+
+What holds for every answer holds here: the security headers; a problem for whatever the framework itself stumbles
+over; and an answer that its client can read although it came before the request's body had ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import trio
+
+from .access import ASGI, Message, Receive, Scope, Send
+from .problems import PROBLEM, problem_of
+from .replies import dump
+
+__all__ = ["SECURITY_HEADERS", "Boundary"]
+
+SECURITY_HEADERS = (
+    (
+        b"content-security-policy",
+        b"default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'",
+    ),
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+)
+
+LINGER = 2.0
+"""Seconds for which the rest of a body is read and thrown away after the answer. Closing at once would make the
+client's system discard an answer that it has not read yet (RFC 9112, 9.6)."""
+
+
+class Boundary:
+    """Wraps an ASGI application; see the module."""
+
+    def __init__(self, app: ASGI) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request. Raises nothing but cancellation, and errors after the answer had begun."""
+        if scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = _Exchange(receive, send)
+        failed: BaseException | None = None
+        try:
+            await self._app(scope, exchange.receive, exchange.send)
+        except* Exception as errors:  # noqa: BLE001 - it is the boundary: problem_of logs what it does not know
+            failed = errors
+        if failed is not None:
+            problem = problem_of(failed)  # logs it
+            if exchange.answering:
+                return  # too late to say so: the server cuts the connection, and the client sees that it is not whole
+            await exchange.send(
+                {
+                    "type": "http.response.start",
+                    "status": problem.status,
+                    "headers": [(b"content-type", PROBLEM.encode())],
+                }
+            )
+            await exchange.send({"type": "http.response.body", "body": dump(problem.body()).encode()})
+
+
+def _complete(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """The headers with those of every answer; nothing is stored anywhere unless a route says so."""
+    listed = list(headers)
+    if all(name.lower() != b"cache-control" for name, _ in listed):
+        listed.append((b"cache-control", b"no-store"))
+    return [*listed, *SECURITY_HEADERS]
+
+
+class _Exchange:
+    """One request: whether its body has ended, and its answer begun."""
+
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self.answering = False
+        self._receive = receive
+        self._send = send
+        self._received = trio.Event()
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.disconnect" or not message.get("more_body", False):
+            self._received.set()
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.answering = True
+            message["headers"] = _complete(message.get("headers", ()))
+        elif message["type"] == "http.response.body" and not message.get("more_body", False):
+            await self._finish(message)
+            return
+        await self._send(message)
+
+    async def _finish(self, last: Message) -> None:
+        """Send the end of the answer when the request has ended too, or after `LINGER`."""
+        if not self._received.is_set():
+            await self._send({**last, "more_body": True})
+            last = {**last, "body": b""}
+            with trio.move_on_after(LINGER):
+                await self._received.wait()
+        await self._send(last)

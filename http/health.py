@@ -1,0 +1,132 @@
+"""What a running system says of itself: alive, ready, its tree, its streams, and all of it live."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import trio
+from quart import Blueprint, request
+from quart_trio.wrappers import TrioResponse
+
+from .live import LiveFeed
+from .problems import Problem
+from .replies import dump, json_reply
+from .running import RunningSystem
+from .settings import HttpSettings
+from .sse import Event, event_stream
+from .views import iso, readiness, stream_json, tree_json
+
+__all__ = ["health", "live", "tail"]
+
+_ENTRY_ID = re.compile(r"\$|[0-9]{1,20}(-[0-9]{1,20})?")
+
+
+def health(deployment: RunningSystem) -> Blueprint:
+    """The routes that answer at once from memory, during every outage too."""
+    routes = Blueprint("health", __name__)
+
+    @routes.get("/healthz")
+    async def healthz() -> TrioResponse:
+        return json_reply({"status": "alive"})
+
+    @routes.get("/readyz")
+    async def readyz() -> TrioResponse:
+        ready, state = readiness(deployment.tree.snapshot(), deployment.streams())
+        if ready:
+            return json_reply({"status": "ready", **state})
+        headers = {"Retry-After": "1"}
+        # The body's `status` is the number of RFC 9457; `state` and the members after it say what is the matter.
+        raise Problem(503, "not-ready", "Not ready", _why_not_ready(state), headers=headers, members=state)
+
+    @routes.get("/api/v1/tree")
+    async def get_tree() -> TrioResponse:
+        return json_reply(tree_json(deployment.tree.snapshot()))
+
+    @routes.get("/api/v1/streams")
+    async def get_streams() -> TrioResponse:
+        now, clock = deployment.tree.journal.wall(), trio.current_time()
+        found = [stream_json(stream, now, clock) for stream in deployment.streams()]
+        return json_reply({"time": iso(now), "streams": found})
+
+    return routes
+
+
+def _why_not_ready(state: dict[str, Any]) -> str:
+    reasons = [f"{gate['name']} is away for {gate['seconds']:.0f} s: {gate['cause']}" for gate in state["gates"]]
+    if state["held"]:
+        reasons.append(f"children held: {', '.join(child['path'] for child in state['held'])}")
+    return "; ".join(reasons) or f"the tree is {state['state']}"
+
+
+def live(feed: LiveFeed) -> Blueprint:
+    """``/api/v1/live``: a ``state`` event at once, at each change, and every two seconds."""
+    routes = Blueprint("live", __name__)
+
+    @routes.get("/api/v1/live")
+    async def get_live() -> TrioResponse:
+        if request.method == "HEAD":
+            return _no_events()
+        if feed.is_full:
+            raise _full("pages that follow the live state", feed.limit, "http.live_clients")
+        return event_stream(feed.events, feed.draining, feed.place())
+
+    return routes
+
+
+def tail(deployment: RunningSystem, settings: HttpSettings, draining: trio.Event) -> Blueprint:
+    """``/api/v1/streams/{stream}/tail``: a stream's entries as they come."""
+    routes = Blueprint("tail", __name__)
+    clients = 0
+
+    @contextmanager
+    def place() -> Iterator[None]:
+        nonlocal clients
+        clients += 1
+        try:
+            yield
+        finally:
+            clients -= 1
+
+    @routes.get("/api/v1/streams/<path:stream>/tail")
+    async def get_tail(stream: str) -> TrioResponse:
+        if stream not in deployment.system.streams:
+            known = sorted(deployment.system.streams)
+            detail = f"There is no stream {stream!r}; the streams are: {', '.join(known) or 'none'}."
+            raise Problem(404, "unknown-stream", "Unknown stream", detail, members={"streams": known})
+        after = request.headers.get("Last-Event-ID") or request.args.get("after") or "$"
+        if not _ENTRY_ID.fullmatch(after):
+            detail = 'A position is an entry id, as 1700000000000-0, or "0" for the beginning, or "$" for the end.'
+            raise Problem(400, "invalid-position", "Invalid position", detail)
+        if request.method == "HEAD":
+            return _no_events()
+        if clients >= settings.tail_clients:
+            raise _full("clients that follow a stream", settings.tail_clients, "http.tail_clients")
+        return event_stream(lambda: _entries(deployment, stream, after), draining, place())
+
+    return routes
+
+
+async def _entries(deployment: RunningSystem, stream: str, after: str) -> AsyncGenerator[Event, None]:
+    async for entry_id, envelope in deployment.tail(stream, after):
+        shown = {
+            "entryId": entry_id,
+            "eventId": str(envelope.event_id),
+            "eventType": envelope.event_type,
+            "timestamp": envelope.timestamp.isoformat(),
+            "key": envelope.key,
+            "data": envelope.data,
+        }
+        yield Event(dump(shown), name="entry", id=entry_id)
+
+
+def _no_events() -> TrioResponse:
+    """The answer to HEAD: nobody would ever read the events."""
+    return TrioResponse(b"", content_type="text/event-stream; charset=utf-8")
+
+
+def _full(who: str, limit: int, setting: str) -> Problem:
+    detail = f"There are {limit} {who} already (setting {setting})."
+    return Problem(503, "too-many-clients", "Too many clients", detail, headers={"Retry-After": "5"})

@@ -1,0 +1,104 @@
+"""What the HTTP floor sees of a running system: the one seam to the floor below."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from datetime import date
+from typing import Protocol
+from zoneinfo import ZoneInfo
+
+from ..actors.access import AccessCategory, AccessRecord, AccessSummary, CategoryChange
+from ..actors.event import Envelope
+from ..actors.probes import StreamView
+from ..actors.producer import Published, PublishFailed
+from ..actors.system import System
+from ..runtime.supervision import Gates, Tree
+
+__all__ = ["AccessStore", "RunningSystem", "ZoneSettings"]
+
+
+class ZoneSettings(Protocol):
+    """What HTTP reads of the actors' settings."""
+
+    @property
+    def zone_info(self) -> ZoneInfo:
+        """The zone whose days and offsets are shown."""
+        ...
+
+
+class AccessStore(Protocol):
+    """The access events' tables; every method raises `PostgresUnavailable` while the database is away."""
+
+    async def categories(self) -> list[AccessCategory]:
+        """Those that are not deleted."""
+        ...
+
+    async def category_by_id(self, id: int, /) -> AccessCategory:  # noqa: A002 - the column's name
+        """Raises `CategoryNotFound`."""
+        ...
+
+    async def category_by_code(self, code: str, /) -> AccessCategory:
+        """Raises `CategoryNotFound`."""
+        ...
+
+    async def change_category(self, change: CategoryChange, /) -> AccessCategory:
+        """Raises `CategoryNotFound` and `CategoryExists`."""
+        ...
+
+    async def summary(self, day: date, /) -> AccessSummary:
+        """All of one day of the configured zone."""
+        ...
+
+    async def recent(self, limit: int, /) -> list[AccessRecord]:
+        """The last ones, newest first."""
+        ...
+
+
+class RunningSystem(Protocol):
+    """A deployed system; `penstock.actors.deployment.Deployment` is the one there is."""
+
+    @property
+    def system(self) -> System:
+        """Its declaration."""
+        ...
+
+    @property
+    def tree(self) -> Tree:
+        """Its supervision tree."""
+        ...
+
+    @property
+    def gates(self) -> Gates:
+        """Its gates."""
+        ...
+
+    @property
+    def instance(self) -> str:
+        """Its name among the processes of the same system."""
+        ...
+
+    @property
+    def settings(self) -> ZoneSettings:
+        """The actors' settings."""
+        ...
+
+    @property
+    def access(self) -> AccessStore | None:
+        """The access events' tables; None for a system without a database."""
+        ...
+
+    async def publish(self, stream: str, envelopes: Sequence[Envelope], /) -> list[Published | PublishFailed]:
+        """One result an envelope, in order; an outage is a result, not an error."""
+        ...
+
+    def capture(self, envelope: Envelope, /) -> bool:
+        """Take an access event without waiting; False: dropped, and counted."""
+        ...
+
+    def streams(self) -> Sequence[StreamView]:
+        """What the health monitor saw last."""
+        ...
+
+    def tail(self, stream: str, last_id: str, /) -> AsyncIterator[tuple[str, Envelope]]:
+        """The entries after `last_id`, for ever."""
+        ...

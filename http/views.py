@@ -1,0 +1,107 @@
+"""What is shown of a running system, as JSON values: tree, gates, streams. Pure, and without secrets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from ..actors.probes import StreamView
+from ..runtime.masking import mask_text
+from ..runtime.supervision import ChildView, Gates, GateView, Snapshot
+
+__all__ = ["child_json", "gate_json", "held_json", "iso", "readiness", "shut_gate", "stream_json", "tree_json"]
+
+_SERVING = ("starting", "running")
+
+
+def iso(moment: datetime) -> str:
+    """A time in UTC with milliseconds."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def tree_json(snapshot: Snapshot) -> dict[str, Any]:
+    """The whole tree at one moment."""
+    return {
+        "time": iso(snapshot.time),
+        "sequence": snapshot.sequence,
+        "gates": [gate_json(gate, snapshot.time) for gate in snapshot.gates],
+        "tree": child_json(snapshot.root),
+    }
+
+
+def child_json(child: ChildView) -> dict[str, Any]:
+    """A child and all below it. Of its last error the type and the text, not the traceback."""
+    error = child.last_error
+    return {
+        "id": child.id,
+        "path": child.path,
+        "kind": child.kind,
+        "state": child.state,
+        "incarnation": child.incarnation,
+        "restarts": child.restarts,
+        "heldBy": child.held_by,
+        "cause": mask_text(child.cause) if child.cause else None,
+        "nextStartIn": None if child.next_start_in is None else round(child.next_start_in, 3),
+        "note": mask_text(child.note),
+        "lastError": None if error is None else {"type": error.type, "message": mask_text(error.message)},
+        "strategy": child.strategy,
+        "restartsLeft": child.restarts_left,
+        "children": [child_json(each) for each in child.children],
+    }
+
+
+def gate_json(gate: GateView, now: datetime) -> dict[str, Any]:
+    """A gate; `seconds` is how long it has been as it is."""
+    return {
+        "name": gate.name,
+        "open": gate.open,
+        "cause": mask_text(gate.cause) if gate.cause else None,
+        "since": iso(gate.since),
+        "seconds": round(max(0.0, (now - gate.since).total_seconds()), 3),
+    }
+
+
+def shut_gate(gates: Gates, name: str) -> GateView | None:
+    """The gate of this name if there is one, and it is shut."""
+    return next((view for view in gates.view() if view.name == name and not view.open), None)
+
+
+def held_json(root: ChildView) -> list[dict[str, Any]]:
+    """The children that a shut gate holds."""
+    return [{"path": child.path, "heldBy": child.held_by} for child in root.walk() if child.state == "held"]
+
+
+def stream_json(stream: StreamView, now: datetime, clock: float) -> dict[str, Any]:
+    """A stream and its groups, as last observed; `clock` is `trio.current_time()` at `now`."""
+    observed_at = now - timedelta(seconds=max(0.0, clock - stream.observed_at))
+    return {
+        "key": stream.key,
+        "length": stream.length,
+        "lastId": stream.last_id,
+        "observedAt": iso(observed_at),
+        "groups": [
+            {"name": group.name, "lag": group.lag, "pending": group.pending, "consumers": group.consumers}
+            for group in stream.groups
+        ],
+    }
+
+
+def readiness(snapshot: Snapshot, streams: Iterable[StreamView]) -> tuple[bool, dict[str, Any]]:
+    """Whether events can be taken and handled now, and what stands in the way."""
+    shut = [gate_json(gate, snapshot.time) for gate in snapshot.gates if not gate.open]
+    held = held_json(snapshot.root)
+    ready = not shut and not held and snapshot.root.state in _SERVING
+    return ready, {
+        "time": iso(snapshot.time),
+        "state": snapshot.root.state,
+        "gates": shut,
+        "held": held,
+        "lag": list(_lags(streams)),
+    }
+
+
+def _lags(streams: Iterable[StreamView]) -> Iterator[dict[str, Any]]:
+    for stream in streams:
+        for group in stream.groups:
+            yield {"stream": stream.key, "group": group.name, "lag": group.lag, "pending": group.pending}
