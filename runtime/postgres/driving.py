@@ -123,6 +123,8 @@ class DrivenConnection(psycopg.AsyncConnection[Row]):
         except StopIteration as end:
             result: _R = end.value
             return result
+        except internals.WaitTimeout:
+            raise  # ours, for notifies(timeout=…), and no trouble
         except psycopg.Error as error:
             _close(steps)  # they are suspended still when it was not they who failed
             if not self.closed and self.pgconn.pipeline_status:

@@ -8,6 +8,7 @@ import socket
 from pathlib import Path
 
 import psycopg
+import pytest
 import trio
 from psycopg.generators import execute
 
@@ -17,14 +18,18 @@ from penstock.runtime.postgres import Connection, PostgresOptions, internals
 _PACKAGE = Path(inspect.getfile(penstock.runtime.postgres)).parent
 
 
-def test_ready_tells_what_a_socket_is_ready_for() -> None:
+@pytest.mark.parametrize("ready", [internals.ready, internals._ready_by_poll])
+def test_ready_tells_what_a_socket_is_ready_for(ready) -> None:
     one, other = socket.socketpair()
     with one, other:
         both = internals.READ | internals.WRITE
-        assert internals.ready(one.fileno(), both) == internals.WRITE
+        assert ready(one.fileno(), both) == internals.WRITE
         other.send(b"x")
-        assert internals.ready(one.fileno(), both) == both
-        assert internals.ready(one.fileno(), internals.READ) == internals.READ
+        assert ready(one.fileno(), both) == both
+        assert ready(one.fileno(), internals.READ) == internals.READ
+        other.close()
+        one.recv(10)
+        assert ready(one.fileno(), internals.READ) == internals.READ, "an end is there to be read"
 
 
 async def test_a_generator_can_be_resumed_after_an_interrupted_wait(options: PostgresOptions) -> None:

@@ -213,9 +213,9 @@ async def test_a_frozen_server_is_told_as_slow_once_for_each_statement(own_serve
         assert pool.statistics().slow == 1
 
 
-async def test_waiting_for_notifications_is_not_slow(server) -> None:
-    slow: list[float] = []
-    connection = await Connection.open(server.options(), on_slow=slow.append, slow_after=0.05)
+async def test_waiting_for_notifications_is_neither_slow_nor_trouble(server) -> None:
+    slow: list[object] = []
+    connection = await Connection.open(server.options(), on_trouble=slow.append, on_slow=slow.append, slow_after=0.05)
     async for _ in connection.notifies(timeout=0.2):
         pytest.fail("nobody notifies")
     assert slow == []
