@@ -24,6 +24,10 @@ _COUNT_STEP: Final = 1_000
 """Entries that one call may count; counting reads them whole."""
 
 
+_NOTHING: Final = "0-0"
+"""No entry is below it."""
+
+
 @frozen(kw_only=True)
 class HeldBack:
     """A group for which entries older than the cut-off must be kept.
@@ -54,7 +58,7 @@ class StreamReport:
 
     stream: str
     trimmed: int = 0
-    safe_id: str = "0-0"
+    safe_id: str = _NOTHING
     first_id: str | None = None
     held_back: tuple[HeldBack, ...] = ()
     error: str | None = None
@@ -90,7 +94,7 @@ async def count_trimmable(redis: Redis, stream: Stream, cutoff: datetime) -> Str
     """What `trim` would do now, at the most; trims nothing. Reads every old entry, so it takes its time."""
     report = await _look(redis, stream, cutoff, step=0)
     count = redis.register_script(_COUNT)
-    total, start = 0, "-"
+    total, start = 0, "-" if report.safe_id != _NOTHING else ""
     while start:
         found, last = await count([stream.key], [start, f"({report.safe_id}", _COUNT_STEP])
         total += int(found)
