@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final, Literal
+from collections.abc import Awaitable, Mapping
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import redis.exceptions
 
@@ -11,7 +11,10 @@ from . import _compat
 from .options import RedisOptions
 from .script import Script
 
-__all__ = ["Commands", "shape"]
+__all__ = ["Commands", "StreamsReply", "shape"]
+
+StreamsReply = list[list[Any]]
+"""What a read of streams gives: `[key, [(entry id, {field: value}), …]]` for each stream that has something new."""
 
 _CALLBACKS: Final = _compat.response_callbacks()
 
@@ -33,6 +36,23 @@ class Commands(_compat.AsyncCoreCommands):
     def get_connection_kwargs(self) -> dict[str, Any]:
         """redis-py's connection arguments, as far as command methods ask for them."""
         return {"decode_responses": self.options.decode_responses}
+
+    if TYPE_CHECKING:
+        # redis-py types these as unions over both protocols and shapes; here they have one shape.
+        def xread(  # type: ignore[override]
+            self, streams: dict[Any, Any], count: int | None = None, block: int | None = None
+        ) -> Awaitable[StreamsReply]: ...
+
+        def xreadgroup(  # type: ignore[override]
+            self,
+            groupname: str,
+            consumername: str,
+            streams: dict[Any, Any],
+            count: int | None = None,
+            block: int | None = None,
+            noack: bool = False,
+            claim_min_idle_time: int | None = None,
+        ) -> Awaitable[StreamsReply]: ...
 
     def register_script(self, script: str | bytes) -> Script:  # type: ignore[override]
         """A Lua script as a callable: `await script(keys=[...], args=[...])`. See `Script`."""
