@@ -135,7 +135,7 @@ def _verdict(error: BaseException) -> tuple[str, int]:
         return str(error), error.exit_code
     if isinstance(error, click.UsageError):
         where = error.ctx.command_path if error.ctx is not None else "penstock"
-        return f"{error.format_message()} See '{where} --help'.", USAGE
+        return f"{error.format_message().rstrip('.')}. See '{where} --help'.", USAGE
     if isinstance(error, click.ClickException):
         return error.format_message(), error.exit_code
     return f"unexpected {_described(error)}; --debug shows the traceback", FAILED
