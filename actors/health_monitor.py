@@ -64,9 +64,12 @@ class Watch:
                 pause = self._settings.interval_down_min
                 await self._rest(started + self._settings.interval_up)
             else:
-                self._tell(cause, pause)
+                # A frozen server keeps a probe waiting: then the next one is on its way at once, for only a probe that
+                # waits notices the moment at which the server goes on.
+                waited = trio.current_time() - started >= self._settings.timeout
+                self._tell(cause, 0.0 if waited else pause)
                 self.gate.shut(cause)
-                await self._rest(started + pause)
+                await self._rest(started if waited else started + pause)
                 pause = min(self._settings.interval_down_max, pause * 2)
 
     async def _look(self, limit: float) -> str | None:

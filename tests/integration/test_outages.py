@@ -1,0 +1,133 @@
+"""Outages of real servers under load: nothing that was accepted is lost, nothing is there twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from installation import PIPELINE, Installation, Load, until
+
+FROZEN = 20.0
+
+
+def family(pid: int) -> list[int]:
+    """A process and its children: a PostgreSQL server is many."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *map(int, children)]
+
+
+def states(installation: Installation) -> set[str]:
+    return {installation.child(f"{PIPELINE}/listener-{number}")["state"] for number in (1, 2)}
+
+
+def check_balance(installation: Installation, load: Load) -> None:
+    """Every accepted event is a row, once; nothing is pending; no restart budget was used."""
+    until(lambda: installation.pending() == 0 and not load.missing(), 20.0, "all accepted events are rows")
+    assert load.missing() == set()
+    assert installation.sql("select count(*) - count(distinct event_id) from access_event") == [(0,)]
+    assert installation.sql("select count(*) from penstock.dead_letter") == [(0,)]
+    for name in ("listener-1", "listener-2", "handler-pool"):
+        assert installation.child(f"{PIPELINE}/{name}")["restarts"] == 0
+    assert load.broken == []
+
+
+@pytest.mark.parametrize(("server", "gate"), [("redis-server", "redis"), ("postgres-server", "postgres")])
+def test_kill_9_of_a_server_under_load(installation: Installation, server: str, gate: str) -> None:
+    with Load(installation).running() as load:
+        until(lambda: len(load.accepted) > 300, 20.0, "load")
+        pid = installation.pid(server)
+        before = installation.child(f"{PIPELINE}/listener-1")["incarnation"]
+        os.kill(pid, signal.SIGKILL)
+        killed = time.monotonic()
+        until(lambda: installation.child(f"{PIPELINE}/listener-1")["incarnation"] > before, 15.0, "respawned")
+        away = time.monotonic() - killed
+        until(lambda: installation.get("/readyz")[0] == 200, 10.0, "ready again")
+        count = len(load.accepted)
+        until(lambda: len(load.accepted) > count + 200, 20.0, "load goes on")
+    check_balance(installation, load)
+    facts = [json.loads(line) for line in installation.log.splitlines()]
+    shut = next(each for each in facts if each.get("lifecycle") == "gate_shut" and each["gate"] == gate)
+    held = [each for each in facts if each.get("lifecycle") == "child_held" and each.get("caused_by") == shut["sequence"]]
+    assert any(each["child"] == f"{PIPELINE}/listener-1" for each in held)
+    assert away < 8
+    assert installation.pid(server) != pid
+
+
+@pytest.mark.parametrize(("server", "gate"), [("redis-server", "redis"), ("postgres-server", "postgres")])
+def test_a_frozen_server_under_load(installation: Installation, server: str, gate: str) -> None:
+    with Load(installation).running() as load:
+        until(lambda: len(load.accepted) > 300, 20.0, "load")
+        pids = family(installation.pid(server))
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        frozen = time.monotonic()
+        try:
+            noticed = until(lambda: states(installation) == {"held"}, 6.0, "the listeners are held")
+            status, ready = installation.get("/readyz")
+            assert status == 503
+            (shut,) = [each for each in ready["gates"] if each["name"] == gate]
+            assert shut["cause"]
+            assert shut["seconds"] < 10
+            while time.monotonic() - frozen < FROZEN:
+                assert installation.get("/healthz")[0] == 200
+                time.sleep(0.5)
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+        respawned = until(lambda: states(installation) == {"running"}, 10.0, "the listeners are back")
+        count = len(load.accepted)
+        until(lambda: len(load.accepted) > count + 200, 20.0, "load goes on")
+    check_balance(installation, load)
+    assert noticed < (1.5 if gate == "redis" else 4.5)
+    assert respawned < 2.0
+
+
+def test_sigterm_under_load_ends_in_order_and_the_next_start_goes_on(installation: Installation) -> None:
+    with Load(installation).running() as load:
+        until(lambda: len(load.accepted) > 300, 20.0, "load")
+        started = time.monotonic()
+        assert installation.terminate() == 0
+        assert time.monotonic() - started < 10
+    load.broken.clear()  # of course: nobody listened any more
+    log = installation.log
+    stops = [log.index(f'"{name} has stopped"') for name in STOP_ORDER]
+    assert stops == sorted(stops)
+    installation.start()
+    check_balance(installation, load)
+
+
+STOP_ORDER = [
+    "event-system/http",
+    f"{PIPELINE}/listener-2",
+    f"{PIPELINE}/listener-1",
+    f"{PIPELINE}/handler-pool",
+    "event-system/actors/producer",
+    "event-system/actors/health-monitor",
+    "event-system/links/postgres",
+    "event-system/servers/postgres-server",
+    "event-system/servers/redis-server",
+]
+
+
+def test_kill_9_of_penstock_under_load_leaves_no_process_and_loses_nothing(installation: Installation) -> None:
+    with Load(installation).running() as load:
+        until(lambda: len(load.accepted) > 300, 20.0, "load")
+        servers = [installation.pid("redis-server"), installation.pid("postgres-server")]
+        installation.kill()
+    load.broken.clear()
+    installation.start()
+    check_balance(installation, load)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in servers)
+
+
+def test_a_second_penstock_in_the_same_directory_is_refused(installation: Installation) -> None:
+    assert installation.process is not None
+    second = installation.command("run")
+    assert second.returncode == 2
+    assert f"pid {installation.process.pid}" in second.stderr
+    assert len(second.stderr.strip().splitlines()) == 1
+    assert installation.get("/healthz")[0] == 200

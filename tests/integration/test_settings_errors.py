@@ -1,0 +1,48 @@
+"""Settings that cannot work end the command at once, with exit code 2 and one line that names the key or the address."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from installation import Installation, free_port
+
+
+@pytest.mark.parametrize(
+    ("environment", "named"),
+    [
+        ({"PENSTOCK_REDIS_ULR": "redis://127.0.0.1"}, "PENSTOCK_REDIS_ULR"),
+        ({"PENSTOCK_RETENTION_DAYS": "soon"}, "PENSTOCK_RETENTION_DAYS"),
+        ({"PENSTOCK_ZONE": "Asia/Soul"}, "PENSTOCK_ZONE"),
+        ({"PENSTOCK_REDIS_URL": "redis://127.0.0.1:1"}, "127.0.0.1:1"),
+        ({"PENSTOCK_POSTGRES_URL": "postgresql://u:hunter2@127.0.0.1:1/x"}, "127.0.0.1:1"),
+        ({"PENSTOCK_REDIS_URL": "http://127.0.0.1"}, "PENSTOCK_REDIS_URL"),
+    ],
+)
+def test_one_line_and_exit_code_2(place: Path, environment: dict[str, str], named: str) -> None:
+    ended = Installation(place, environment={"PENSTOCK_START_WAIT_FOR_SERVERS": "0", **environment}).command("run")
+    assert ended.returncode == 2
+    (line,) = ended.stderr.strip().splitlines()
+    assert named in line
+    assert "hunter2" not in ended.stderr + ended.stdout
+
+
+def test_an_unknown_key_in_the_file_is_named_with_its_place(place: Path) -> None:
+    (place / "penstock.toml").write_text("[retention]\ndayz = 3\n")
+    ended = Installation(place).command("run")
+    assert ended.returncode == 2
+    assert "dayz" in ended.stderr
+    assert "days" in ended.stderr
+
+
+def test_a_port_that_is_taken_is_named(place: Path) -> None:
+    import socket
+
+    with socket.socket() as holder:
+        port = free_port()
+        holder.bind(("127.0.0.1", port))
+        holder.listen()
+        ended = Installation(place, port=port).command("run")
+    assert ended.returncode != 0
+    assert str(port) in ended.stderr
+    assert len(ended.stderr.strip().splitlines()) == 1
