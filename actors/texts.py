@@ -40,5 +40,5 @@ def cut_bytes(text: str, limit: int, *, keep_end: bool = False) -> str:
     room = limit - len(CUT.encode())
     # A character that was cut through is dropped.
     if keep_end:
-        return CUT + data[-room:].decode(errors="ignore")
+        return CUT + data[len(data) - room :].decode(errors="ignore")
     return data[:room].decode(errors="ignore") + CUT
