@@ -75,6 +75,7 @@ class DedicatedRedis(Commands):
     async def _connected(self, same_connection: bool) -> Wire:
         address = self.options.address
         if self._closed:
+            await trio.lowlevel.checkpoint()  # whoever sends again on NotSent must stay cancellable
             raise NotSent(address, "the client is closed")
         if self._wire is not None and self._wire.is_stale():
             await self._drop()

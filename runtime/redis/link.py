@@ -94,6 +94,7 @@ class Link:
         if self.mux is not None:
             return self.mux
         if self._closed:
+            await trio.lowlevel.checkpoint()  # whoever sends again on NotSent must stay cancellable
             raise NotSent(self._options.address, "the client is closed")
         attempt = self._attempt
         if attempt is None:

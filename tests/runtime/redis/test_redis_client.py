@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import pytest
@@ -268,6 +269,11 @@ async def test_leaving_the_client_fails_what_is_under_way_and_what_comes_after(v
                 pass
         with pytest.raises(NotSent, match="closed"):
             await redis.ping()
+        with trio.move_on_after(0.01) as scope:
+            while True:
+                with contextlib.suppress(NotSent):
+                    await redis.ping()
+        assert scope.cancelled_caught
 
 
 async def test_a_client_that_was_not_entered_says_so(valkey: ValkeyServer) -> None:

@@ -100,7 +100,7 @@ async def test_a_killed_server_loses_nothing_acknowledged_and_doubles_nothing(
 
 
 async def test_a_frozen_process_is_reported_and_goes_on(valkey: ValkeyServer) -> None:
-    """SIGSTOP: reported within a second, on the shared and on the dedicated connection; SIGCONT: both answer."""
+    """SIGSTOP: reported, on the shared and on the dedicated connection; SIGCONT: both answer."""
     send, troubles = trio.open_memory_channel[Exception](10)
     options = RedisOptions.from_url(valkey.url, stall_after=0.2)
     async with Redis(options, on_trouble=send.send_nowait) as redis, redis.dedicated() as connection:
@@ -111,7 +111,7 @@ async def test_a_frozen_process_is_reported_and_goes_on(valkey: ValkeyServer) ->
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(redis.ping)
                 nursery.start_soon(connection.ping)
-                with trio.fail_after(1):
+                with trio.fail_after(5):
                     assert isinstance(await troubles.receive(), RedisStalled)
                     assert isinstance(await troubles.receive(), RedisStalled)
                 valkey.signal(signal.SIGCONT)
@@ -123,18 +123,18 @@ async def test_a_frozen_process_is_reported_and_goes_on(valkey: ValkeyServer) ->
 async def test_our_own_busy_loop_is_not_taken_for_the_servers_silence(valkey: ValkeyServer) -> None:
     """The event loop is blocked for longer than both limits while replies wait in the sockets."""
     troubles: list[Exception] = []
-    options = RedisOptions.from_url(valkey.url, stall_after=0.02, response_timeout=0.04)
+    options = RedisOptions.from_url(valkey.url, stall_after=0.1, response_timeout=0.2)
     async with Redis(options, on_trouble=troubles.append) as redis, redis.dedicated() as connection:
         await redis.ping()
         await connection.ping()
-        for _ in range(12):
+        for _ in range(6):
             sent = redis.statistics().sent
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(redis.echo, "x")
                 nursery.start_soon(connection.echo, "x")
                 while redis.statistics().sent == sent:
                     await trio.lowlevel.checkpoint()
-                time.sleep(0.1)  # noqa: ASYNC251  # the very thing under test
+                time.sleep(0.3)  # noqa: ASYNC251  # the very thing under test
     assert troubles == []
 
 
