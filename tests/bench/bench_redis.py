@@ -95,10 +95,10 @@ def measure(url: str, tasks: int, seconds: float, rounds: int) -> tuple[float, f
 
 def report(url: str, arguments: argparse.Namespace) -> None:
     """Print one line for each number of tasks."""
-    print(f"{'tasks':>6} {'penstock':>12} {'redis.asyncio':>14} {'ratio':>7}")  # noqa: T201
+    print(f"{'tasks':>6} {'penstock':>12} {'redis.asyncio':>14} {'ratio':>7}")
     for tasks in arguments.tasks:
         ours, theirs = measure(url, tasks, arguments.seconds, arguments.rounds)
-        print(f"{tasks:>6} {ours:>10,.0f}/s {theirs:>12,.0f}/s {ours / theirs:>6.1f}x")  # noqa: T201
+        print(f"{tasks:>6} {ours:>10,.0f}/s {theirs:>12,.0f}/s {ours / theirs:>6.1f}x")
 
 
 def main() -> None:
