@@ -224,14 +224,15 @@ class Mux:
             if not self._pending:
                 await self._wait_for_pending()
             quiet_since = self._quiet_since
-            limit = limits.response_timeout if reported == quiet_since else limits.stall_after
+            is_reported = reported == quiet_since
+            limit = limits.response_timeout if is_reported else limits.stall_after
             # In steps, so that a new silence after a reported one is seen in its own time.
             step = min(quiet_since + limit, trio.current_time() + limits.stall_after)
             await self._let_pass(step)
             if self._quiet_since != quiet_since or not self._pending or step < quiet_since + limit:
                 continue
             silence = RedisStalled(limits.address, f"{self.pending} commands under way and no byte for {limit:g} s")
-            if limit is limits.response_timeout:
+            if is_reported:
                 self._break(silence)
                 return
             reported = quiet_since
