@@ -81,11 +81,11 @@ class Backends:
         servers: list[ChildSpec] = []
         redis_url, postgres_url = settings.redis.url, settings.postgres.url
         if redis_url is None:
-            valkey = EmbeddedValkey(directory, log=lambda line: log.debug("redis_server", line=line))
+            valkey = EmbeddedValkey(directory, log=lambda line: log.debug("redis-server says", line=line))
             servers.append(valkey.spec())
             redis_url = valkey.url
         if postgres_url is None:
-            postgres = EmbeddedPostgres(directory, log=lambda line: log.debug("postgres_server", line=line))
+            postgres = EmbeddedPostgres(directory, log=lambda line: log.debug("postgres-server says", line=line))
             servers.append(postgres.spec())
             postgres_url = postgres.url
         options = postgres_options(settings, postgres_url)

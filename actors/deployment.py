@@ -252,6 +252,7 @@ class Deployment:
                 system=self.system,
                 settings=self.settings.retention,
                 zone=self.settings.zone_info,
+                instance=self.instance,
             )
             yield ChildSpec(id="retention", body=retention, requires=("redis", "postgres", "schema"))
 
@@ -292,7 +293,7 @@ class Deployment:
     async def _migrate(self, child: Child) -> None:
         applied = await self.backends.migrate()
         if applied:
-            log.info("migrations_applied", count=len(applied), last=applied[-1])
+            log.info("migrations applied", count=len(applied), last=applied[-1])
         child.note(f"{len(applied)} applied" if applied else "up to date")
         child.started()
         self.gates["schema"].open()
@@ -313,7 +314,7 @@ class Deployment:
             try:
                 self._streams[key] = await observe(self.client(), key, trio.current_time())
             except redis.exceptions.RedisError as error:
-                log.debug("stream_not_observed", stream=key, error=str(error))
+                log.debug("stream not observed", stream=key, error=str(error))
 
     async def _follow(self) -> None:
         """Probe at once when one of our own servers is back."""

@@ -248,7 +248,7 @@ class HandlerPool:
 
     async def _wait_out(self, error: BaseException) -> None:
         """PostgreSQL is away: block until it is back, or until the gate has this pool cancelled."""
-        log.debug("transaction_given_back", group=self._group.name, error=str(error))
+        log.debug("transaction given back", group=self._group.name, error=str(error))
         # The gate may be a moment behind the error, or know nothing of it at all: never turn at full speed.
         await trio.sleep(0.1)
         await self._postgres_gate.wait_open()
@@ -261,7 +261,7 @@ class HandlerPool:
         if reason is None:
             delay = self._pause(entry.attempts)
             self.counts.retried += 1
-            log.warning("event_retried", **self._where(entry), attempt=entry.attempts, next_in=round(delay, 3),
+            log.warning("event will be retried", **self._where(entry), attempt=entry.attempts, next_in=round(delay, 3),
                         error=str(ErrorInfo.of(error)))  # fmt: skip
             self._backlog.retry(entry, trio.current_time() + delay)
             return _Fate.SETTLED
@@ -287,7 +287,7 @@ class HandlerPool:
                     await transaction.bury(self._letter(entry, envelope, reason, error))
         except Exception as failed:  # noqa: BLE001 - the letter must not be lost: whatever it was, it goes again
             entry.attempts -= 1
-            log.error("dead_letter_not_stored", **self._where(entry), error=str(ErrorInfo.of(failed)))
+            log.error("dead letter not stored, trying again", **self._where(entry), error=str(ErrorInfo.of(failed)))
             await self._wait_out(failed)
             return _Fate.OUTAGE
         self.counts.dead += 1
@@ -313,7 +313,7 @@ class HandlerPool:
 
     def _tell_dead(self, entry: Entry, reason: Reason, error: BaseException) -> None:
         told = str(ErrorInfo.of(error))
-        log.error("event_dead", **self._where(entry), reason=reason.value, attempts=entry.attempts, error=told)
+        log.error("event is dead", **self._where(entry), reason=reason.value, attempts=entry.attempts, error=told)
 
     def _where(self, entry: Entry) -> dict[str, str]:
         return {"stream": entry.stream, "group": self._group.name, "entry": entry.id}
@@ -329,7 +329,7 @@ class HandlerPool:
                 await self._client().xack(self._stream.key, self._group.name, *ids)
                 acknowledged = True
             except redis.exceptions.RedisError as error:
-                log.debug("acknowledgement_postponed", group=self._group.name, ids=len(ids), error=str(error))
+                log.debug("acknowledgement postponed", group=self._group.name, ids=len(ids), error=str(error))
             finally:
                 (self._backlog.acknowledged if acknowledged else self._backlog.acknowledge_again)(ids)
             if not acknowledged:

@@ -90,9 +90,9 @@ class Watch:
 
     def _tell(self, cause: str, pause: float) -> None:
         if self.gate.is_open:
-            log.warning("health_check_failed", gate=self.gate.name, cause=cause)
+            log.warning(f"{self.gate.name} health check failed", cause=cause)
         else:
-            log.info("still_unhealthy", gate=self.gate.name, cause=cause, next_check_in=pause)
+            log.info(f"{self.gate.name} is still unhealthy", cause=cause, next_check_seconds=pause)
 
     async def _rest(self, until: float) -> None:
         with trio.move_on_at(until):

@@ -110,7 +110,7 @@ class Listener:
             last = max((entry.id for entry in entries), key=entry_order)
             found += self._backlog.add(entries)
         if found:
-            log.info("history_taken_up", stream=self._group.stream, consumer=self._consumer, entries=found)
+            log.info("took up its own history", stream=self._group.stream, consumer=self._consumer, entries=found)
 
     async def _read(self, connection: DedicatedRedis, after: str, block: int | None) -> list[Entry]:
         reply = await connection.xreadgroup(
@@ -130,7 +130,9 @@ class Listener:
         if classify(error).kind is not Kind.REPAIR or now - self._repaired_at < REPAIR_PAUSE:
             raise error
         self._repaired_at = now
-        log.warning("group_lost", stream=self._group.stream, group=self._group.name, error=str(error))
+        log.warning(
+            "group is lost, making it again", stream=self._group.stream, group=self._group.name, error=str(error)
+        )
         await self._make_group(connection)
 
     async def _make_group(self, connection: DedicatedRedis) -> None:
@@ -145,7 +147,7 @@ class Listener:
             if not str(error).startswith("BUSYGROUP"):
                 raise
         else:
-            log.info("group_made", stream=self._group.stream, group=self._group.name, start=start)
+            log.info("group made", stream=self._group.stream, group=self._group.name, start=start)
 
     async def _start(self, connection: DedicatedRedis) -> str:
         known = await self._position()

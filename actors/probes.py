@@ -95,7 +95,7 @@ class RedisProbe:
         if not info.get("cluster_enabled"):
             return
         state = _parsed(await client.execute_command("CLUSTER INFO")).get("cluster_state", "unknown")
-        log.debug("redis_cluster_state", state=state, node=self.options.address)
+        log.debug("redis cluster state", state=state, node=self.options.address)
         if state != "ok":
             failed = _failed_nodes(await client.execute_command("CLUSTER NODES"))
             nodes = f"; failed nodes: {', '.join(failed)}" if failed else ""

@@ -155,7 +155,7 @@ class Producer:
         if now - self._told_drop >= 10:
             self._told_drop = now
             dropped = self._captured.statistics().dropped
-            log.error("captured_events_dropped", dropped=dropped, buffer=self._captured.capacity, why=self._gate.cause)
+            log.error("captured events dropped", dropped=dropped, buffer=self._captured.capacity, why=self._gate.cause)
         return False
 
     @property
@@ -180,7 +180,7 @@ class Producer:
                     await self._flushed.wait()
             nursery.cancel_scope.cancel(reason="the producer is drained")
         if self.waiting:
-            log.error("captured_events_lost", lost=self.waiting, why=f"Redis is away: {self._gate.cause}")
+            log.error("captured events lost", lost=self.waiting, why=f"Redis is away: {self._gate.cause}")
 
     # Requests -------------------------------------------------------------------------------------------------------
 

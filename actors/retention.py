@@ -109,13 +109,13 @@ async def _settle(child: Child, run: Callable[[datetime], Awaitable[RetentionRep
         report = await run(due)
     except RetentionBusy as busy:
         child.note("another instance is at it")
-        log.info("retention_left_to_another", due=due.isoformat(), reason=str(busy))
+        log.info("retention left to another instance", due=due.isoformat(), reason=str(busy))
         return False
     except (redis.exceptions.RedisError, psycopg.Error) as error:
         if not _passes(error):
             raise
         child.note("interrupted; trying again")
-        log.warning("retention_interrupted", due=due.isoformat(), error=str(error))
+        log.warning("retention interrupted", due=due.isoformat(), error=str(error))
         return False
     if report is not None:
         _tell(report)
@@ -136,9 +136,9 @@ def _tell(report: RetentionReport) -> None:
                 "retention_held_back", stream=stream.stream, group=held.group, entry=held.entry_id, reason=held.why
             )
         if stream.error is not None:
-            log.error("retention_refused", stream=stream.stream, error=stream.error)
+            log.error("retention of a stream refused", stream=stream.stream, error=stream.error)
     log.info(
-        "retention_done",
+        "retention done",
         dry_run=report.dry_run,
         entries=report.entries_trimmed,
         rows=report.rows_deleted,

@@ -89,20 +89,20 @@ class Store(Protocol):
 
 
 _ENTER = """
-insert into penstock.inbox (consumer_group, event_id, stream, entry_id)
+insert into penstock_inbox (consumer_group, event_id, stream, entry_id)
 select %s, * from unnest(%s::uuid[], %s::text[], %s::text[])
 on conflict do nothing
 returning event_id
 """
 
 _MOVE = """
-insert into penstock.group_position as stored (consumer_group, stream, entry_id) values (%s, %s, %s)
+insert into penstock_group_position as stored (consumer_group, stream, entry_id) values (%s, %s, %s)
 on conflict (consumer_group, stream) do update set entry_id = excluded.entry_id, updated_at = now()
 where string_to_array(stored.entry_id, '-')::numeric[] < string_to_array(excluded.entry_id, '-')::numeric[]
 """
 
 _BURY = """
-insert into penstock.dead_letter (
+insert into penstock_dead_letter (
     stream, entry_id, event_id, event_type, event_key, consumer_group, consumer, reason, fields, raw,
     error_class, error_message, traceback, fingerprint, deliveries, published_at, first_delivered_at, dead_at
 ) values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
@@ -163,7 +163,7 @@ class PostgresStore:
         async with self._pool.connection() as connection:
             with _losing(connection):
                 cursor = await connection.execute(
-                    "select entry_id from penstock.group_position where consumer_group = %s and stream = %s",
+                    "select entry_id from penstock_group_position where consumer_group = %s and stream = %s",
                     (group, stream),
                 )
                 row = await cursor.fetchone()

@@ -164,7 +164,7 @@ class Sweep:
 
     async def _is_done(self, connection: Connection[TupleRow], due: datetime) -> bool:
         cursor = await connection.execute(
-            "select from penstock.retention_run where system = %s and due_at >= %s limit 1", (self._system.name, due)
+            "select from penstock_retention_run where system = %s and due_at >= %s limit 1", (self._system.name, due)
         )
         return await cursor.fetchone() is not None
 
@@ -251,17 +251,17 @@ _DELETE_ROWS: Final = sql.SQL(
     "delete from {table} where ({key}) in (select {key} from {table} where {condition} order by {column} limit %s)"
 )
 
-_INBOX: Final = OldRows("penstock.inbox", "handled_at", ("consumer_group", "event_id"))
+_INBOX: Final = OldRows("penstock_inbox", "handled_at", ("consumer_group", "event_id"))
 _GONE: Final = sql.SQL(
     "stream = %s and handled_at < %s and"
     " (%s::text is null or string_to_array(entry_id, '-')::numeric[] < string_to_array(%s, '-')::numeric[])"
 )
 
-_RUNS: Final = OldRows("penstock.retention_run", "started_at")
+_RUNS: Final = OldRows("penstock_retention_run", "started_at")
 # The last scheduled one stays, however old: it says that nothing has to be made up for.
 _PAST: Final = sql.SQL(
     "system = %s and started_at < %s and due_at is distinct from"
-    " (select max(due_at) from penstock.retention_run where system = %s)"
+    " (select max(due_at) from penstock_retention_run where system = %s)"
 )
 
 
@@ -283,7 +283,7 @@ async def _record(connection: Connection[TupleRow], report: RetentionReport) -> 
         "rows": report.rows,
     }
     await connection.execute(
-        "insert into penstock.retention_run (system, instance, due_at, started_at, seconds, dry_run, entries_trimmed,"
+        "insert into penstock_retention_run (system, instance, due_at, started_at, seconds, dry_run, entries_trimmed,"
         " rows_deleted, report) values (%s, %s, %s, %s, %s, %s, %s, %s, %s)",
         (
             report.system,

@@ -16,6 +16,7 @@ import heapq
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from attrs import Factory, define, field, frozen
 
@@ -332,12 +333,12 @@ class Core:
         child.status, child.condemned, child.stuck, child.bounce = Status.DOWN, None, False, False
         self._touch(child)
         if outcome.fatal:
-            self._report_end(LifecycleKind.CHILD_CRASHED, child, outcome.error, "it ends the process")
+            self._report_end(LifecycleKind.CHILD_CRASHED, child, outcome.error, reason="it ends the process")
             self._give_up(outcome.error)
         elif condemned is not None:
             self._crashed(child, condemned, was, now)
         elif was is Status.STOPPING:
-            self._report_end(LifecycleKind.CHILD_STOPPED, child, outcome.error)
+            self._report_stop(child, outcome.error)
             if bounced and child.spec.restart is Restart.TEMPORARY:
                 self._remove(child)
         elif outcome.error is not None:
@@ -357,14 +358,15 @@ class Core:
                 self._remove(child)
 
     def _crashed(self, child: ChildState, error: BaseException, was: Status, now: float) -> None:
+        if self.held_by(child) is not None:
+            # The outage took it before its turn to be stopped had come: one cause, and no crash of its own.
+            self._report_stop(child, error)
+            return
         self._report_end(LifecycleKind.CHILD_CRASHED, child, error)
         child.last_error = ErrorInfo.of(error)
         if self.phase is Phase.STOPPING:
             return
-        gate = self.held_by(child)
-        if gate is not None:
-            self._hold(child, gate)
-        elif child.spec.restart is Restart.TEMPORARY:
+        if child.spec.restart is Restart.TEMPORARY:
             self._remove(child)
         elif self.phase is Phase.STARTING and was is not Status.RUNNING and child.incarnation == 1:
             failed = StartFailed(f"{child.spec.id} could not be started: {error}")
@@ -386,8 +388,8 @@ class Core:
             last = f"{child.spec.id}: {ErrorInfo.of(error) if error else 'returned'}"
             exceeded = RestartLimitExceeded(f"{limit}; the last was of {last}")
             exceeded.__cause__ = error
-            self._emit(Report(kind=LifecycleKind.SUPERVISOR_GAVE_UP, subject=child.spec.id, reason=str(exceeded),
-                              cause=f"child:{child.spec.id}"))  # fmt: skip
+            blame = f"child:{child.spec.id}"
+            self._report(LifecycleKind.SUPERVISOR_GAVE_UP, child, reason=str(exceeded), cause=blame)
             self._give_up(exceeded)
             return
         delay = backoff.delay(child.crashes, self.chance())
@@ -399,8 +401,8 @@ class Core:
                 member.goal = member.goal or member.spec.restart is not Restart.TEMPORARY
                 member.bounce = member.status is not Status.DOWN
             self._touch(member)
-        self._report(LifecycleKind.CHILD_BACKOFF, child, seconds=delay, cause=f"child:{child.spec.id}",
-                     reason=f"restart {child.restarts}, {self.strategy.value}")  # fmt: skip
+        which = f"restart {child.restarts}, {self.strategy.value}"
+        self._report(LifecycleKind.CHILD_BACKOFF, child, seconds=delay, cause=f"child:{child.spec.id}", reason=which)
         self._alarm(now + delay, _Alarm.WAKE, child)
 
     def _group(self, child: ChildState) -> list[ChildState]:
@@ -613,14 +615,12 @@ class Core:
     def _emit(self, action: Action) -> None:
         self._out.append(action)
 
-    def _report(self, kind: LifecycleKind, child: ChildState, *, reason: str = "", seconds: float | None = None,
-                cause: str | None = None) -> None:  # fmt: skip
-        self._emit(Report(kind=kind, subject=child.spec.id, incarnation=child.incarnation, reason=reason,
-                          seconds=seconds, cause=cause))  # fmt: skip
+    def _report(self, kind: LifecycleKind, child: ChildState, **facts: Any) -> None:
+        self._emit(Report(kind=kind, subject=child.spec.id, incarnation=child.incarnation, **facts))
 
-    def _report_end(
-        self, kind: LifecycleKind, child: ChildState, error: BaseException | None, reason: str = ""
-    ) -> None:
-        info = None if error is None else ErrorInfo.of(error)
-        self._emit(Report(kind=kind, subject=child.spec.id, incarnation=child.incarnation, reason=reason, error=info,
-                          cause=None))  # fmt: skip
+    def _report_end(self, kind: LifecycleKind, child: ChildState, error: BaseException | None, **facts: Any) -> None:
+        self._report(kind, child, error=None if error is None else ErrorInfo.of(error), **facts)
+
+    def _report_stop(self, child: ChildState, error: BaseException | None) -> None:
+        gate = self.held_by(child)
+        self._report_end(LifecycleKind.CHILD_STOPPED, child, error, cause=f"gate:{gate}" if gate else None)

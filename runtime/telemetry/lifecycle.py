@@ -99,13 +99,12 @@ class LifecycleLog:
         self._say("debug", f"{event.path} is asked to stop", event, reason=event.reason, drain_seconds=event.seconds)
 
     def _child_stopped(self, event: LifecycleEvent) -> None:
-        """That a held child has left is no news; that it left with an error is."""
+        """That a held child has left is no news, nor is the outage's error that it left with; any other error is."""
         self._left.setdefault(event.path, event.time)
         if event.error is not None:
-            self._say(
-                "warning", f"{event.path} stopped with an error", event, error=str(event.error),
-                exception=event.error.traceback,
-            )  # fmt: skip
+            level = "warning" if event.cause is None else "debug"
+            error, trace = str(event.error), event.error.traceback
+            self._say(level, f"{event.path} stopped with an error", event, error=error, exception=trace)
         else:
             level = "debug" if event.path in self._held and not self._stopping else "info"
             self._say(level, f"{event.path} has stopped", event)

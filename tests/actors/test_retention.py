@@ -254,7 +254,7 @@ async def _access_events(pool: Pool, *ages: timedelta) -> None:
 async def _inbox(pool: Pool, *, stream: str = KEY, entry_id: str = "1-0", days: int = 61) -> None:
     await _rows(
         pool,
-        "insert into penstock.inbox values (%s, %s, %s, %s, %s)",
+        "insert into penstock_inbox values (%s, %s, %s, %s, %s)",
         GROUP,
         uuid4(),
         stream,
@@ -306,9 +306,9 @@ async def test_an_inbox_row_goes_when_its_entry_cannot_come_again(
     await _inbox(pool, entry_id=ids[4], days=59)
     await _inbox(pool, stream="of another system")
     await make_sweep().run()
-    left = await _rows(pool, "select entry_id from penstock.inbox where stream = %s order by handled_at", KEY)
+    left = await _rows(pool, "select entry_id from penstock_inbox where stream = %s order by handled_at", KEY)
     assert left == [(ids[5],), (ids[4],)]
-    assert await _count(pool, "penstock.inbox") == 3
+    assert await _count(pool, "penstock_inbox") == 3
 
 
 async def test_the_inbox_of_an_empty_stream_goes_by_age(
@@ -317,7 +317,7 @@ async def test_the_inbox_of_an_empty_stream_goes_by_age(
     await _read(redis, 0)
     await _inbox(pool)
     await _inbox(pool, days=59)
-    assert (await make_sweep().run()).rows["penstock.inbox"] == 1
+    assert (await make_sweep().run()).rows["penstock_inbox"] == 1
 
 
 async def test_a_dry_run_deletes_nothing_and_says_what_would_go(
@@ -341,7 +341,7 @@ async def test_a_run_is_recorded(redis: Redis, pool: Pool, make_sweep: Callable[
     [row] = await _rows(
         pool,
         "select system, instance, due_at, started_at, dry_run, entries_trimmed, rows_deleted, report"
-        " from penstock.retention_run",
+        " from penstock_retention_run",
     )
     assert row[:7] == ("shop", "test", None, NOW, False, 3, 0)
     assert row[7]["streams"] == [
@@ -395,7 +395,7 @@ async def test_old_records_go_but_the_last_scheduled_one(pool: Pool, make_sweep:
         await make_sweep(now=NOW - timedelta(days=days), days=365).run_due(NOW - timedelta(days=days))
     await make_sweep(now=NOW - timedelta(days=75), days=365).run()
     await make_sweep().run()
-    rows = await _rows(pool, "select due_at from penstock.retention_run order by started_at")
+    rows = await _rows(pool, "select due_at from penstock_retention_run order by started_at")
     assert rows == [(NOW - timedelta(days=70),), (None,)]
 
 
@@ -436,7 +436,7 @@ async def test_a_cancelled_run_is_gone_on_with_by_the_next(
                 while await _count(pool, "access_event") > 4:
                     await trio.sleep(0.01)
             nursery.cancel_scope.cancel()
-    assert await _count(pool, "penstock.retention_run") == 0
+    assert await _count(pool, "penstock_retention_run") == 0
     # The batch that it stood still in was rolled back, or was done just in time.
     left = await _count(pool, "access_event")
     assert left in (2, 4)
@@ -462,6 +462,6 @@ async def test_the_actor_runs_what_was_missed_and_reports_it(redis: Redis, pool:
             while not child.text.startswith("next run"):
                 await trio.sleep(0.01)
         nursery.cancel_scope.cancel()
-    [(due,)] = await _rows(pool, "select due_at from penstock.retention_run")
+    [(due,)] = await _rows(pool, "select due_at from penstock_retention_run")
     assert due == datetime(2025, 5, 4, 1, tzinfo=UTC)
     assert await _count(pool, "access_event") == 0

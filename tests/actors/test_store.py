@@ -57,7 +57,7 @@ async def _on_postgres(options: PostgresOptions) -> AsyncIterator[Subject]:
                 return int(row[0])
 
         async def count() -> int:
-            return await ask(b"select count(*) from penstock.dead_letter")
+            return await ask(b"select count(*) from penstock_dead_letter")
 
         async def blocked() -> None:
             # Another process decides, so there is no event to wait for; the test's watchdog bounds it.
@@ -338,7 +338,7 @@ async def test_a_letter_keeps_every_byte_and_shows_what_json_can_hold(database: 
             await transaction.bury(_letter(fields=fields, event_type="A\0", error_message="\0" + "x" * 3000))
         async with pool.connection() as connection:
             cursor = await connection.execute(
-                "select fields, raw, reason, status, event_type, length(error_message) from penstock.dead_letter"
+                "select fields, raw, reason, status, event_type, length(error_message) from penstock_dead_letter"
             )
             [(shown, raw, reason, status, event_type, length)] = await cursor.fetchall()
     assert shown == {"ab": "??", "ü": "plain"}
@@ -355,7 +355,7 @@ async def test_ordinary_fields_are_stored_once(database: PostgresOptions) -> Non
         async with PostgresStore(pool).transaction() as transaction:
             await transaction.bury(_letter(fields={"a": "1", "b": "\u2028"}))
         async with pool.connection() as connection:
-            cursor = await connection.execute("select fields, raw from penstock.dead_letter")
+            cursor = await connection.execute("select fields, raw from penstock_dead_letter")
             assert await cursor.fetchall() == [({"a": "1", "b": "\u2028"}, None)]
 
 

@@ -1,4 +1,4 @@
-"""Settings that cannot work end the command at once, with exit code 2 and one line that names the key or the address."""
+"""Settings that cannot work end the command at once: exit code 2, and one line that names the key or the address."""
 
 from __future__ import annotations
 
