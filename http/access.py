@@ -6,7 +6,6 @@ methods, bodies that were refused, clients that left. It never delays a request 
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from datetime import datetime
@@ -17,6 +16,8 @@ from ..actors.access_event import AccessEvent, category_of
 from ..actors.event import Envelope, event_type_of
 from ..actors.texts import storable
 from ..runtime.telemetry import get_logger
+from .incoming import parse
+from .problems import Problem
 from .redaction import redact_pairs, redact_text
 from .replies import dump
 from .running import RunningSystem
@@ -181,7 +182,16 @@ def _inputs(exchange: _Exchange, limit: int) -> str | None:
         shown["query"] = redact_pairs(query[: limit + _SLACK].decode("latin1"))
     if exchange.request.size:
         shown["body"] = _shown_body(exchange.request)
-    return _cut(dump(shown), limit) if shown else None
+    return _cut(dump(_without_nul(shown)), limit) if shown else None
+
+
+def _without_nul(value: Any) -> Any:
+    """The value without NUL in its texts: escaped in JSON it would pass, and break who reads the column as JSON."""
+    if isinstance(value, str):
+        return value.replace("\0", "")
+    if isinstance(value, dict):
+        return {_without_nul(name): _without_nul(inner) for name, inner in value.items()}
+    return [_without_nul(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _shown_body(body: _Body) -> Any:
@@ -192,9 +202,9 @@ def _shown_body(body: _Body) -> Any:
     redacted = redact_text(body.text)
     if body.kind == "json" and body.complete:
         try:
-            return json.loads(redacted)
-        except (ValueError, RecursionError):
-            pass  # many lines of JSON, or none: the text itself is shown
+            return parse(redacted)
+        except Problem:
+            pass  # many lines of JSON, or none, or far too deep: the text itself is shown
     return redacted
 
 

@@ -1,7 +1,7 @@
 """The outer boundary of the application, between the server and the framework.
 
 What holds for every answer holds here: the security headers; a problem for whatever the framework itself stumbles
-over; and an answer that its client can read although it came before the request's body had ended.
+over; an answer that its client can read although it came before the request's body had ended; and its orderly end.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import trio
 
 from .access import ASGI, Message, Receive, Scope, Send
-from .problems import PROBLEM, problem_of
+from .problems import PROBLEM, Problem, problem_of
 from .replies import dump
 
 __all__ = ["SECURITY_HEADERS", "Boundary"]
@@ -54,17 +54,7 @@ class Boundary:
         except* Exception as errors:  # noqa: BLE001 - it is the boundary: problem_of logs what it does not know
             failed = errors
         if failed is not None:
-            problem = problem_of(failed)  # logs it
-            if exchange.answering:
-                return  # too late to say so: the server cuts the connection, and the client sees that it is not whole
-            await exchange.send(
-                {
-                    "type": "http.response.start",
-                    "status": problem.status,
-                    "headers": [(b"content-type", PROBLEM.encode())],
-                }
-            )
-            await exchange.send({"type": "http.response.body", "body": dump(problem.body()).encode()})
+            await exchange.fail(problem_of(failed))
 
 
 def _complete(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
@@ -79,7 +69,8 @@ class _Exchange:
     """One request: whether its body has ended, and its answer begun."""
 
     def __init__(self, receive: Receive, send: Send) -> None:
-        self.answering = False
+        self._answering = False
+        self._failed = False
         self._receive = receive
         self._send = send
         self._received = trio.Event()
@@ -92,12 +83,21 @@ class _Exchange:
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.answering = True
+            self._answering = True
             message["headers"] = _complete(message.get("headers", ()))
         elif message["type"] == "http.response.body" and not message.get("more_body", False):
             await self._finish(message)
             return
         await self._send(message)
+
+    async def fail(self, problem: Problem) -> None:
+        """Answer for an application that has raised. Once it had begun to answer it is too late for that: the server
+        cuts the connection, and the client sees that the answer is not whole."""
+        self._failed = True
+        if not self._answering:
+            head = [(b"content-type", PROBLEM.encode())]
+            await self.send({"type": "http.response.start", "status": problem.status, "headers": head})
+            await self.send({"type": "http.response.body", "body": dump(problem.body()).encode()})
 
     async def _finish(self, last: Message) -> None:
         """Send the end of the answer when the request has ended too, or after `LINGER`."""
@@ -105,5 +105,14 @@ class _Exchange:
             await self._send({**last, "more_body": True})
             last = {**last, "body": b""}
             with trio.move_on_after(LINGER):
-                await self._received.wait()
-        await self._send(last)
+                await self._rest()
+        # Within this call Hypercorn tells Quart that the request is over, and Quart cancels who is sending: in the
+        # midst of closing the connection, or of starting the clock of an idle one. It would then stay open for ever.
+        with trio.move_on_after(LINGER, shield=True):
+            await self._send(last)
+
+    async def _rest(self) -> None:
+        """Block until the request has ended. The framework goes on receiving while it answers, unless it has failed."""
+        while self._failed and not self._received.is_set():
+            await self.receive()
+        await self._received.wait()

@@ -68,6 +68,7 @@ async def _serve(deployment: RunningSystem, settings: HttpSettings, child: Child
             await _accept(wrap_app(app, 0, "asgi"), sockets, settings, child, addresses)
         finally:
             _close(sockets)
+            _unlink(addresses)
         background.cancel_scope.cancel(reason="the front end has drained")
 
 
@@ -80,7 +81,10 @@ async def _accept(
 
     async def serve_connection(stream: trio.SocketStream) -> None:
         try:
-            await TCPServer(app, config, context, ConnectionState({}), stream)  # type: ignore[arg-type]
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_close_when_cancelled, stream)
+                await TCPServer(app, config, context, ConnectionState({}), stream)  # type: ignore[arg-type]
+                nursery.cancel_scope.cancel(reason="the connection has ended")
         except* Exception as errors:
             log.warning("connection dropped", reason=repr(errors.exceptions[0]), exc_info=errors)
 
@@ -95,6 +99,15 @@ async def _accept(
             accepting.cancel_scope.cancel(reason="the front end drains")
         await context.terminated.set()  # connections without a request are closed at once
         connections.cancel_scope.deadline = trio.current_time() + settings.graceful_timeout
+
+
+async def _close_when_cancelled(stream: trio.SocketStream) -> None:
+    """Close under its feet what Hypercorn sends: it shields that, and would wait for ever for a client that does not
+    read."""
+    try:
+        await trio.sleep_forever()
+    finally:
+        stream.socket.close()
 
 
 def _config() -> Config:
@@ -162,10 +175,14 @@ def _url(listening: socket.socket) -> str:
 
 
 def _close(sockets: Sequence[socket.socket]) -> None:
-    """Close them; the files of unix sockets go too."""
     for each in sockets:
-        path = each.getsockname() if each.fileno() >= 0 and each.family == socket.AF_UNIX else ""
         each.close()
-        if path:
+
+
+def _unlink(addresses: Sequence[str]) -> None:
+    """Take away the files of unix sockets."""
+    for address in addresses:
+        path = address.removeprefix("unix:")
+        if path != address:
             with suppress(OSError):
                 os.unlink(path)

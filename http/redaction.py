@@ -45,9 +45,9 @@ _KEY = re.compile(
     r"""(?<!\\)(?P<quote>\\{0,15}")(?P<key>(?:[^"\\]|\\[^"]){1,128}?)(?<!\\)(?P=quote)\s{0,64}:\s{0,64}""",
     re.DOTALL,
 )
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*+\\?"?', re.DOTALL)
 _PLAIN = re.compile(r'[^,}\]\s"\\]*')
-_BRACKETS_AND_STRINGS = re.compile(r'[{}\[\]]|"(?:[^"\\]|\\.)*+"?', re.DOTALL)
+_BRACKETS_AND_STRINGS = re.compile(r'[{}\[\]]|"(?:[^"\\]|\\.)*+\\?"?', re.DOTALL)
 
 
 def is_secret(key: str) -> bool:

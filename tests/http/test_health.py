@@ -1,0 +1,148 @@
+"""What a running system says of itself, in good times and in bad ones."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+import trio
+
+from penstock.runtime.supervision import LifecycleKind
+
+
+async def _json(answer: Any) -> Any:
+    return json.loads(await answer.get_data())
+
+
+async def _until(deployment: Any, kind: LifecycleKind, count: int = 1) -> None:
+    with trio.fail_after(5):
+        while sum(event.kind is kind for event in deployment.tree.journal.recent) < count:
+            await trio.testing.wait_all_tasks_blocked()
+
+
+async def test_alive_as_long_as_it_answers_also_in_an_outage(client: Any, deployment: Any) -> None:
+    deployment.shut_redis()
+    answer = await client.get("/healthz")
+    assert (answer.status_code, await _json(answer)) == (200, {"status": "alive"})
+
+
+async def test_ready_while_all_gates_are_open_with_the_lag(client: Any, deployment: Any) -> None:
+    deployment.lag = 7
+    answer = await client.get("/readyz")
+    body = await _json(answer)
+    assert answer.status_code == 200
+    assert (body["status"], body["state"], body["gates"], body["held"]) == ("ready", "running", [], [])
+    assert body["lag"] == [{"stream": "EVENT_STREAM", "group": "EVENT_GROUP", "lag": 7, "pending": 0}]
+
+
+async def test_not_ready_names_the_gate_its_cause_since_when_and_who_is_held(client: Any, deployment: Any) -> None:
+    before = datetime.now(UTC)
+    deployment.gates["redis"].shut("connection refused at redis://root:hunter2@h")
+    await _until(deployment, LifecycleKind.CHILD_HELD, 2)
+    answer = await client.get("/readyz")
+    body = await _json(answer)
+    assert answer.status_code == 503
+    assert answer.content_type == "application/problem+json"
+    (gate,) = body["gates"]
+    assert (gate["name"], gate["open"]) == ("redis", False)
+    assert "connection refused" in gate["cause"]
+    assert abs((datetime.fromisoformat(gate["since"]) - before).total_seconds()) < 5
+    assert 0 <= gate["seconds"] < 5
+    assert [child["path"].rpartition("/")[2] for child in body["held"]] == ["listener-1", "listener-2"]
+    assert {child["heldBy"] for child in body["held"]} == {"redis"}
+    assert "redis is away" in body["detail"]
+    assert "hunter2" not in json.dumps(body)
+
+
+async def test_ready_again_when_the_gate_is_open_and_nobody_is_held_any_more(client: Any, deployment: Any) -> None:
+    deployment.shut_redis()
+    await _until(deployment, LifecycleKind.CHILD_HELD, 2)
+    ready = sum(event.kind is LifecycleKind.CHILD_READY for event in deployment.tree.journal.recent)
+    deployment.gates["redis"].open()
+    await _until(deployment, LifecycleKind.CHILD_READY, ready + 2)
+    assert (await client.get("/readyz")).status_code == 200
+
+
+async def test_a_stopping_system_is_not_ready(client: Any, deployment: Any) -> None:
+    deployment.tree.stop("enough")
+    await _until(deployment, LifecycleKind.TREE_STOPPED)
+    answer = await client.get("/readyz")
+    assert answer.status_code == 503
+    assert "the tree is" in (await _json(answer))["detail"]
+
+
+async def test_the_tree_shows_every_child_with_its_state(client: Any, deployment: Any) -> None:
+    body = await _json(await client.get("/api/v1/tree"))
+    tree = body["tree"]
+    assert (tree["path"], tree["kind"], tree["state"], tree["strategy"]) == (
+        "event-system",
+        "supervisor",
+        "running",
+        "rest_for_one",
+    )
+    server = tree["children"][0]["children"][0]
+    assert server == {
+        "id": "redis-server",
+        "path": "event-system/servers/redis-server",
+        "kind": "worker",
+        "state": "running",
+        "incarnation": 1,
+        "restarts": 0,
+        "heldBy": None,
+        "cause": None,
+        "nextStartIn": None,
+        "note": "pid 4711",
+        "lastError": None,
+        "strategy": None,
+        "restartsLeft": None,
+        "children": [],
+    }
+    assert [gate["name"] for gate in body["gates"]] == ["redis", "postgres", "schema"]
+
+
+async def test_a_crash_is_shown_with_type_and_text_and_neither_traceback_nor_secret(
+    client: Any, deployment: Any
+) -> None:
+    deployment.crashes["producer"].set()
+    await _until(deployment, LifecycleKind.CHILD_BACKOFF)
+    text = (await (await client.get("/api/v1/tree")).get_data()).decode()
+    producer = next(child for child in json.loads(text)["tree"]["children"][2]["children"] if child["id"] == "producer")
+    assert producer["state"] == "backoff"
+    assert producer["nextStartIn"] > 0
+    assert producer["lastError"]["type"] == "ConnectionError"
+    assert "producer lost" in producer["lastError"]["message"]
+    assert "hunter2" not in text
+    assert "Traceback" not in text
+
+
+async def test_the_streams_are_shown_as_the_health_monitor_saw_them(client: Any, deployment: Any) -> None:
+    body = await _json(await client.get("/api/v1/streams"))
+    events, orders = body["streams"]
+    assert (events["key"], events["length"], events["lastId"]) == ("EVENT_STREAM", 1204, "1700000000000-3")
+    assert events["groups"] == [{"name": "EVENT_GROUP", "lag": 0, "pending": 0, "consumers": 2}]
+    assert datetime.fromisoformat(events["observedAt"]).tzinfo is not None
+    assert orders["groups"] == []
+
+
+@pytest.mark.parametrize("path", ["/api/v1/live", "/api/v1/streams/anything/tail"])
+async def test_head_of_an_event_stream_ends(client: Any, path: str) -> None:
+    """There is nobody who would read the events."""
+    answer = await client.head(path)
+    assert answer.status_code == 200
+    assert answer.content_type == "text/event-stream; charset=utf-8"
+
+
+async def test_no_more_clients_than_agreed(make_app: Any) -> None:
+    client = make_app(live_clients=0, tail_clients=0).test_client()
+    for path in ("/api/v1/live", "/api/v1/streams/anything/tail"):
+        answer = await client.get(path)
+        assert answer.status_code == 503
+        assert (await _json(answer))["type"] == "urn:penstock:problem:too-many-clients"
+        assert answer.headers["Retry-After"]
+
+
+@pytest.mark.parametrize(("path", "status"), [("nope/tail", 404), ("anything/tail?after=x", 400)])
+async def test_a_tail_of_nothing_is_refused(client: Any, path: str, status: int) -> None:
+    assert (await client.get(f"/api/v1/streams/{path}")).status_code == status
