@@ -7,7 +7,8 @@ deployment on top is the same.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from attrs import define, field
@@ -16,7 +17,6 @@ from ..runtime.embedded import EmbeddedPostgres, EmbeddedValkey
 from ..runtime.postgres import Pool, PostgresOptions, migrate
 from ..runtime.redis import RedisOptions
 from ..runtime.telemetry import get_logger
-from . import migrations
 from .probes import PostgresProbe
 from .store import PostgresStore, Store
 
@@ -36,7 +36,7 @@ def _ignore(*_: object) -> None:
     """Nobody listens yet."""
 
 
-async def _nothing_to_migrate() -> list[str]:
+async def _nothing_to_migrate(directory: Traversable | Path, prefix: str) -> list[str]:
     return []
 
 
@@ -49,7 +49,8 @@ class Backends:
         redis_connect: opens the byte stream to it instead of the options; None for the real one.
         store: where effects are committed.
         probe_postgres: raises `Unhealthy` unless the database takes writes.
-        migrate: brings the tables up to date; returns what was applied.
+        migrate: applies what is new of a directory of migrations, and keeps the account in tables of that prefix;
+            returns what it applied.
         pool: the connections to PostgreSQL; None in memory.
         postgres_address: how the database is shown, without secrets.
         servers: embedded servers, as children.
@@ -61,7 +62,7 @@ class Backends:
     redis_connect: Callable[[], Awaitable[trio.abc.Stream]] | None = None
     store: Store
     probe_postgres: Callable[[], Awaitable[None]]
-    migrate: Callable[[], Awaitable[list[str]]] = _nothing_to_migrate
+    migrate: Callable[[Traversable | Path, str], Awaitable[list[str]]] = _nothing_to_migrate
     pool: Pool | None = None
     postgres_address: str = "memory"
     servers: tuple[ChildSpec, ...] = ()
@@ -98,7 +99,7 @@ class Backends:
             redis_options=redis_options(settings, redis_url),
             store=PostgresStore(pool),
             probe_postgres=PostgresProbe(options),
-            migrate=lambda: migrate(options, resources.files(migrations)),
+            migrate=lambda where, prefix: migrate(options, where, table_prefix=prefix),
             pool=pool,
             postgres_address=options.address,
             servers=tuple(servers),

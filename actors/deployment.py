@@ -24,8 +24,10 @@ bring work, and last those who carry it away.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from datetime import datetime
+from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 import redis.exceptions
@@ -45,6 +47,7 @@ from ..runtime.supervision import (
     Tree,
 )
 from ..runtime.telemetry import get_logger
+from . import migrations
 from .access_repository import AccessRepository
 from .backlog import Backlog
 from .event import Envelope, Origin, SkippedEntry, UndecodableEntry
@@ -238,7 +241,9 @@ class Deployment:
             await trio.sleep_forever()
 
     def _actors(self) -> Iterable[ChildSpec]:
-        monitor = HealthMonitor([self._redis_watch, self._postgres_watch], self._observe)
+        monitor = HealthMonitor(
+            [self._redis_watch, self._postgres_watch], self._observe, self.settings.health.observe_every
+        )
         yield ChildSpec(id="health-monitor", body=monitor)
         yield ChildSpec(id="migrations", body=self._migrate, restart=Restart.TRANSIENT, requires=("postgres",))
         yield ChildSpec(id="producer", body=self.producer, drain_within=3.0)
@@ -291,7 +296,11 @@ class Deployment:
         return Supervisor(name, children, strategy=Strategy.REST_FOR_ONE)
 
     async def _migrate(self, child: Child) -> None:
-        applied = await self.backends.migrate()
+        applied = await self.backends.migrate(resources.files(migrations), "penstock")
+        if self.system.migrations is not None:
+            # An account of its own: the numbers of two sets of migrations mean nothing to each other.
+            prefix = re.sub(r"\W", "_", self.system.name.lower(), flags=re.ASCII)
+            applied += await self.backends.migrate(self.system.migrations, f"penstock_{prefix}")
         if applied:
             log.info("migrations applied", count=len(applied), last=applied[-1])
         child.note(f"{len(applied)} applied" if applied else "up to date")

@@ -7,6 +7,7 @@ opened by nobody but the probe, because a connection that works proves little. U
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 __all__ = ["HealthMonitor", "Watch"]
 
 log = get_logger(__name__)
+
+TELL_EVERY = 60.0
+"""Seconds between two log lines of an outage in which nothing changes."""
 
 
 class Watch:
@@ -39,6 +43,7 @@ class Watch:
         self._settings = settings
         self._news = trio.Event()
         self._troubles = 0
+        self._told_cause, self._told_at = "", -math.inf
 
     def trouble(self, error: Exception) -> None:
         """A link lost its server: shut the gate now, and probe at once. Never blocks, never raises."""
@@ -89,10 +94,14 @@ class Watch:
         return f"no answer within {limit:g} s"
 
     def _tell(self, cause: str, pause: float) -> None:
+        now = trio.current_time()
         if self.gate.is_open:
             log.warning(f"{self.gate.name} health check failed", cause=cause)
-        else:
+        elif cause != self._told_cause or now - self._told_at >= TELL_EVERY:
             log.info(f"{self.gate.name} is still unhealthy", cause=cause, next_check_seconds=pause)
+        else:
+            return
+        self._told_cause, self._told_at = cause, now
 
     async def _rest(self, until: float) -> None:
         with trio.move_on_at(until):
@@ -112,7 +121,7 @@ class HealthMonitor:
         self,
         watches: Sequence[Watch],
         observe: Callable[[], Awaitable[None]],
-        observe_every: float = 2.0,
+        observe_every: float,
     ) -> None:
         self._watches = watches
         self._observe = observe

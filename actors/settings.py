@@ -87,12 +87,14 @@ class HealthSettings:
         interval_down_min: seconds before the first further probe in an outage; each further pause is twice as long.
         interval_down_max: seconds between probes in a long outage.
         timeout: seconds that a probe may take.
+        observe_every: seconds between two looks at the streams' lengths and lags.
     """
 
     interval_up: float = field(default=10.0, validator=above_zero)
     interval_down_min: float = field(default=1.0, validator=above_zero)
     interval_down_max: float = field(default=10.0, validator=above_zero)
     timeout: float = field(default=2.0, validator=above_zero)
+    observe_every: float = field(default=2.0, validator=above_zero)
 
     @interval_down_max.validator
     def _not_below_minimum(self, attribute: Any, value: float) -> None:

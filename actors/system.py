@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from attrs import define, field, frozen, validators
@@ -165,12 +167,15 @@ class System:
 
     Args:
         name: the root of the supervision tree, and the first word in logs.
+        migrations: a directory of migrations (``0001.what.sql``) that make the tables of its handlers; they are applied
+            at every start, under a lock, before any handler runs.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, migrations: Path | Traversable | None = None) -> None:
         if not name or "/" in name:
             raise DeclarationError(f"a system's name is a non-empty string without '/', not {name!r}")
         self.name = name
+        self.migrations = migrations
         self.streams: dict[str, Stream] = {}
 
     def stream(self, key: str, *, events: Sequence[type] = (), trim_without_groups: bool = False) -> Stream:

@@ -1,0 +1,155 @@
+"""A whole system in a test: in virtual time, with the real driver, actors and tree, and nothing outside the process.
+
+    async def test_payment_survives_a_day_without_redis(autojump_clock: MockClock) -> None:
+        async with virtual(system) as shop:
+            shop.redis.refuse()
+            shop.redis.cut()
+            await trio.sleep(24 * 3600)
+            shop.redis.restore()
+            await shop.publish("order-events", OrderPlaced("o-1", 9.5))
+            await shop.settled()
+            assert shop.store.effects == […]
+
+Needs the extra ``test``, and trio's MockClock with autojump (pytest-trio's ``autojump_clock``, which the test itself must
+take as an argument).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+
+import trio
+
+from ..runtime.redis import RedisOptions
+from ..runtime.supervision import ChildView
+from ..runtime.testing.redis import EPOCH, InProcessRedis
+from .backends import Backends
+from .deployment import Deployment
+from .event import Envelope, event_type_of
+from .probes import Unhealthy
+from .producer import Published, PublishFailed
+from .settings import ActorSettings, HealthSettings
+from .system import System
+from .testing import MemoryStore
+
+__all__ = ["VirtualDeployment", "virtual"]
+
+
+def _virtual_wall() -> datetime:
+    return datetime.fromtimestamp(EPOCH, UTC) + timedelta(seconds=trio.current_time())
+
+
+class VirtualDeployment:
+    """A deployment with everything around it in memory. Made by `virtual`.
+
+    Attributes:
+        redis: the server; it fails when it is told to.
+        store: the database; likewise.
+        deployment: the real one.
+    """
+
+    def __init__(
+        self, system: System, settings: ActorSettings, redis: InProcessRedis, store: MemoryStore, instance: str
+    ) -> None:
+        self.redis = redis
+        self.store = store
+        self._away = ""
+        self._backends = Backends(
+            redis_options=RedisOptions(),
+            redis_connect=redis.connect,
+            store=store,
+            probe_postgres=self._probe,
+        )
+        self.deployment = Deployment(system, settings, self._backends, instance=instance, wall=_virtual_wall)
+
+    async def publish(self, stream: str, *events: object) -> list[Published | PublishFailed]:
+        """Publish objects of event classes, or envelopes; see `Deployment.publish`."""
+        envelopes = [event if isinstance(event, Envelope) else _envelope(event) for event in events]
+        return await self.deployment.publish(stream, envelopes)
+
+    def lose_database(self, why: str) -> None:
+        """The database goes away, and the links notice."""
+        self._away = why
+        self.store.refuse(why)
+        self._backends.on_postgres_trouble(Unhealthy(why))
+
+    def restore_database(self) -> None:
+        """The database is back; the health monitor will find out."""
+        self._away = ""
+        self.store.restore()
+
+    def child(self, path: str) -> ChildView:
+        """The child at `path` below the root; raises KeyError."""
+        view = self.deployment.tree.snapshot().find(f"{self.deployment.system.name}/{path}")
+        if view is None:
+            raise KeyError(path)
+        return view
+
+    async def serving(self) -> None:
+        """Block until all gates are open and nobody is held."""
+        while True:
+            views = self.deployment.tree.snapshot().root.walk()
+            if all(view.state in ("running", "ended") for view in views):
+                return
+            await trio.sleep(0.01)
+
+    async def settled(self) -> None:
+        """Block until every published event has come to its end: handled and acknowledged, or a dead letter."""
+        while not await self._is_settled():
+            await trio.sleep(0.05)  # noqa: ASYNC110 - only Redis knows, and it does not call
+
+    async def _is_settled(self) -> bool:
+        if not all(gate.is_open for gate in self.deployment.gates.values()):
+            return False
+        client = self.deployment.client()
+        for stream in self.deployment.system.streams.values():
+            if not stream.groups or not await client.exists(stream.key):
+                continue
+            last = (await client.xinfo_stream(stream.key))["last-generated-id"]
+            for group in await client.xinfo_groups(stream.key):
+                if group["pending"] or group["last-delivered-id"] != last:
+                    return False
+        return True
+
+    async def _probe(self) -> None:
+        await trio.lowlevel.checkpoint()
+        if self._away:
+            raise Unhealthy(self._away)
+
+
+@asynccontextmanager
+async def virtual(
+    system: System,
+    *,
+    settings: ActorSettings | None = None,
+    redis: InProcessRedis | None = None,
+    store: MemoryStore | None = None,
+    instance: str = "test",
+) -> AsyncIterator[VirtualDeployment]:
+    """Run `system` in memory; it is up when the block begins, and stopped in order when it ends.
+
+    Give it the `redis` (already entered) and the `store` of an earlier run to see a restart.
+    """
+    if redis is None:
+        async with (
+            InProcessRedis() as fresh,
+            virtual(system, settings=settings, redis=fresh, store=store, instance=instance) as made,
+        ):
+            yield made
+        return
+    # In a day of virtual time, looks at what is well every few seconds add up to seconds of real time.
+    chosen = settings or ActorSettings(health=HealthSettings(interval_up=600.0, observe_every=3600.0))
+    made = VirtualDeployment(system, chosen, redis, store or MemoryStore(), instance)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(made.deployment.run)
+        await made.deployment.tree.ready()
+        await made.serving()
+        yield made
+        made.deployment.tree.stop("the test is over")
+
+
+def _envelope(value: object) -> Envelope:
+    declared = event_type_of(type(value))
+    return Envelope(event_type=declared.name, data=declared.unstructure(value))
