@@ -97,8 +97,8 @@ class VirtualDeployment:
 
     async def settled(self) -> None:
         """Block until every published event has come to its end: handled and acknowledged, or a dead letter."""
-        while not await self._is_settled():
-            await trio.sleep(0.05)  # noqa: ASYNC110 - only Redis knows, and it does not call
+        while not await self._is_settled():  # noqa: ASYNC110 - only Redis knows, and it does not call
+            await trio.sleep(0.05)
 
     async def _is_settled(self) -> bool:
         if not all(gate.is_open for gate in self.deployment.gates.values()):
