@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime
 from typing import Any, Protocol, TypeVar
 from uuid import UUID, uuid5
@@ -56,7 +56,15 @@ _ORIGINS = UUID("5f0e8a0e-4b35-5c56-9a0e-6d0d3c1f7a42")
 
 
 class InvalidEvent(ValueError):
-    """The data do not fit the event's class; the text names the fields at fault."""
+    """The data do not fit the event's class; the text names the fields at fault.
+
+    Attributes:
+        problems: pairs of the field's path, as it is in JSON (``data.orderId``), and what is wrong with it.
+    """
+
+    def __init__(self, problems: Sequence[tuple[str, str]]) -> None:
+        super().__init__("; ".join(f"{path}: {problem}" for path, problem in problems))
+        self.problems = tuple(problems)
 
 
 class UndecodableEntry(ValueError):
@@ -206,11 +214,14 @@ class EventType:
         Raises:
             InvalidEvent: the values do not fit; the text names each field at fault.
         """
+        if not isinstance(data, Mapping):
+            raise InvalidEvent([("data", "expected a JSON object")])
         try:
             return converter.structure(data, self.cls)
         except Exception as error:
             # cattrs wraps whatever a hook or a validator raised; anything else is not possible here.
-            raise InvalidEvent("; ".join(cattrs.transform_error(error, path="data", format_exception=_told))) from error
+            told = cattrs.transform_error(error, path="data", format_exception=_told)
+            raise InvalidEvent([_problem(each) for each in told]) from error
 
     def unstructure(self, value: Any) -> dict[str, Any]:
         """The JSON values of an object of the class."""
@@ -250,6 +261,13 @@ def _told(error: BaseException, kind: type | None) -> str:
     if type(error) is ValueError and error.args:
         return str(error)
     return cattrs.v.format_exception(error, kind)
+
+
+def _problem(told: str) -> tuple[str, str]:
+    """cattrs says ``problem @ data.order_id``; its path has the names of attributes, and a missing one at its end."""
+    problem, _, path = told.rpartition(" @ ")
+    path = ".".join(_camel(part) for part in path.split("."))
+    return path, problem.replace("invalid value for type, ", "").replace("required field missing", "is missing")
 
 
 def _camel(name: str) -> str:

@@ -10,8 +10,8 @@
             await shop.settled()
             assert shop.store.effects == […]
 
-Needs the extra ``test``, and trio's MockClock with autojump (pytest-trio's ``autojump_clock``, which the test itself must
-take as an argument).
+Needs the extra ``test``, and trio's MockClock with autojump (pytest-trio's ``autojump_clock``, an argument of the test
+itself).
 """
 
 from __future__ import annotations

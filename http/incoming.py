@@ -154,7 +154,7 @@ def _unfit(declared: EventType, data: Mapping[str, Any]) -> _Mistakes:
     try:
         declared.structure(data)
     except InvalidEvent as error:
-        return [_mistake("data", str(error))]
+        return [_mistake(path, problem) for path, problem in error.problems]
     return []
 
 

@@ -86,7 +86,7 @@ def test_an_endpoint_and_a_method_are_enough() -> None:
     ("data", "named"),
     [
         ({"httpMethod": "GET"}, "endpoint"),
-        ({"endpoint": "/x"}, "http_method"),
+        ({"endpoint": "/x"}, "httpMethod"),
         ({"endpoint": "/x", "httpMethod": "GET", "responseTime": float("nan")}, "responseTime"),
         ({"endpoint": "/x", "httpMethod": "GET", "responseStatus": 2**31}, "responseStatus"),
         ({"endpoint": "/x", "httpMethod": "GET", "createdAt": "0001-01-01T00:00:00+09:00"}, "createdAt"),

@@ -1,4 +1,4 @@
-"""The whole deployment in virtual time, over an in-process Redis and a store in memory: outages, and what comes of them."""
+"""The whole deployment in virtual time, over an in-process Redis and a store in memory: outages, what comes of them."""
 
 from __future__ import annotations
 
