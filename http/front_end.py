@@ -63,7 +63,6 @@ async def _serve(deployment: RunningSystem, settings: HttpSettings, child: Child
     async with trio.open_nursery() as background:
         background.start_soon(app.feed.run)
         child.note(", ".join(addresses))
-        log.info("listening", addresses=addresses)
         try:
             await _accept(wrap_app(app, 0, "asgi"), sockets, settings, child, addresses)
         finally:

@@ -7,19 +7,24 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import redis.exceptions
 import trio
 from quart import Blueprint, request
 from quart_trio.wrappers import TrioResponse
 
+from ..runtime.masking import mask_text
+from ..runtime.telemetry import get_logger
 from .live import LiveFeed
 from .problems import Problem
 from .replies import dump, json_reply
 from .running import RunningSystem
 from .settings import HttpSettings
 from .sse import Event, event_stream
-from .views import iso, readiness, stream_json, tree_json
+from .views import iso, readiness, shut_gate, stream_json, tree_json
 
 __all__ = ["health", "live", "tail"]
+
+log = get_logger(__name__)
 
 _ENTRY_ID = re.compile(r"\$|[0-9]{1,20}(-[0-9]{1,20})?")
 
@@ -102,6 +107,10 @@ def tail(deployment: RunningSystem, settings: HttpSettings, draining: trio.Event
             raise Problem(400, "invalid-position", "Invalid position", detail)
         if request.method == "HEAD":
             return _no_events()
+        gate = shut_gate(deployment.gates, "redis")
+        if gate is not None:
+            detail = f"Redis is away since {iso(gate.since)}: {mask_text(gate.cause)}."
+            raise Problem(503, "unavailable", "Unavailable for now", detail, headers={"Retry-After": "1"})
         if clients >= settings.tail_clients:
             raise _full("clients that follow a stream", settings.tail_clients, "http.tail_clients")
         return event_stream(lambda: _entries(deployment, stream, after), draining, place())
@@ -110,16 +119,20 @@ def tail(deployment: RunningSystem, settings: HttpSettings, draining: trio.Event
 
 
 async def _entries(deployment: RunningSystem, stream: str, after: str) -> AsyncGenerator[Event, None]:
-    async for entry_id, envelope in deployment.tail(stream, after):
-        shown = {
-            "entryId": entry_id,
-            "eventId": str(envelope.event_id),
-            "eventType": envelope.event_type,
-            "timestamp": envelope.timestamp.isoformat(),
-            "key": envelope.key,
-            "data": envelope.data,
-        }
-        yield Event(dump(shown), name="entry", id=entry_id)
+    try:
+        async for entry_id, envelope in deployment.tail(stream, after):
+            shown = {
+                "entryId": entry_id,
+                "eventId": str(envelope.event_id),
+                "eventType": envelope.event_type,
+                "timestamp": envelope.timestamp.isoformat(),
+                "key": envelope.key,
+                "data": envelope.data,
+            }
+            yield Event(dump(shown), name="entry", id=entry_id)
+    except redis.exceptions.RedisError as error:
+        # An outage is no news here. The client comes back with the last id that it saw, and goes on from there.
+        log.info("a tail broke off", stream=stream, reason=mask_text(str(error)))
 
 
 def _no_events() -> TrioResponse:

@@ -50,8 +50,8 @@ def run(system: str | None) -> None:
 
 
 async def _run(system: System, settings: Settings, directory: DataDirectory) -> None:
-    backends = Backends.of(settings, directory)
     await wait_for_servers(settings, settings.start.wait_for_servers)
+    backends = Backends.of(settings, directory)
     deployment = Deployment(
         system,
         settings,

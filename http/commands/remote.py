@@ -1,0 +1,195 @@
+"""A running system as the commands see it: over HTTP, with the standard library, in plain blocking code."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import click
+from attrs import frozen
+
+from ...runtime.cli import CommandError, load_settings
+from ..configuration import Settings
+
+__all__ = ["Answer", "Remote", "remote_of", "url_option"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+TIMEOUT = 30.0
+"""Seconds without a byte, after which an answer is given up. An event stream says something every 15 s."""
+
+_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104 - what one listens on, not what one connects to
+
+
+@frozen
+class Answer:
+    """An answer.
+
+    Attributes:
+        status: the HTTP status.
+        retry_after: seconds that the server asks to wait, 0 where it does not.
+        body: the body.
+    """
+
+    status: int
+    retry_after: float
+    body: bytes
+
+    def json(self) -> Any:
+        """The body's JSON, or None if it is none."""
+        try:
+            return json.loads(self.body)
+        except ValueError:
+            return None
+
+    @property
+    def complaint(self) -> str:
+        """What the problem in the body says, or the bare status."""
+        problem = self.json()
+        detail = problem.get("detail") if isinstance(problem, dict) else None
+        return str(detail or f"the server answered with status {self.status}")
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+class Remote:
+    """A running system at `url`: ``http://``, ``https://`` or ``unix:PATH``.
+
+    Raises:
+        CommandError: `url` is none, or later, with exit code 2: nothing listens there.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        self._parts = urlsplit(self.url)
+        try:
+            known = self._parts.scheme == "unix" or (self._parts.scheme in ("http", "https") and self._parts.hostname)
+            self._parts.port  # noqa: B018 - reading it is the check
+        except ValueError:
+            known = False
+        if not known:
+            raise CommandError(f"--url must be http://HOST:PORT, https://HOST:PORT or unix:PATH, not {url!r}", 2)
+
+    def get(self, path: str) -> Any:
+        """The JSON at `path`; raises `CommandError` for every other answer."""
+        answer = self.request("GET", path)
+        if answer.status != 200:
+            raise CommandError(answer.complaint)
+        return answer.json()
+
+    def request(self, method: str, path: str, body: bytes | None = None, content_type: str = "") -> Answer:
+        """One request and its answer, whatever the status.
+
+        Raises:
+            CommandError: nothing listens there, or the connection broke.
+        """
+        headers = {"Content-Type": content_type} if content_type else {}
+        with self._answer(method, path, body, headers) as response:
+            wait = response.headers.get("Retry-After", "0")
+            return Answer(response.status, float(wait) if wait.isdecimal() else 0.0, response.read())
+
+    def events(self, path: str, last_id: str = "") -> Iterator[tuple[str, str]]:
+        """The server-sent events at `path` as (id, data), until the stream ends.
+
+        Raises:
+            CommandError: as `request`, or the answer is no event stream.
+        """
+        headers = {"Accept": "text/event-stream", **({"Last-Event-ID": last_id} if last_id else {})}
+        with self._answer("GET", path, None, headers) as response:
+            if response.status != 200:
+                answer = Answer(response.status, 0.0, response.read())
+                raise Refused(answer.complaint, answer.status)
+            event_id, data = "", []
+            for line in response:
+                name, _, value = line.decode().rstrip("\r\n").partition(": ")
+                if name == "id":
+                    event_id = value
+                elif name == "data":
+                    data.append(value)
+                elif not name and data:
+                    yield event_id, "\n".join(data)
+                    data = []
+
+    @contextmanager
+    def _answer(
+        self, method: str, path: str, body: bytes | None, headers: dict[str, str]
+    ) -> Iterator[http.client.HTTPResponse]:
+        connection = self._connection()
+        try:
+            try:
+                connection.connect()
+            except OSError as error:
+                reason = (error.strerror or str(error)).lower()
+                hint = "is 'penstock run' running? --url names another address"
+                raise Unreachable(f"nothing answers at {self.url}: {reason}; {hint}", 2) from error
+            try:
+                connection.request(method, self._prefix + path, body, headers)
+                yield connection.getresponse()
+            except (OSError, http.client.HTTPException) as error:
+                said = str(error) or type(error).__name__
+                raise Unreachable(f"the connection to {self.url} broke off: {said}") from error
+        finally:
+            connection.close()
+
+    @property
+    def _prefix(self) -> str:
+        return "" if self._parts.scheme == "unix" else self._parts.path
+
+    def _connection(self) -> http.client.HTTPConnection:
+        if self._parts.scheme == "unix":
+            return _UnixConnection(self.url.removeprefix("unix:"), TIMEOUT)
+        kind = http.client.HTTPSConnection if self._parts.scheme == "https" else http.client.HTTPConnection
+        return kind(self._parts.hostname or "", self._parts.port, timeout=TIMEOUT)
+
+
+class Unreachable(CommandError):
+    """Nothing answers, or the connection broke: another attempt may help."""
+
+
+class Refused(CommandError):
+    """The server refused.
+
+    Attributes:
+        status: the HTTP status.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def url_option(command: F) -> F:
+    """Decorator: ``--url``, passed on as ``url``; None where it is not given."""
+    return click.option(
+        "--url",
+        metavar="URL",
+        help="The running system: http://HOST:PORT or unix:PATH. Default: where the settings have it listen.",
+    )(command)
+
+
+def remote_of(url: str | None) -> Remote:
+    """The system at `url`, or the one of this invocation's settings."""
+    return Remote(url if url is not None else _url_of(load_settings(Settings).http.bind[0]))
+
+
+def _url_of(bind: str) -> str:
+    if bind.startswith("unix:"):
+        return bind
+    if bind.startswith("fd://"):
+        raise CommandError(f"http.bind is {bind}, which says nothing of the address; give it with --url", 2)
+    host, _, port = bind.rpartition(":")
+    return f"http://{_EVERYWHERE.get(host, host)}:{port}"
