@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -72,7 +73,7 @@ def publish(
         extra = {} if event_id is None else {"eventId": event_id}
         work.send([_read(1, data, {**template, **extra})])
     elif file is not None:
-        for lines in _batches(file, work):
+        for lines in _batches(file):
             work.send([_read(number, line, template) for number, line in lines])
     work.finish()
 
@@ -104,7 +105,7 @@ def _read(number: int, text: str, template: dict[str, str]) -> _Line:
     return _Line(number, value)
 
 
-def _batches(file: BinaryIO, work: _Publishing) -> Iterator[list[tuple[int, str]]]:
+def _batches(file: BinaryIO) -> Iterator[list[tuple[int, str]]]:
     """The lines as they come: a slow writer's lines are not held back until there are many."""
     lines: list[tuple[int, str]] = []
     with _progress(file) as advance:
@@ -138,12 +139,11 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, str, int]]:
 @contextmanager
 def _progress(file: BinaryIO) -> Iterator[Callable[[int], None]]:
     """What to call with each number of bytes that are done; on a terminal, for what has a length, it moves a bar."""
-    error = click.get_text_stream("stderr")
     size = os.fstat(file.fileno()).st_size
-    if not error.isatty() or size <= 1 << 16:
+    if not sys.stderr.isatty() or size <= 1 << 16:
         yield lambda _: None
         return
-    with click.progressbar(length=size, label="publishing", file=error) as bar:
+    with click.progressbar(length=size, label="publishing", file=sys.stderr) as bar:
         yield bar.update
 
 

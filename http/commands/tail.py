@@ -21,7 +21,7 @@ PATIENCE = 30.0
 @click.command(short_help="Follow a stream of a running system.")
 @click.argument("stream")
 @click.option(
-    "--after", metavar="ID", default="$", help="Begin behind this entry. 0: the first comes too; default: now."
+    "--after", metavar="ID", default="$", help="Begin behind this entry; 0 begins with the first. Default: now."
 )
 @click.option("--count", type=click.IntRange(1), metavar="N", help="End after N entries.")
 @url_option
