@@ -108,7 +108,13 @@ class Backends:
 
 
 def redis_options(settings: ActorSettings, url: str) -> RedisOptions:
-    """The options of the link to the Redis server at `url`."""
+    """The options of the link to the Redis server at `url`.
+
+    Raises:
+        ValueError: the URL cannot be used; the text names the part at fault.
+    """
+    if url.startswith(("redis+cluster://", "rediss+cluster://")):
+        raise ValueError("a cluster cannot be used yet; give one server, as redis://host:port")
     return RedisOptions.from_url(
         url,
         connect_timeout=settings.redis.connect_timeout,

@@ -63,6 +63,9 @@ _LAUNCHER = str(Path(__file__).with_name("launch.py"))
 class ProcessError(Exception):
     """Base of the errors about processes."""
 
+    tells_all = True
+    """For the log: what the process said is the news, not where we waited for it."""
+
 
 class LaunchFailed(ProcessError):
     """The program was never started; the text says why. Trying again is of no use."""

@@ -50,6 +50,8 @@ _HOLDER = """
 """
 
 _log = logging.getLogger(__name__)
+# yoyo says each step at info; what is applied is said here, once.
+logging.getLogger("yoyo").setLevel(logging.WARNING)
 
 
 class MigrationFailed(Exception):

@@ -31,7 +31,8 @@ class ErrorInfo:
     Attributes:
         type: the qualified name of its class.
         message: its text, at most 2,000 characters.
-        traceback: as Python prints it, at most the last 16,000 characters.
+        traceback: as Python prints it, at most the last 16,000 characters. Of an error whose class says
+            ``tells_all = True``, because its text tells more than any stack of ours: what follows its first line.
     """
 
     type: str
@@ -47,7 +48,10 @@ class ErrorInfo:
             message = str(error)
         except Exception:  # noqa: BLE001 - a broken __str__ must not break the supervisor
             message = "(its text cannot be shown)"
-        text = "".join(traceback.format_exception(error))
+        if getattr(kind, "tells_all", False):
+            message, _, text = message.partition("\n")
+        else:
+            text = "".join(traceback.format_exception(error))
         return cls(name, message[:_MESSAGE_LIMIT], text[-_TRACEBACK_LIMIT:])
 
     def __str__(self) -> str:

@@ -121,7 +121,8 @@ class LifecycleLog:
         self._say("warning", f"{event.path} gate shut", event, cause=event.reason)
 
     def _gate_opened(self, event: LifecycleEvent) -> None:
-        if self._up:
+        # The first opening ends no outage: the gate was shut because nobody had looked yet.
+        if self._up and event.seconds is not None:
             self._say("info", f"{event.path} gate open again", event, shut_seconds=event.seconds)
         else:
             self._say("info", f"{event.path} gate open", event)

@@ -53,6 +53,7 @@ class Installation:
     directory: Path
     environment: dict[str, str] = field(factory=dict)
     arguments: Sequence[str] = ("run",)
+    program: str = field(factory=lambda: PENSTOCK)
     port: int = field(factory=free_port)
     process: subprocess.Popen[bytes] | None = None
     runs: int = 0
@@ -68,7 +69,7 @@ class Installation:
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run `penstock` with arguments to its end."""
         return subprocess.run(
-            [PENSTOCK, *arguments],
+            [self.program, *arguments],
             cwd=self.directory,
             env=self._environment(),
             capture_output=True,
@@ -87,7 +88,7 @@ class Installation:
         self.runs += 1
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
-                [PENSTOCK, *self.arguments],
+                [self.program, *self.arguments],
                 cwd=self.directory,
                 env=self._environment(),
                 stdout=log,

@@ -17,6 +17,7 @@ from installation import Installation, free_port
         ({"PENSTOCK_REDIS_URL": "redis://127.0.0.1:1"}, "127.0.0.1:1"),
         ({"PENSTOCK_POSTGRES_URL": "postgresql://u:hunter2@127.0.0.1:1/x"}, "127.0.0.1:1"),
         ({"PENSTOCK_REDIS_URL": "http://127.0.0.1"}, "PENSTOCK_REDIS_URL"),
+        ({"PENSTOCK_REDIS_URL": "redis+cluster://127.0.0.1:7001"}, "redis.url: a cluster"),
     ],
 )
 def test_one_line_and_exit_code_2(place: Path, environment: dict[str, str], named: str) -> None:
