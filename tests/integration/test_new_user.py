@@ -90,31 +90,17 @@ def test_the_readme_as_a_new_user_follows_it(user: Installation) -> None:
 
 def test_tail_shows_what_comes(user: Installation) -> None:
     user.start()
-    tail = subprocess.Popen(
-        [user.program, "tail", STREAM, "--url", f"http://127.0.0.1:{user.port}"],
-        cwd=user.directory,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    output = user.directory / "tail.txt"
+    with output.open("w") as shown:
+        command = [user.program, "tail", STREAM, "--url", f"http://127.0.0.1:{user.port}"]
+        tail = subprocess.Popen(command, cwd=user.directory, stdout=shown)
     try:
-        assert tail.stdout is not None
-        seen = ""
-        marker = "/load/tail-marker"
+        # It shows what comes after it has begun, and does not say when that is: so publish until it shows.
+        def seen() -> bool:
+            assert user.post(access_event("tail-marker"))[0] == 202
+            return "/load/tail-marker" in output.read_text()
 
-        def publish_until_seen() -> bool:
-            user.post(access_event("tail-marker"))
-            return True
-
-        # A tail shows what comes after it has begun, and does not say when that is: so publish until it shows.
-        os.set_blocking(tail.stdout.fileno(), False)
-
-        def shown() -> bool:
-            nonlocal seen
-            publish_until_seen()
-            seen += tail.stdout.read() or "" if tail.stdout is not None else ""
-            return marker in seen
-
-        until(shown, 20.0, "the tail shows the event")
+        until(seen, 20.0, "the tail shows the event")
     finally:
         tail.terminate()
         tail.wait(10)
