@@ -243,7 +243,7 @@ function treeRows(child) {
         element('span', { class: 'branch', 'aria-hidden': 'true' }, child.branch),
         element('span', { class: supervisor ? 'supervisor' : 'worker' }, child.id))),
     element('td', {}, element('span', { class: 'state', data: { tone } }, sign(symbol), child.state)),
-    element('td', { class: 'note' }, note(child)),
+    element('td', { class: 'note', title: child.note }, element('div', { class: 'brief' }, note(child))),
     number(child.incarnation, child.incarnation <= 1),
     number(child.restarts, child.restarts === 0));
   const troubles = troublesOf(child);
@@ -258,7 +258,7 @@ function number(value, quiet) {
 }
 
 function note(child) {
-  if (child.heldBy) return `by the gate ${GATE_NAMES[child.heldBy] ?? child.heldBy}`;
+  if (child.heldBy) return `waits for ${GATE_NAMES[child.heldBy] ?? child.heldBy}`;
   if (child.startsAt) return running(child.startsAt, 'again in {}');
   if (child.kind === 'supervisor') return (child.strategy ?? '').replaceAll('_', ' ');
   return child.note;

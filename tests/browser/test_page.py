@@ -73,7 +73,7 @@ async def test_an_outage_is_one_sentence_and_its_end_is_seen(browser: Any, servi
         assert "shut" in await page.text("#gates")
         held = await page.evaluate(_row("event-system/actors/EVENT_GROUP@EVENT_STREAM/listener-1"))
         assert "held" in held
-        assert "by the gate Redis" in held
+        assert "waits for Redis" in held
         assert "Redis away" in await page.evaluate("document.title")
         await page.wait_until(f"/away for [2-9] s/.test({BANNER})")  # the seconds run on
         spoken = await page.evaluate("document.querySelector('#spoken').textContent")

@@ -153,11 +153,10 @@ async def test_malformed_json_is_400_and_says_where(client: Any, body: bytes, sa
     assert says in problem["detail"]
 
 
-@pytest.mark.parametrize("body", [b"", b"  \n", b"[]"])
-@pytest.mark.parametrize("headers", [JSON, NDJSON])
+@pytest.mark.parametrize(
+    ("body", "headers"), [(b"", JSON), (b"", NDJSON), (b" \n", JSON), (b" \n", NDJSON), (b"[]", JSON)]
+)
 async def test_an_empty_body_is_400(client: Any, body: bytes, headers: dict[str, str]) -> None:
-    if body == b"[]" and headers is NDJSON:
-        pytest.skip("a line that is no event")
     await _problem(await client.post(ANYTHING, data=body, headers=headers), 400, "empty-body")
 
 
