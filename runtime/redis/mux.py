@@ -231,7 +231,7 @@ class Mux:
             await self._let_pass(step)
             if self._quiet_since != quiet_since or not self._pending or step < quiet_since + limit:
                 continue
-            silence = RedisStalled(limits.address, f"{self.pending} commands under way and no byte for {limit:g} s")
+            silence = RedisStalled(limits.address, f"no byte for {limit:g} s, commands under way: {self.pending}")
             if is_reported:
                 self._break(silence)
                 return
