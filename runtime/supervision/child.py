@@ -17,18 +17,27 @@ class Child:
         incarnation: 1 for the first start, 2 for the second, …
         draining: set when the child is to finish what it has; the cancel comes `ChildSpec.drain_within` seconds later.
             A child without a drain limit is cancelled at once, and this is set too.
+        cut: set when it is to leave without any grace (``tree.stop(reason, cut=True)``, a second SIGTERM): for
+            clean-ups that are shielded and bounded, so that they can hurry. It has been cancelled by then.
     """
 
-    def __init__(self, path: str, incarnation: int, on_ready: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        path: str,
+        incarnation: int,
+        on_ready: Callable[[], None],
+        on_stuck: Callable[[], None] = lambda: None,
+    ) -> None:
         self.path = path
         self.incarnation = incarnation
         self.draining = trio.Event()
+        self.cut = trio.Event()
         self.ready = False
         self.info: object = None
         self.text = ""
         self.last_progress = trio.current_time()
         self._on_ready = on_ready
-        self._on_cut: Callable[[str], None] | None = None
+        self._on_stuck = on_stuck
 
     @property
     def id(self) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
@@ -89,6 +89,8 @@ class LifecycleEvent:
 class Subscription:
     """One subscriber's view of the journal: an async iterator over the events from its beginning on.
 
+    It ends when the tree has ended and what was buffered is taken. Several tasks may share it; each event goes to one.
+
     Attributes:
         missed: how many events were dropped because the buffer was full; the newest are kept.
     """
@@ -97,6 +99,7 @@ class Subscription:
         self.missed = 0
         self._events: deque[LifecycleEvent] = deque(maxlen=buffer)
         self._news = trio.Event()
+        self._ended = False
 
     def _take(self, event: LifecycleEvent) -> None:
         if len(self._events) == self._events.maxlen:
@@ -104,16 +107,33 @@ class Subscription:
         self._events.append(event)
         self._news.set()
 
+    def _end(self) -> None:
+        self._ended = True
+        self._news.set()
+
     async def next(self) -> LifecycleEvent:
-        """The next event; blocks until there is one. Cancelled, it loses none."""
+        """The next event; blocks until there is one. Cancelled, it loses none.
+
+        Raises:
+            trio.EndOfChannel: the tree has ended, and there is none left.
+        """
+        await trio.lowlevel.checkpoint()
         while not self._events:
-            self._news = trio.Event()
+            if self._ended:
+                raise trio.EndOfChannel
+            if self._news.is_set():
+                self._news = trio.Event()
             await self._news.wait()
         return self._events.popleft()
 
-    async def __aiter__(self) -> AsyncIterator[LifecycleEvent]:
-        while True:
-            yield await self.next()
+    def __aiter__(self) -> Subscription:
+        return self
+
+    async def __anext__(self) -> LifecycleEvent:
+        try:
+            return await self.next()
+        except trio.EndOfChannel:
+            raise StopAsyncIteration from None
 
     def drain(self) -> Iterator[LifecycleEvent]:
         """What has come and was not yet taken, without waiting."""
@@ -127,24 +147,42 @@ class Journal:
     Args:
         wall: where the dates come from; `datetime.now(UTC)` unless a test brings its own.
         keep: how many of the last events `recent` holds.
+
+    Attributes:
+        recent: the last events, oldest first.
+        sequence: the number of the last event; 0 before the first.
+        is_closed: the tree has ended: nobody is told of what is entered from now on.
     """
 
     def __init__(self, wall: Callable[[], datetime] | None = None, keep: int = 500) -> None:
         self.wall = wall or (lambda: datetime.now(UTC))
         self.recent: deque[LifecycleEvent] = deque(maxlen=keep)
-        self._sequence = 0
+        self.sequence = 0
+        self.is_closed = False
         self._last: dict[str, int] = {}
         self._subscriptions: list[Subscription] = []
 
     @contextmanager
     def subscribe(self, buffer: int = 10_000) -> Iterator[Subscription]:
-        """A `Subscription` to everything from now on, ended with the block."""
+        """A `Subscription` to everything from now on, ended with the block; on a closed journal it has ended already.
+
+        Args:
+            buffer: how many events wait for the subscriber before the oldest are dropped, and counted.
+        """
         subscription = Subscription(buffer)
+        if self.is_closed:
+            subscription._end()
         self._subscriptions.append(subscription)
         try:
             yield subscription
         finally:
             self._subscriptions.remove(subscription)
+
+    def close(self) -> None:
+        """End all subscriptions: the tree has ended. What comes later (gates may still turn) is only kept."""
+        self.is_closed = True
+        for subscription in self._subscriptions:
+            subscription._end()
 
     def enter(self, report: Report, path: str, scope: str = "") -> LifecycleEvent:
         """Number, date and hand out one report; never blocks.
@@ -152,9 +190,9 @@ class Journal:
         `scope` is the path of the supervisor that reports, so that causes of the same name in other parts of the tree
         are not mixed up; gates have none.
         """
-        self._sequence += 1
+        self.sequence += 1
         event = LifecycleEvent(
-            sequence=self._sequence,
+            sequence=self.sequence,
             time=self.wall(),
             kind=report.kind,
             path=path,
@@ -166,8 +204,9 @@ class Journal:
         )
         self._last[_key(report, scope)] = event.sequence
         self.recent.append(event)
-        for subscription in self._subscriptions:
-            subscription._take(event)
+        if not self.is_closed:
+            for subscription in self._subscriptions:
+                subscription._take(event)
         return event
 
     def _cause(self, cause: str | None, scope: str) -> int | None:

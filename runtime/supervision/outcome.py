@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import trio
 from attrs import frozen
 
-__all__ = ["ErrorInfo", "Outcome", "outcome_of"]
+__all__ = ["ErrorInfo", "Outcome", "outcome_of", "text_of"]
 
 # Control flow, not errors: what a `Cancelled` may carry as its context in correct code.
 _HARMLESS = (trio.WouldBlock, trio.EndOfChannel, trio.TooSlowError, StopAsyncIteration, StopIteration)
@@ -44,14 +44,11 @@ class ErrorInfo:
         """Take down `error`; an error whose own ``__str__`` raises is named by its type."""
         kind = type(error)
         name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-        try:
-            message = str(error)
-        except Exception:  # noqa: BLE001 - a broken __str__ must not break the supervisor
-            message = "(its text cannot be shown)"
+        message = text_of(error)
         if getattr(kind, "tells_all", False):
             message, _, text = message.partition("\n")
         else:
-            text = "".join(traceback.format_exception(error))
+            text = _traceback_of(error)
         return cls(name, message[:_MESSAGE_LIMIT], text[-_TRACEBACK_LIMIT:])
 
     def __str__(self) -> str:
@@ -66,17 +63,20 @@ class Outcome:
         error: what it raised, unwrapped: the one leaf of its exception groups, or a group when there were several;
             None when it returned or was cancelled cleanly.
         fatal: the error must end the process (`KeyboardInterrupt`, `SystemExit`, …); never restarted.
+        unasked: it ended before an order to stop had reached it.
     """
 
     error: BaseException | None = None
     fatal: bool = False
+    unasked: bool = False
 
 
 def outcome_of(raised: BaseException | None) -> Outcome:
     """What `raised` (what came out of a child's body, or None) means, with groups unwrapped and masks lifted."""
     if raised is None:
         return Outcome()
-    leaves = list(dict.fromkeys(_leaves(raised)))
+    # By identity: the equality and the hash of an error are its author's.
+    leaves = list({id(leaf): leaf for leaf in _leaves(raised)}.values())
     for leaf in leaves:
         if isinstance(leaf, _FATAL):
             return Outcome(leaf, fatal=True)
@@ -87,18 +87,30 @@ def outcome_of(raised: BaseException | None) -> Outcome:
     return Outcome(BaseExceptionGroup(f"{len(leaves)} errors", leaves))
 
 
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for member in error.exceptions:
-            yield from _leaves(member)
-    elif isinstance(error, trio.Cancelled):
-        yield from _behind(error)
-    else:
-        yield error
+def _leaves(raised: BaseException) -> Iterator[BaseException]:
+    """The errors within groups, in order, and those behind a `Cancelled`; by a stack, for groups may be deep."""
+    stack = [raised]
+    while stack:
+        error = stack.pop()
+        if isinstance(error, BaseExceptionGroup):
+            stack.extend(reversed(error.exceptions))
+        elif not isinstance(error, trio.Cancelled):
+            yield error
+        # What was on its way out when a clean-up was cancelled is the context of the `Cancelled`.
+        elif error.__context__ is not None and not isinstance(error.__context__, _HARMLESS):
+            stack.append(error.__context__)
 
 
-def _behind(cancelled: trio.Cancelled) -> Iterator[BaseException]:
-    """The error that was on its way out when a clean-up was cancelled: the context of the `Cancelled`."""
-    hidden = cancelled.__context__
-    if hidden is not None and not isinstance(hidden, _HARMLESS):
-        yield from _leaves(hidden)
+def text_of(error: BaseException) -> str:
+    """``str(error)``, also of an error whose own ``__str__`` raises."""
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - a broken __str__ must not break the supervisor
+        return "(its text cannot be shown)"
+
+
+def _traceback_of(error: BaseException) -> str:
+    try:
+        return "".join(traceback.format_exception(error))
+    except Exception as failed:  # noqa: BLE001 - groups in groups a thousand deep, notes that cannot be shown, …
+        return f"(its traceback cannot be shown: {type(failed).__name__})"

@@ -66,6 +66,12 @@ def _limit(instance: object, attribute: Any, value: Any) -> None:
         raise InvalidSpec(f"{attribute.name} must be a number of seconds, 0 or more, not {value!r}")
 
 
+def _finite(instance: object, attribute: Any, value: Any) -> None:
+    _limit(instance, attribute, value)
+    if value == math.inf:
+        raise InvalidSpec(f"{attribute.name} must be finite: a child that waits for ever is never restarted")
+
+
 def _positive(instance: object, attribute: Any, value: Any) -> None:
     _limit(instance, attribute, value)
     if value == 0 or value == math.inf:
@@ -129,17 +135,17 @@ class Backoff:
         reset_after: seconds of life after which the count is forgotten. Default 60.
     """
 
-    minimum: float = field(default=0.1, validator=_limit)
-    maximum: float = field(default=10.0, validator=_limit)
+    minimum: float = field(default=0.1, validator=_finite)
+    maximum: float = field(default=10.0, validator=_finite)
     factor: float = field(default=2.0)
-    jitter: float = field(default=0.5, validator=_limit)
+    jitter: float = field(default=0.5, validator=_finite)
     reset_after: float = field(default=60.0, validator=_limit)
 
     def __attrs_post_init__(self) -> None:
         if self.maximum < self.minimum:
             raise InvalidSpec(f"backoff.maximum {self.maximum} is below backoff.minimum {self.minimum}")
-        if not self.factor >= 1:
-            raise InvalidSpec(f"backoff.factor must be 1 or more, not {self.factor!r}")
+        if not 1 <= self.factor < math.inf:
+            raise InvalidSpec(f"backoff.factor must be a number of 1 or more, not {self.factor!r}")
 
     def delay(self, crashes: int, chance: float) -> float:
         """Seconds to wait before the restart after the `crashes`-th crash in a row (1 or more).
@@ -149,7 +155,7 @@ class Backoff:
         try:
             grown = self.minimum * self.factor ** (crashes - 1)
         except OverflowError:
-            grown = self.maximum
+            grown = self.maximum if self.minimum else 0.0
         return min(self.maximum, grown) * (1 + self.jitter * chance)
 
 

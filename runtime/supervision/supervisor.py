@@ -14,31 +14,34 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import trio
-from attrs import define, field
+from attrs import define, evolve, field
 
 from .child import Child
-from .core import (
+from .core import Core
+from .errors import InvalidSpec
+from .events import LifecycleKind, Report
+from .messages import (
     Action,
     Begin,
     CancelChild,
     CheckProgress,
     ChildEnded,
     ChildReady,
-    Core,
+    ChildStuck,
     DrainChild,
     Event,
     Finish,
     GateTurned,
+    Grace,
     Phase,
     ProgressSeen,
     Settled,
     StartChild,
     StopOrdered,
+    Stuck,
     Tick,
 )
-from .errors import InvalidSpec
-from .events import LifecycleKind, Report
-from .outcome import Outcome, outcome_of
+from .outcome import outcome_of
 from .spec import Backoff, ChildSpec, Intensity, Kind, Restart, Strategy
 
 if TYPE_CHECKING:
@@ -55,6 +58,12 @@ class _Running:
     child: Child
     scope: trio.CancelScope
     task: trio.lowlevel.Task | None = None
+
+    def order_off(self, reason: str, cut: bool) -> None:
+        self.child.draining.set()
+        if cut:
+            self.child.cut.set()
+        self.scope.cancel(reason=reason)
 
 
 class Supervisor:
@@ -116,7 +125,14 @@ class Supervisor:
         )
 
     def settle_in(self, house: _House) -> None:
-        """Bind it, and the supervisors below it, to a tree's gates and journal; a `Tree` does it."""
+        """Bind it, and the supervisors below it, to a tree's gates and journal; a `Tree` does it, once.
+
+        Raises:
+            InvalidSpec: it belongs to a tree already, or stands in this one twice.
+            UnknownGate: a child requires a gate that was never added.
+        """
+        if self._house is not None:
+            raise InvalidSpec(f"supervisor {self.id!r} is in a tree already, at {self._house.path}; build another one")
         self._house = house
         for spec in self.children:
             house.gates.check(f"{house.path}/{spec.id}", spec.requires)
@@ -182,9 +198,14 @@ class Run:
         shut = {gate.name: gate.cause for gate in self._watched if not gate.is_open}
         self.core = Core(supervisor.children, supervisor.strategy, supervisor.intensity, chance, shut)
 
-    def stop(self, reason: str, *, cut: bool = False) -> None:
-        """Order the stop of all children, and the end; returns at once. `cut` leaves out the drains."""
-        self._post(StopOrdered(reason, cut))
+    @property
+    def is_over(self) -> bool:
+        """Whether all children are gone for good."""
+        return self.core.phase is Phase.DONE
+
+    def stop(self, reason: str, grace: Grace = Grace.DRAIN) -> None:
+        """Order the stop of all children, and the end; returns at once."""
+        self._post(StopOrdered(reason, grace))
 
     async def serve(self) -> None:
         """Run until all children are gone.
@@ -194,37 +215,47 @@ class Run:
             RestartLimitExceeded: the intensity was exceeded.
             BaseException: what a child raised that ends the process (`KeyboardInterrupt`, …).
 
-        Cancellation is an order to stop without drains: it is passed on when all children have left, in order.
+        Cancellation is an order to stop without drains: it is passed on when all children have left, in order. An
+        error outweighs it, as everywhere in trio.
         """
         for gate in self._watched:
             gate.listen(self._gate_turned)
         try:
             async with trio.open_nursery() as outside:
                 outside.start_soon(self._watch_cancel)
-                if self.child is not None:
-                    outside.start_soon(self._watch_drain, self.child)
                 with trio.CancelScope(shield=True):
                     await self._manage_in_nursery()
                 outside.cancel_scope.cancel(reason=f"{self.house.path} has ended")
         finally:
             for gate in self._watched:
                 gate.unlisten(self._gate_turned)
-        if self._error is not None:
-            raise self._error
+            self._raise_error()
+
+    def _raise_error(self) -> None:
+        error, self._error = self._error, None
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error  # its traceback holds this frame: no cycle
 
     async def _watch_cancel(self) -> None:
         try:
             await trio.sleep_forever()
         except trio.Cancelled:
-            self.stop("cancelled from outside", cut=True)
+            self.stop("cancelled from outside", Grace.CANCEL)
             raise
 
-    async def _watch_drain(self, child: Child) -> None:
-        await child.draining.wait()
-        self.stop("ordered by its supervisor")
+    async def _watch(self, order: trio.Event, grace: Grace) -> None:
+        await order.wait()
+        self.stop("ordered by its supervisor", grace)
 
     async def _manage_in_nursery(self) -> None:
         async with trio.open_nursery() as nursery:
+            if self.child is not None:
+                # Within the shield, for the cut comes after the cancel.
+                nursery.start_soon(self._watch, self.child.draining, Grace.DRAIN)
+                nursery.start_soon(self._watch, self.child.cut, Grace.CUT)
             try:
                 await self._manage(nursery)
             except BaseException:
@@ -232,6 +263,7 @@ class Run:
                 for running in reversed(tuple(self.running.values())):
                     running.scope.cancel(reason="its supervisor crashed")
                 raise
+            nursery.cancel_scope.cancel(reason="all children have left")
 
     async def _manage(self, nursery: trio.Nursery) -> None:
         self._post(Begin())
@@ -263,9 +295,8 @@ class Run:
                 self._spawn(name, incarnation, nursery)
             case DrainChild(id=name) if name in self.running:
                 self.running[name].child.draining.set()
-            case CancelChild(id=name, reason=reason) if name in self.running:
-                self.running[name].child.draining.set()
-                self.running[name].scope.cancel(reason=reason)
+            case CancelChild(id=name, reason=reason, cut=cut) if name in self.running:
+                self.running[name].order_off(reason, cut)
             case CheckProgress(id=name, incarnation=incarnation) if name in self.running:
                 self._post(ProgressSeen(name, incarnation, self.running[name].child.last_progress))
             case DrainChild() | CancelChild() | CheckProgress():
@@ -275,11 +306,14 @@ class Run:
                     self.child.started()
                 else:
                     self._enter(Report(kind=LifecycleKind.TREE_READY, subject=self.supervisor.id))
+            case Stuck():
+                if self.child is not None:
+                    self.child._on_stuck()
             case Finish(error=error):
                 self._error = error
 
     def _enter(self, report: Report) -> None:
-        if report.kind is LifecycleKind.CHILD_STUCK:
+        if report.kind is LifecycleKind.CHILD_STUCK and not report.reason:
             report = _with_frames(report, self.running[report.subject])
         own = report.kind in (LifecycleKind.TREE_READY, LifecycleKind.SUPERVISOR_GAVE_UP)
         path = self.house.path if own else f"{self.house.path}/{report.subject}"
@@ -287,33 +321,38 @@ class Run:
 
     def _spawn(self, name: str, incarnation: int, nursery: trio.Nursery) -> None:
         path = f"{self.house.path}/{name}"
-        child = Child(path, incarnation, lambda: self._post(ChildReady(name, incarnation)))
+        child = Child(
+            path,
+            incarnation,
+            on_ready=lambda: self._post(ChildReady(name, incarnation)),
+            on_stuck=lambda: self._post(ChildStuck(name, incarnation)),
+        )
         self.running[name] = running = _Running(child, trio.CancelScope(shield=True))
         nursery.start_soon(self._attend, running, self.core.children[name].spec, name=path)
 
     async def _attend(self, running: _Running, spec: ChildSpec) -> None:
         """The boundary of a child: nothing that it raises gets past this point, and nothing is lost."""
         running.task = trio.lowlevel.current_task()
-        outcome = Outcome()
-        with running.scope:
-            try:
-                await spec.body(running.child)
-            except BaseException as raised:  # noqa: BLE001 - this is the boundary: it judges what came out
-                outcome = outcome_of(raised)
+        raised: BaseException | None = None
+        try:
+            with running.scope:
+                try:
+                    await spec.body(running.child)
+                except BaseException as error:  # noqa: BLE001 - this is the boundary: it judges what came out
+                    raised = error
+        except BaseException as misnested:  # noqa: BLE001 - trio's word on a cancel scope that the body left open
+            misnested.__context__ = raised
+            raised = misnested
+        outcome = evolve(outcome_of(raised), unasked=not running.child.draining.is_set())
         self.running.pop(spec.id, None)
         self._post(ChildEnded(spec.id, running.child.incarnation, outcome))
+        del raised, outcome  # the traceback holds this frame: no cycle, whose garbage a storm would pile up
 
 
 def _with_frames(report: Report, running: _Running) -> Report:
     """The stuck report, with the lines of code at which the child is waiting."""
     where = " < ".join(reversed(list(_frames(running.task)))) or "unknown"
-    return Report(
-        kind=report.kind,
-        subject=report.subject,
-        incarnation=report.incarnation,
-        seconds=report.seconds,
-        reason=f"still running {report.seconds:g} s after the cancel; waiting at {where}",
-    )
+    return evolve(report, reason=f"still running {report.seconds:g} s after the cancel; waiting at {where}")
 
 
 def _frames(task: trio.lowlevel.Task | None) -> Iterator[str]:

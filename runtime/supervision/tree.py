@@ -10,10 +10,12 @@ from datetime import datetime
 import trio
 from attrs import frozen
 
-from .core import ChildState, Phase, Status
+from .errors import InvalidSpec
 from .events import Journal, LifecycleKind, Report, Subscription
 from .gates import Gates, GateView
+from .messages import Grace, Phase, Status
 from .outcome import ErrorInfo
+from .state import ChildState
 from .supervisor import Nested, Run, Supervisor, _House
 
 __all__ = ["ChildView", "Snapshot", "Tree"]
@@ -85,7 +87,7 @@ class Snapshot:
 
 
 class Tree:
-    """A supervision tree.
+    """A supervision tree. It runs once; to run another, build it anew, supervisors and gates included.
 
     Args:
         root: its root supervisor.
@@ -94,6 +96,7 @@ class Tree:
 
     Raises:
         UnknownGate: a child requires a gate that is not among `gates`.
+        InvalidSpec: the gates, or one of the supervisors, belong to another tree.
     """
 
     def __init__(self, root: Supervisor, *, gates: Gates | None = None, seed: int | None = None) -> None:
@@ -101,7 +104,10 @@ class Tree:
         self.gates = gates if gates is not None else Gates()
         self.journal: Journal = self.gates.journal
         self._seed = random.SystemRandom().getrandbits(32) if seed is None else seed
-        self._stopping = ""
+        self._stopping: str | None = None
+        self._begun = False
+        if self.journal.is_closed:
+            raise InvalidSpec(f"the gates of {root.id!r} belonged to a tree that has ended; make new ones")
         root.settle_in(_House(self.gates, self.journal, root.id))
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -114,59 +120,64 @@ class Tree:
         Raises:
             StartFailed: a child failed in its first start.
             RestartLimitExceeded: the root gave up.
+            RuntimeError: it was run before.
+            BaseException: what a child raised that ends the process (`KeyboardInterrupt`, `SystemExit`, …).
         """
+        if self._begun:
+            raise RuntimeError(f"the tree {self.root.id!r} was run before; a tree runs once, build another one")
+        self._begun = True
         task_status.started()
         try:
-            await self.root.serve(seed=self._seed)
+            if self._stopping is None:
+                await self.root.serve(seed=self._seed)
+            else:
+                await trio.lowlevel.checkpoint()  # stopped before it began: nobody is started
         finally:
-            self._report(LifecycleKind.TREE_STOPPED, self._stopping)
+            self._report(LifecycleKind.TREE_STOPPED, self._stopping or "")
+            self.journal.close()
 
     def stop(self, reason: str, *, cut: bool = False) -> None:
         """Order the stop: the children leave in reverse order. Returns at once. `cut` leaves out all drains.
 
-        A second call with `cut` hastens a stop that is under way. Without a running tree nothing happens.
+        A second call with `cut` hastens a stop that is under way: drains end, and who is leaving sees `Child.cut`; the
+        order is kept. Before `run` it makes `run` return without starting anybody; after the end nothing happens.
         """
-        run = self.root.run
-        if run is None:
+        if self.journal.is_closed:
             return
-        if not self._stopping:
+        if self._stopping is None:
             self._stopping = reason
             self._report(LifecycleKind.TREE_STOPPING, reason)
-        run.stop(reason, cut=cut)
-        if cut:
-            _cut_below(run, reason)
+        if self.root.run is not None:
+            self.root.run.stop(reason, Grace.CUT if cut else Grace.DRAIN)
 
     def subscribe(self, buffer: int = 10_000) -> AbstractContextManager[Subscription]:
-        """``with tree.subscribe() as events: async for event in events: …``; see `Journal.subscribe`."""
+        """``with tree.subscribe() as events: async for event in events: …``; see `Journal.subscribe`.
+
+        The iteration ends after ``TREE_STOPPED``, the last event of every tree.
+        """
         return self.journal.subscribe(buffer)
 
-    async def ready(self) -> None:
-        """Block until all children are up, or held."""
+    async def ready(self) -> bool:
+        """Block until all children are up, or held. False if the tree ends without; why, `run` raises."""
         with self.subscribe() as events:
-            while self.root.run is None or self.root.run.core.phase is not Phase.RUNNING:
-                await events.next()
+            if self.root.run is not None and self.root.run.core.phase is Phase.RUNNING:
+                return True
+            async for event in events:
+                if event.kind is LifecycleKind.TREE_READY:
+                    return True
+        return False
 
     def snapshot(self) -> Snapshot:
         """The tree now. Never blocks; may be called at any time."""
-        recent = self.journal.recent
         return Snapshot(
             time=self.journal.wall(),
-            sequence=recent[-1].sequence if recent else 0,
+            sequence=self.journal.sequence,
             root=_view_supervisor(self.root, self.root.id, self.root.run, None),
             gates=self.gates.view(),
         )
 
     def _report(self, kind: LifecycleKind, reason: str) -> None:
         self.journal.enter(Report(kind=kind, subject=self.root.id, reason=reason), self.root.id, self.root.id)
-
-
-def _cut_below(run: Run, reason: str) -> None:
-    for spec in run.supervisor.children:
-        if isinstance(spec.body, Nested) and spec.id in run.running:
-            below = spec.body.supervisor.run
-            if below is not None:
-                below.stop(reason, cut=True)
-                _cut_below(below, reason)
 
 
 def _view_supervisor(supervisor: Supervisor, path: str, run: Run | None, as_child: ChildView | None) -> ChildView:
@@ -184,7 +195,7 @@ def _view_supervisor(supervisor: Supervisor, path: str, run: Run | None, as_chil
         next_start_in=as_child.next_start_in if as_child is not None else None,
         last_error=as_child.last_error if as_child is not None else None,
         strategy=supervisor.strategy.value,
-        restarts_left=run.core.budget.left(trio.current_time()) if run is not None else None,
+        restarts_left=run.core.budget.left(trio.current_time()) if run is not None and not run.is_over else None,
         children=children,
     )
 
@@ -208,36 +219,42 @@ def _view(name: str, above: str, supervisor: Supervisor, run: Run | None) -> Chi
         view = _view_child(state, path, run)
     if isinstance(spec.body, Nested):
         below = spec.body.supervisor
-        # A run that is over says nothing of a supervisor that has not been started again.
-        alive = below.run if run is not None and name in run.running else None
-        return _view_supervisor(below, path, alive, view)
+        return _view_supervisor(below, path, _alive(below, name, run), view)
     return view
+
+
+def _alive(below: Supervisor, name: str, above: Run | None) -> Run | None:
+    """The run of `below`'s present incarnation: one that is over says nothing of a supervisor that is started again."""
+    running = above.running.get(name) if above is not None else None
+    return below.run if running is not None and below.run is not None and below.run.child is running.child else None
 
 
 def _view_child(child: ChildState, path: str, run: Run) -> ChildView:
     running = run.running.get(child.spec.id)
-    gate = run.core.held_by(child) if child.status is Status.DOWN and child.goal else None
-    wait = child.not_before - trio.current_time()
+    state, gate = _state(child, run), run.core.held_by(child)
+    held = gate is not None and state == "held"
+    wait = child.not_before - trio.current_time() if state == "backoff" else 0.0
     return ChildView(
         id=child.spec.id,
         path=path,
         kind=child.spec.kind.value,
-        state=_state(child, gate, run.core.phase),
+        state=state,
         incarnation=child.incarnation,
         restarts=child.restarts,
-        held_by=gate,
-        cause=run.core.shut[gate] if gate else None,
-        next_start_in=max(0.0, wait) if child.status is Status.DOWN and child.goal and wait > 0 else None,
+        held_by=gate if held else None,
+        # The gate knows the latest cause; it may just have been opened.
+        cause=(run.house.gates[gate].cause or run.core.shut[gate]) if gate is not None and held else None,
+        next_start_in=wait if wait > 0 else None,
         note=running.child.text if running is not None else "",
         last_error=child.last_error,
     )
 
 
-def _state(child: ChildState, gate: str | None, phase: Phase) -> str:
+def _state(child: ChildState, run: Run) -> str:
     if child.status is not Status.DOWN:
         return "stuck" if child.stuck else child.status.value
-    if gate is not None:
-        return "held"
-    if phase in (Phase.STOPPING, Phase.DONE) or not child.goal:
+    if run.core.phase in (Phase.STOPPING, Phase.DONE) or not child.goal:
         return "ended"
+    if run.core.held_by(child) is not None:
+        return "held"
     return "backoff" if child.incarnation else "waiting"

@@ -40,7 +40,7 @@ def is_running(pid: int) -> bool:
 
 async def until(condition: Callable[[], bool], within: float = 5.0) -> None:
     with trio.fail_after(within):
-        while not condition():  # noqa: ASYNC110 - another process makes it true
+        while not condition():
             await trio.sleep(0.005)
 
 
@@ -178,6 +178,26 @@ async def test_the_steps_of_a_stop_go_one_after_the_other() -> None:
     steps = (StopStep(signal.SIGINT, 0.2), StopStep(signal.SIGQUIT, 5.0))
     async with hosted(python(program + UP_AND_WAIT, stop=steps)) as host:
         pass
+    assert host.lines == ["up", "int", "quit"]
+
+
+async def test_a_cut_goes_to_the_last_step_at_once_and_leaves_it_its_time() -> None:
+    program = (
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGINT, lambda *_: print('int', flush=True))\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: print('usr1', flush=True))\n"
+        "signal.signal(signal.SIGQUIT, lambda *_: (time.sleep(0.2), print('quit', flush=True), sys.exit(0)))\n"
+    )
+    steps = (StopStep(signal.SIGINT, 60.0), StopStep(signal.SIGUSR1, 60.0), StopStep(signal.SIGQUIT, 60.0))
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            async with hosted(python(program + UP_AND_WAIT, stop=steps)) as host:
+
+                async def cut() -> None:
+                    await host.lines.until("int")
+                    host.child.cut.set()
+
+                nursery.start_soon(cut)
     assert host.lines == ["up", "int", "quit"]
 
 

@@ -6,115 +6,24 @@ import random
 from typing import Any
 
 import pytest
+from playing import Play, begun, nobody, spec
 
 from penstock.runtime.supervision import Backoff, ChildSpec, Intensity, InvalidSpec, Restart, Strategy
-from penstock.runtime.supervision.core import (
-    Action,
+from penstock.runtime.supervision.errors import RestartLimitExceeded, StartFailed, StartTimeout
+from penstock.runtime.supervision.events import LifecycleKind
+from penstock.runtime.supervision.messages import (
     Begin,
-    CancelChild,
-    CheckProgress,
     ChildEnded,
     ChildReady,
-    Core,
-    DrainChild,
     Finish,
     GateTurned,
+    Grace,
     Phase,
     ProgressSeen,
-    Settled,
-    StartChild,
     Status,
     StopOrdered,
-    Tick,
 )
-from penstock.runtime.supervision.errors import RestartLimitExceeded, StartFailed, StartTimeout
-from penstock.runtime.supervision.events import LifecycleKind, Report
 from penstock.runtime.supervision.outcome import Outcome
-
-PLAIN = Backoff(minimum=1.0, maximum=10.0, jitter=0.0, reset_after=60.0)
-
-
-async def _body(child: object) -> None:
-    raise AssertionError("the core runs nobody")
-
-
-def spec(name: str, **options: Any) -> ChildSpec:
-    return ChildSpec(id=name, body=_body, **{"backoff": PLAIN, **options})
-
-
-class Play:
-    """Plays the shell: performs starts and stops at once, and writes down what the core ordered."""
-
-    def __init__(
-        self,
-        specs: list[ChildSpec],
-        strategy: Strategy = Strategy.ONE_FOR_ONE,
-        intensity: Intensity | None = None,
-        shut: dict[str, str] | None = None,
-    ) -> None:
-        self.core = Core(specs, strategy, intensity or Intensity(100, 1000.0), random.Random(1).random, shut or {})
-        self.now = 0.0
-        self.log: list[str] = []
-        self.reports: list[Report] = []
-        self.finished: Finish | None = None
-        self.settled = False
-        self.deaf: set[str] = set()
-        self.slow_starters: set[str] = set()
-
-    def tell(self, event: Any) -> None:
-        queue: list[Any] = [event]
-        while queue:
-            for action in self.core.handle(queue.pop(0), self.now):
-                queue.extend(self._perform(action))
-
-    def _perform(self, action: Action) -> list[Any]:
-        match action:
-            case StartChild(id=name, incarnation=incarnation):
-                self.log.append(f"+{name}")
-                return [] if name in self.slow_starters else [ChildReady(name, incarnation)]
-            case DrainChild(id=name):
-                self.log.append(f"~{name}")
-            case CancelChild(id=name, incarnation=incarnation):
-                self.log.append(f"-{name}")
-                return [] if name in self.deaf else [ChildEnded(name, incarnation, Outcome())]
-            case Finish():
-                self.finished = action
-            case Settled():
-                self.settled = True
-            case Report():
-                self.reports.append(action)
-            case CheckProgress():
-                self.log.append(f"?{action.id}")
-        return []
-
-    def end(self, name: str, error: BaseException | None = None, *, fatal: bool = False) -> None:
-        child = self.core.children[name]
-        self.tell(ChildEnded(name, child.incarnation, Outcome(error, fatal)))
-
-    def crash(self, name: str) -> None:
-        self.end(name, RuntimeError(f"{name} broke"))
-
-    def advance(self, seconds: float) -> None:
-        self.now += seconds
-        self.tell(Tick())
-
-    def take(self) -> str:
-        said, self.log = " ".join(self.log), []
-        return said
-
-    def status(self, name: str) -> Status:
-        return self.core.children[name].status
-
-    def kinds(self, name: str) -> list[str]:
-        return [report.kind.value for report in self.reports if report.subject == name]
-
-
-def begun(*names: str, **options: Any) -> Play:
-    play = Play([spec(name) for name in names], **options)
-    play.tell(Begin())
-    assert play.take() == " ".join(f"+{name}" for name in names)
-    assert play.settled
-    return play
 
 
 def test_children_start_in_order_and_stop_in_reverse() -> None:
@@ -325,7 +234,7 @@ def test_a_second_stop_order_with_cut_ends_the_drain() -> None:
     play.tell(Begin())
     play.tell(StopOrdered("enough"))
     play.take()
-    play.tell(StopOrdered("now", cut=True))
+    play.tell(StopOrdered("now", Grace.CUT))
     assert play.take() == "-b -a"
 
 
@@ -475,7 +384,7 @@ def test_each_change_is_reported_with_its_cause() -> None:
     assert told == [
         ("a", LifecycleKind.CHILD_CRASHED, None),
         ("a", LifecycleKind.CHILD_BACKOFF, "child:a"),
-        ("b", LifecycleKind.CHILD_STOPPING, None),
+        ("b", LifecycleKind.CHILD_STOPPING, "child:a"),
         ("b", LifecycleKind.CHILD_STOPPED, None),
         ("a", LifecycleKind.CHILD_STARTING, "child:a"),
         ("a", LifecycleKind.CHILD_READY, None),
@@ -509,14 +418,14 @@ def test_two_children_of_one_id_are_refused() -> None:
     ],
 )
 def test_a_bad_field_is_named_with_its_value(field: str, value: object) -> None:
-    options: dict[str, Any] = {"id": "x", "body": _body, field: value}
+    options: dict[str, Any] = {"id": "x", "body": nobody, field: value}
     with pytest.raises(InvalidSpec) as caught:
         ChildSpec(**options)
     assert field in str(caught.value)
 
 
 def test_the_documented_defaults_are_the_real_ones() -> None:
-    plain = ChildSpec(id="x", body=_body)
+    plain = ChildSpec(id="x", body=nobody)
     assert (plain.restart, plain.stop_within, plain.start_within, plain.drain_within) == (Restart.PERMANENT, 5, 30, 0)
     assert (Intensity().restarts, Intensity().within) == (5, 30)
     backoff = Backoff()
