@@ -9,7 +9,6 @@ did not fit, `Mailbox.ask` waits for the answer, and for the bad news.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -78,9 +77,16 @@ class Reply(Generic[R]):
             await self._done.wait()
         finally:
             self._waiting = False
-        if self._error is not None:
-            raise self._error
-        return self._value  # type: ignore[return-value]
+        return self._answered()
+
+    def _answered(self) -> R:
+        error, self._error = self._error, None
+        try:
+            if error is not None:
+                raise error
+            return self._value  # type: ignore[return-value]
+        finally:
+            del error  # its traceback holds this frame: no cycle
 
 
 @frozen(kw_only=True)
@@ -117,12 +123,13 @@ class Mailbox(Generic[T]):
     """
 
     def __init__(self, name: str, capacity: int) -> None:
-        if capacity < 1 or capacity == math.inf:
+        if isinstance(capacity, bool) or not isinstance(capacity, int) or capacity < 1:
             raise ValueError(f"capacity of mailbox {name!r} must be a whole number of 1 or more, not {capacity!r}")
         self.name = name
         self.capacity = capacity
-        self._send, self._receive = trio.open_memory_channel[T](capacity)
-        # Beside the channel: when each queued message came, for `oldest_age`. Same order, same length.
+        # Each message with whether it goes through the buffer: a waiting reader is handed it directly.
+        self._send, self._receive = trio.open_memory_channel[tuple[bool, T]](capacity)
+        # Beside the channel: when each buffered message came in. Same order, same length.
         self._stamps: deque[float] = deque()
         self._peak = 0
         self._received = 0
@@ -131,36 +138,35 @@ class Mailbox(Generic[T]):
         self._inbox: Inbox[T] | None = None
 
     async def tell(self, message: T) -> None:
-        """Queue a message; blocks while the mailbox is full. Cancelled, the message is not queued."""
-        await trio.lowlevel.checkpoint()
-        await self._put(message)
+        """Queue a message; blocks while the mailbox is full, without limit: while its reader is held, for hours.
 
-    async def _put(self, message: T) -> None:
+        Senders get in in the order in which they came. Cancelled, the message is not queued.
+        """
+        await trio.lowlevel.checkpoint()
         try:
-            self._send.send_nowait(message)
+            self._put(message)
         except trio.WouldBlock:
-            # The stamp is entered when the message is, not when its sender began to wait.
-            await self._send.send(message)
-        self._stamp()
+            # It is stamped when it gets into the buffer (`_taken`), not when its sender began to wait.
+            await self._send.send((True, message))
 
     def offer(self, message: T) -> bool:
         """Queue a message if there is room; never blocks. False, and a counted drop, if there is none."""
         try:
-            self._send.send_nowait(message)
+            self._put(message)
         except trio.WouldBlock:
             self._dropped += 1
             return False
-        self._stamp()
         return True
 
     async def ask(self, make: Callable[[Reply[R]], T], timeout: float) -> R:  # noqa: ASYNC109 - names the peer
         """Send the message that `make` builds around a reply slot, and wait for the answer.
 
-        Blocks for `timeout` seconds at the most, room in the mailbox included.
+        Blocks for `timeout` seconds at the most, room in the mailbox included. A message that is queued by then stays
+        queued; its reader can tell by `Reply.is_abandoned` that nobody waits any more.
 
         Raises:
             AskTimeout: there was no answer in time; the error names the mailbox.
-            PeerDied: the actor that had taken the message ended without an answer.
+            PeerDied: the actor that had taken the message, and said so by `Inbox.owe`, ended without an answer.
             Exception: whatever the actor answered with (`Reply.fail`).
         """
         reply: Reply[R] = Reply(self)  # type: ignore[arg-type]
@@ -168,6 +174,8 @@ class Mailbox(Generic[T]):
             await self.tell(make(reply))
             return await reply._wait()
         reply._waiting = False
+        if reply.is_answered:  # in the very tick in which the time was up
+            return reply._answered()
         raise AskTimeout(f"no answer from {self.name} within {timeout:g} s")
 
     @asynccontextmanager
@@ -207,20 +215,23 @@ class Mailbox(Generic[T]):
             late_replies=self._late,
         )
 
-    def _stamp(self) -> None:
-        # A waiting reader may have been handed the message at once: then nothing is queued.
-        queued = self._send.statistics().current_buffer_used
-        while len(self._stamps) > queued:
-            self._stamps.popleft()
-        if len(self._stamps) < queued:
-            self._stamps.append(trio.current_time())
-        self._peak = max(self._peak, queued)
+    def _put(self, message: T) -> None:
+        through_buffer = self._send.statistics().tasks_waiting_receive == 0
+        self._send.send_nowait((through_buffer, message))
+        if through_buffer:
+            self._stamp()
 
-    def _taken(self) -> None:
+    def _stamp(self) -> None:
+        self._stamps.append(trio.current_time())
+        self._peak = max(self._peak, len(self._stamps))
+
+    def _taken(self, through_buffer: bool) -> None:
         self._received += 1
-        queued = self._receive.statistics().current_buffer_used
-        while len(self._stamps) > queued:
+        if through_buffer:
             self._stamps.popleft()
+            # Taking one lets in the first of the waiting senders.
+            if self._receive.statistics().current_buffer_used > len(self._stamps):
+                self._stamp()
 
 
 class Inbox(Generic[T]):
@@ -238,16 +249,32 @@ class Inbox(Generic[T]):
         return await self.next()
 
     async def next(self) -> T:
-        """The next message; blocks until there is one. Cancelled, it takes none."""
-        message = await self._mailbox._receive.receive()
-        self._mailbox._taken()
+        """The next message; blocks until there is one. Cancelled, it takes none.
+
+        Raises:
+            trio.ClosedResourceError: the block that borrowed it has ended.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        try:
+            message = self.next_nowait()
+        except trio.WouldBlock:
+            _, message = await self._mailbox._receive.receive()
+            self._mailbox._taken(through_buffer=False)
+        else:
+            # Counted already: between the taking and the counting nobody else may run.
+            await trio.lowlevel.cancel_shielded_checkpoint()
         return message
 
     def next_nowait(self) -> T:
-        """The next message if one is queued; raises `trio.WouldBlock` otherwise."""
-        message = self._mailbox._receive.receive_nowait()
-        self._mailbox._taken()
+        """The next message if one is queued; raises `trio.WouldBlock` otherwise, and what `next` raises."""
+        self._check()
+        through_buffer, message = self._mailbox._receive.receive_nowait()
+        self._mailbox._taken(through_buffer)
         return message
+
+    def _check(self) -> None:
+        if self._mailbox._inbox is not self:
+            raise trio.ClosedResourceError(f"this inbox of {self._mailbox.name} was given back")
 
     def owe(self, reply: Reply[R]) -> None:
         """Answer `reply` with `PeerDied` should this actor end without answering it."""
@@ -258,7 +285,7 @@ class Inbox(Generic[T]):
 
     def _default(self, cause: BaseException | None) -> None:
         for reply in self._owed:
-            if not reply.is_answered:
+            if not reply.is_answered and not reply.is_abandoned:
                 died = PeerDied(f"the reader of {self._mailbox.name} ended before it answered")
                 if cause is not None and not isinstance(cause, trio.Cancelled):
                     died.__cause__ = cause

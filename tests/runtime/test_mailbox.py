@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import weakref
+
 import pytest
 import trio
 import trio.testing
 from attrs import frozen
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from penstock.runtime.mailbox import AskTimeout, Mailbox, PeerDied, Reply
+from penstock.runtime.mailbox import AskTimeout, Inbox, Mailbox, PeerDied, Reply
 
 
 @frozen
@@ -152,5 +158,215 @@ async def test_a_cancelled_reader_takes_no_message(autojump_clock: trio.testing.
 
 def test_a_capacity_must_be_a_bound() -> None:
     for bad in (0, -1, float("inf")):
+        with pytest.raises(ValueError, match="capacity"):
+            Mailbox("box", bad)  # type: ignore[arg-type]
+
+
+async def test_the_age_is_that_of_what_is_queued_though_senders_are_always_waiting(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A reader that keeps up with a queue that is never empty is not hours behind."""
+    box: Mailbox[int] = Mailbox("box", 2)
+
+    async def send() -> None:
+        for number in range(100):
+            await box.tell(number)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send)
+        async with box.receive() as inbox:
+            for number in range(100):
+                await trio.sleep(60)
+                assert await inbox.next() == number
+                assert box.statistics().oldest_age <= 60
+    seen = box.statistics()
+    assert (seen.depth, seen.peak, seen.received, seen.oldest_age) == (0, 2, 100, 0.0)
+
+
+async def test_what_is_handed_to_a_waiting_reader_was_never_queued(autojump_clock: trio.testing.MockClock) -> None:
+    box: Mailbox[int] = Mailbox("box", 5)
+    taken: list[int] = []
+
+    async def read() -> None:
+        async with box.receive() as inbox:
+            taken.append(await inbox.next())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        await trio.testing.wait_all_tasks_blocked()
+        box.offer(1)  # the reader has it, and has not run yet
+        box.offer(2)
+        assert (box.statistics().depth, box.statistics().peak) == (1, 1)
+    await trio.sleep(7)
+    assert taken == [1]
+    assert (box.statistics().depth, box.statistics().oldest_age) == (1, 7.0)
+
+
+@given(
+    happenings=st.lists(
+        st.one_of(
+            st.tuples(st.sampled_from(["tell", "offer", "read"])),
+            st.tuples(st.sampled_from(["cancel_sender", "cancel_reader", "sleep"]), st.integers(0, 5)),
+        ),
+        max_size=40,
+    )
+)
+@settings(max_examples=150, deadline=None, derandomize=True, database=None)
+def test_each_message_comes_once_in_order_and_is_counted_whoever_is_cancelled(
+    happenings: list[tuple[str, int]],
+) -> None:
+    trio.run(_random_life, happenings, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+async def _random_life(happenings: list[tuple[str, int]]) -> None:
+    box: Mailbox[int] = Mailbox("box", 3)
+    sent: list[int] = []
+    taken: list[int] = []
+    senders: list[trio.CancelScope] = []
+    readers: list[trio.CancelScope] = []
+
+    async def tell(number: int, scope: trio.CancelScope) -> None:
+        with scope:
+            await box.tell(number)
+            sent.append(number)
+
+    async def read(inbox: Inbox[int], scope: trio.CancelScope) -> None:
+        with scope:
+            taken.append(await inbox.next())
+
+    async with trio.open_nursery() as nursery, box.receive() as inbox:
+        for number, (kind, *which) in enumerate(happenings):
+            scope = trio.CancelScope()
+            if kind == "tell":
+                senders.append(scope)
+                nursery.start_soon(tell, number, scope)
+            elif kind == "offer":
+                if box.offer(number):
+                    sent.append(number)
+            elif kind == "read":
+                readers.append(scope)
+                nursery.start_soon(read, inbox, scope)
+            elif kind == "sleep":
+                await trio.sleep(1)
+            else:
+                scopes = senders if kind == "cancel_sender" else readers
+                for victim in scopes[which[0] : which[0] + 1]:
+                    victim.cancel()
+            held = box._send.statistics().current_buffer_used
+            assert box.statistics().depth == held
+        await trio.testing.wait_all_tasks_blocked()
+        assert box.statistics().depth == box._send.statistics().current_buffer_used
+        assert set(taken) <= set(sent)
+        assert box.statistics().received == len(taken)
+        for scope in (*senders, *readers):
+            scope.cancel()
+        await trio.testing.wait_all_tasks_blocked()
+        while box.statistics().depth:
+            taken.append(inbox.next_nowait())
+    assert sorted(taken) == sorted(sent)
+    assert box.statistics().peak <= box.capacity
+
+
+async def test_an_answer_of_the_last_moment_is_either_given_or_counted_as_late(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Answer and time-out in one tick, in whichever order the scheduler takes them."""
+    answers: list[str] = []
+    late = 0
+
+    async def ask(box: Mailbox[Question]) -> None:
+        with contextlib.suppress(AskTimeout):
+            answers.append(await box.ask(lambda reply: Question("?", reply), 5.0))
+
+    async def answer(box: Mailbox[Question]) -> None:
+        async with box.receive() as inbox:
+            question = await inbox.next()
+            await trio.sleep_until(start + 5.0)
+            question.reply.set("just in time")
+
+    for _ in range(40):
+        start = trio.current_time()
+        box: Mailbox[Question] = Mailbox("punctual", 1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask, box)
+            nursery.start_soon(answer, box)
+        late += box.statistics().late_replies
+    assert len(answers) + late == 40
+    assert answers
+
+
+async def test_the_bad_news_of_a_death_is_no_late_answer(autojump_clock: trio.testing.MockClock) -> None:
+    box: Mailbox[Question] = Mailbox("mortal", 1)
+
+    async def mortal() -> None:
+        async with box.receive() as inbox:
+            question = await inbox.next()
+            inbox.owe(question.reply)
+            await trio.sleep(10)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(mortal)
+        with pytest.raises(AskTimeout):
+            await box.ask(lambda reply: Question("?", reply), 1.0)
+    assert box.statistics().late_replies == 0
+
+
+async def test_an_inbox_that_was_given_back_takes_nothing(autojump_clock: trio.testing.MockClock) -> None:
+    box: Mailbox[int] = Mailbox("box", 3)
+    async with box.receive() as old:
+        pass
+    box.offer(1)
+    with pytest.raises(trio.ClosedResourceError):
+        await old.next()
+    with pytest.raises(trio.ClosedResourceError):
+        old.next_nowait()
+    assert box.statistics().depth == 1
+
+
+async def test_an_error_that_was_answered_leaves_no_cycle_that_keeps_its_frames(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    class Ballast:
+        pass
+
+    box: Mailbox[Question] = Mailbox("oracle", 1)
+    kept: list[weakref.ref[Ballast]] = []
+
+    async def oracle() -> None:
+        async with box.receive() as inbox:
+            question = await inbox.next()
+            question.reply.fail(KeyError("bad question"))
+
+    async def ask() -> None:
+        ballast = Ballast()
+        kept.append(weakref.ref(ballast))
+        with contextlib.suppress(KeyError):
+            await box.ask(lambda reply: Question("?", reply), 1.0)
+
+    gc.disable()
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(oracle)
+            nursery.start_soon(ask)
+        assert kept[0]() is None
+    finally:
+        gc.enable()
+
+
+async def test_what_was_asked_of_a_reader_that_is_held_for_hours_is_marked_as_abandoned(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    box: Mailbox[Question] = Mailbox("held", 2)
+    for _ in range(5):
+        with pytest.raises(AskTimeout):
+            await box.ask(lambda reply: Question("?", reply), 1.0)
+    await trio.sleep(3600)
+    assert box.statistics().depth == 2  # the mailbox keeps what it took; the others never came in
+    async with box.receive() as inbox:
+        assert [(await inbox.next()).reply.is_abandoned for _ in range(2)] == [True, True]
+
+
+def test_a_capacity_is_a_whole_number() -> None:
+    for bad in (1.5, True, "3"):
         with pytest.raises(ValueError, match="capacity"):
             Mailbox("box", bad)  # type: ignore[arg-type]
