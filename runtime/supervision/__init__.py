@@ -14,7 +14,6 @@ from .errors import (
     StartFailed,
     StartTimeout,
     SupervisionError,
-    UnknownChild,
     UnknownGate,
 )
 from .events import Journal, LifecycleEvent, LifecycleKind, Subscription
@@ -51,6 +50,5 @@ __all__ = [
     "SupervisionError",
     "Supervisor",
     "Tree",
-    "UnknownChild",
     "UnknownGate",
 ]

@@ -9,7 +9,6 @@ __all__ = [
     "StartFailed",
     "StartTimeout",
     "SupervisionError",
-    "UnknownChild",
     "UnknownGate",
 ]
 
@@ -24,10 +23,6 @@ class InvalidSpec(SupervisionError, ValueError):
 
 class UnknownGate(SupervisionError, LookupError):
     """A child requires, or somebody asks for, a gate that was never added."""
-
-
-class UnknownChild(SupervisionError, LookupError):
-    """No child of that id is known to this supervisor."""
 
 
 class StartFailed(SupervisionError):
