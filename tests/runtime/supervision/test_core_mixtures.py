@@ -306,6 +306,16 @@ def test_a_temporary_bystander_that_crashes_before_its_turn_is_gone_for_good() -
     assert play.take() == "-z +a +z"
 
 
+def test_in_a_group_nobody_starts_while_a_later_one_still_leaves() -> None:
+    play = begun("1", "2", strategy=Strategy.REST_FOR_ONE)
+    play.deaf.add("2")
+    play.crash("1")
+    play.advance(1)
+    assert play.take() == "-2"
+    play.end("2")
+    assert play.take() == "+1 +2"
+
+
 def test_in_a_group_nobody_starts_before_a_stuck_one_that_stands_before_it() -> None:
     play = begun("1", "2", strategy=Strategy.ONE_FOR_ALL)
     play.deaf.add("1")
