@@ -164,9 +164,7 @@ class World:
         assert not self.is_held(name), "nobody is started behind a shut gate"
         assert not self.stopping, "nobody is started during the stop"
         if self.strategy is not Strategy.ONE_FOR_ONE:
-            assert all(task.stuck or not task.ordered_off for task in self.alive.values()), (
-                "all leave, then all start"
-            )
+            assert all(task.stuck or not task.ordered_off for task in self.alive.values()), "all leave, then all start"
         for other in self.names[: self.names.index(name)]:
             over = not self.core.children[other].goal
             if self.strategy is Strategy.ONE_FOR_ONE:
