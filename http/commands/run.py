@@ -93,7 +93,8 @@ async def _tell_lifecycle(deployment: Deployment) -> None:
 
 
 async def _greet(deployment: Deployment) -> None:
-    await deployment.tree.ready()
+    if not await deployment.tree.ready():
+        return
     addresses = [view.note for view in deployment.tree.snapshot().root.children if view.id == "http"]
     log.info("listening", page=" ".join(addresses), system=deployment.system.name, instance=deployment.instance)
 
