@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -209,14 +209,13 @@ class _Connection:
         return Session(server._engine, admit=server._admit, done=server._done, send=self._queue, nursery=nursery)
 
     async def _receive(self, session: Session) -> None:
-        try:
-            while data := await self.stream.receive_some():
-                await self.server._until_running()
-                session.sendall(bytes(data))
-        except _Cut:
-            await self._flush()
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            try:
+                while data := await self.stream.receive_some():
+                    await self.server._until_running()
+                    session.sendall(bytes(data))
+            except _Cut:
+                await self._flush()  # to a client that may have left meanwhile
 
     def _queue(self, data: bytes) -> None:
         self.output += data
