@@ -73,9 +73,9 @@ class Backlog:
         while not self.room:
             await self._room_news.wait()
 
-    def knows(self, entry_id: str) -> bool:
-        """Whether the entry is here already; a listener that reads its own history asks this."""
-        return entry_id in self._known
+    def known(self) -> frozenset[str]:
+        """The ids of all entries that are here now."""
+        return frozenset(self._known)
 
     def add(self, entries: Iterable[Entry]) -> int:
         """Take in what a listener read, leaving out what is here already; the number taken in. Never blocks."""

@@ -15,6 +15,7 @@ from uuid import UUID
 from attrs import field, frozen
 
 from ..runtime.masking import mask_text
+from ..runtime.supervision import ErrorInfo
 from .texts import cut_bytes, storable
 
 __all__ = ["DeadLetter", "Reason", "fingerprint", "unpack_fields"]
@@ -110,7 +111,7 @@ class DeadLetter:
         """The letter of an entry given up because of `error`; `facts` are the attributes that it cannot tell."""
         return cls(
             error_class=_class_name(error),
-            error_message=str(error),
+            error_message=ErrorInfo.of(error).message,
             traceback="".join(traceback.format_exception(error)),
             fingerprint=fingerprint(error),
             **facts,

@@ -34,6 +34,7 @@ import redis.exceptions
 import trio
 
 from ..runtime.redis import Kind, Redis, classify
+from ..runtime.redis.replies import reply_text
 from ..runtime.supervision import (
     Child,
     ChildSpec,
@@ -81,12 +82,14 @@ class Deployment:
         instance: the short stable id of this installation; it names the consumers, so it must outlive the process.
         front_ends: makes the children that bring work in (the HTTP front end): they start last and stop first.
         wall: where dates come from; a test brings its own.
+        seed: of all jitter; a test gives one, so that a run can be repeated.
 
     Attributes:
         system: as given.
         settings: as given.
         instance: the short stable id of this installation.
-        gates: ``redis``, ``postgres`` and ``schema``.
+        gates: ``redis``, ``redis-memory`` (shut while Redis is full: nothing is published, all else goes on),
+            ``postgres`` and ``schema``.
         tree: the supervision tree.
         producer: the producer.
         pools: the handler pools, by group and stream.
@@ -103,33 +106,40 @@ class Deployment:
         instance: str,
         front_ends: Callable[[Deployment], Sequence[ChildSpec]] = lambda _: (),
         wall: Callable[[], datetime] | None = None,
+        seed: int | None = None,
     ) -> None:
         self.system = system
         self.settings = settings
         self.backends = backends
         self.instance = instance
+        self._random = random.Random(seed)  # noqa: S311 - jitter, no secret
         self.gates = Gates(Journal(wall))
         for name in ("redis", "postgres"):
             self.gates.add(name, shut="not probed yet")
+        self.gates.add("redis-memory", settle=0.0)
         self.gates.add("schema", settle=0.0, shut="not migrated yet")
         self._access = AccessRepository(backends.pool, settings.zone_info) if backends.pool else None
         self.pools: dict[str, HandlerPool] = {}
         self.backlogs: dict[str, Backlog] = {}
         self._client: Redis | None = None
         self._streams: dict[str, StreamView] = {}
-        redis_probe = RedisProbe(backends.redis_options, tuple(system.streams), backends.redis_connect)
-        self._redis_watch = Watch(self.gates["redis"], redis_probe, settings.health)
-        self._postgres_watch = Watch(self.gates["postgres"], backends.probe_postgres, settings.health)
+        redis_probe = RedisProbe(
+            backends.redis_options, tuple(system.streams), backends.redis_connect, self.gates["redis-memory"]
+        )
+        self._redis_watch = Watch(self.gates["redis"], redis_probe, settings.health, backends.redis_options.address)
+        self._postgres_watch = Watch(
+            self.gates["postgres"], backends.probe_postgres, settings.health, backends.postgres_address
+        )
         backends.on_postgres_trouble = self._postgres_watch.trouble
         backends.on_postgres_slow = lambda _: self._postgres_watch.nudge()
         self.producer = Producer(
             self.client,
-            self.gates["redis"],
+            (self.gates["redis"], self.gates["redis-memory"]),
             self._redis_trouble,
             requests=settings.delivery.publish_capacity,
             buffer=settings.capture.buffer,
         )
-        self.tree = Tree(self._root(front_ends), gates=self.gates)
+        self.tree = Tree(self._root(front_ends), gates=self.gates, seed=seed)
 
     # For those who bring and show work ------------------------------------------------------------------------------
 
@@ -143,21 +153,30 @@ class Deployment:
                 nursery.cancel_scope.cancel(reason="the tree has ended")
 
     async def publish(self, stream: str, envelopes: Sequence[Envelope]) -> list[Published | PublishFailed]:
-        """Publish events; one result for each, in order. See `Producer.publish`.
+        """Publish events; one result for each, in order. See `Producer.publish`; what a codec refuses fails alone.
 
         Raises:
             KeyError: no stream of that key is declared.
         """
         declared = self.system.streams[stream]
-        return await self.producer.publish([_outgoing(declared, envelope) for envelope in envelopes])
+        encoded = [_outgoing(declared, envelope) for envelope in envelopes]
+        results = iter(await self.producer.publish([each for each in encoded if isinstance(each, Outgoing)]))
+        return [next(results) if isinstance(each, Outgoing) else each for each in encoded]
 
     def capture(self, envelope: Envelope, stream: str = "EVENT_STREAM") -> bool:
         """Take along an event that is recorded beside somebody's request; see `Producer.capture`.
 
-        False, too, where the system declares no such stream: then there is nothing to record into.
+        False, too, where the system declares no such stream (then there is nothing to record into), or the codec
+        refuses the event.
         """
         declared = self.system.streams.get(stream)
-        return declared is not None and self.producer.capture(_outgoing(declared, envelope))
+        if declared is None:
+            return False
+        encoded = _outgoing(declared, envelope)
+        if isinstance(encoded, Outgoing):
+            return self.producer.capture(encoded)
+        log.error("captured event dropped", stream=stream, event_id=str(envelope.event_id), why=encoded.reason)
+        return False
 
     async def tail(self, stream: str, last_id: str = "$") -> AsyncIterator[tuple[str, Envelope]]:
         """The events that come to a stream after `last_id` (``$``: from now on), for ever.
@@ -224,7 +243,7 @@ class Deployment:
 
     async def _hold_redis(self, child: Child) -> None:
         options, connect = self.backends.redis_options, self.backends.redis_connect
-        async with Redis(options, on_trouble=self._redis_trouble, connect=connect) as client:
+        async with Redis(options, on_trouble=self._redis_trouble, connect=connect, rng=self._random) as client:
             self._client = client
             child.note(options.address)
             child.started()
@@ -273,8 +292,10 @@ class Deployment:
             self.settings.delivery,
             redis_gate=self.gates["redis"],
             postgres_gate=self.gates["postgres"],
+            redis_trouble=self._redis_trouble,
+            postgres_trouble=self._postgres_watch.trouble,
             consumer=self.instance,
-            chance=random.Random().random,  # noqa: S311 - jitter, no secret
+            chance=self._random.random,
         )
         children = [ChildSpec(id="handler-pool", body=pool, requires=("postgres", "schema"), drain_within=5.0)]
         children += [
@@ -286,7 +307,7 @@ class Deployment:
                     f"{group.consumer_prefix or group.name}-{number}:{self.instance}",
                     backlog,
                     lambda: self.backends.store.stored_position(group.name, stream.key),
-                    self._redis_trouble,
+                    self._reader_trouble,
                 ),
                 requires=("redis", "postgres", "schema"),
                 progress_within=group.block + self.backends.redis_options.block_margin + 5.0,
@@ -312,8 +333,17 @@ class Deployment:
     def _redis_trouble(self, error: Exception) -> None:
         """Shut the gate for what an error of Redis says about Redis; never for what it says about a command."""
         row = classify(error)
-        if row.shuts_gate or row.kind is Kind.CONFIG:
+        if row.shuts_gate or row.kind in _OF_THE_SERVER:
             self._redis_watch.trouble(error)
+        elif row.kind is Kind.DEGRADE:
+            self.gates["redis-memory"].shut(reply_text(error))
+
+    def _reader_trouble(self, error: Exception) -> None:
+        """The same for a listener: a full Redis lets it read, but not make a group, and without one it must wait."""
+        if classify(error).kind is Kind.DEGRADE:
+            self._redis_watch.trouble(error)
+        else:
+            self._redis_trouble(error)
 
     async def _observe(self) -> None:
         """Look at the streams, where Redis is there to be asked."""
@@ -336,8 +366,16 @@ class Deployment:
                     watches[name].nudge()
 
 
-def _outgoing(stream: Stream, envelope: Envelope) -> Outgoing:
-    return Outgoing(stream.key, envelope.event_id, stream.encode(envelope))
+_OF_THE_SERVER = (Kind.WAIT, Kind.REROUTE, Kind.REDIRECT, Kind.CONFIG)
+"""Kinds of replies that no other command would fare better with; on the one server that there is."""
+
+
+def _outgoing(stream: Stream, envelope: Envelope) -> Outgoing | PublishFailed:
+    try:
+        return Outgoing(stream.key, envelope.event_id, stream.encode(envelope))
+    except Exception as error:  # noqa: BLE001 - a codec may be the user's, and data may be anything
+        reason = f"the event cannot be encoded: {type(error).__name__}: {error}"
+        return PublishFailed(envelope.event_id, reason, permanent=True)
 
 
 def _decoded(stream: Stream, reply: Any) -> list[tuple[str, Envelope | None]]:

@@ -4,7 +4,8 @@ Many events share one transaction; when it fails, they are tried one by one, so 
 transaction holds the handlers' writes, the inbox rows that make a second delivery harmless, the dead letters, and the
 group's position. Only after its commit are the entries acknowledged, in batches.
 
-An outage of PostgreSQL costs no event an attempt: the entries go back, and wait at the gate.
+An outage of PostgreSQL costs no event an attempt (`blame` tells it from a failure of the event): the entries go back,
+and wait at the gate.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ import redis.exceptions
 import trio
 from attrs import define, frozen
 
-from ..runtime.postgres import Fault, classify
 from ..runtime.supervision import ErrorInfo
 from ..runtime.supervision.outcome import outcome_of
 from ..runtime.telemetry import get_logger
+from .blame import Progress, Stage, is_hopeless, passes
 from .dead_letter import DeadLetter, Reason
-from .event import Envelope, InvalidEvent
-from .handling import Context, Delivery, Entry, Permanent
+from .event import Envelope
+from .handling import Context, Delivery, Entry
 from .sorting import Handle, Ignore, Refuse, Verdict, sort_entry
 from .store import InboxEntry
 
@@ -45,6 +46,9 @@ ACKNOWLEDGE = 100
 
 LINGER = 0.02
 """Seconds that an acknowledgement waits for company. One that is lost is only a duplicate, which the inbox absorbs."""
+
+LETTER_PAUSE = 60.0
+"""Seconds before an event is looked at again whose dead letter the database does not take: somebody must mend that."""
 
 
 @define
@@ -96,6 +100,8 @@ class HandlerPool:
         settings: attempts, pauses, time limits.
         redis_gate: while it is shut, acknowledgements wait.
         postgres_gate: while it is shut, nothing is attempted.
+        redis_trouble: told of every error of Redis, so that its gate can be shut at once.
+        postgres_trouble: told of what keeps the database from working for us, for the same reason.
         consumer: the instance's name, for dead letters.
         chance: random numbers in [0, 1) for the jitter.
     """
@@ -111,6 +117,8 @@ class HandlerPool:
         *,
         redis_gate: Gate,
         postgres_gate: Gate,
+        redis_trouble: Callable[[Exception], None],
+        postgres_trouble: Callable[[Exception], None],
         consumer: str,
         chance: Callable[[], float] | None = None,
     ) -> None:
@@ -123,6 +131,8 @@ class HandlerPool:
         self._settings = settings
         self._redis_gate = redis_gate
         self._postgres_gate = postgres_gate
+        self._redis_trouble = redis_trouble
+        self._postgres_trouble = postgres_trouble
         self._consumer = consumer
         self._chance = chance or random.random
         self._draining = False
@@ -175,11 +185,12 @@ class HandlerPool:
     async def _attempt(self, entries: Sequence[Entry]) -> _Fate:
         """One transaction for `entries`."""
         verdicts = [sort_entry(entry, self._stream, self._group) for entry in entries]
+        progress = Progress()
         try:
-            result = await self._transact(verdicts)
+            result = await self._transact(verdicts, progress)
         except Exception as raised:  # noqa: BLE001 - the boundary of handlers: whatever they raise is judged here
             error = outcome_of(raised).error or raised
-            if classify(error) is Fault.OUTAGE:
+            if not progress.blames(error, database_is_up=self._postgres_gate.is_open):
                 await self._wait_out(error)
                 return _Fate.OUTAGE
             if len(entries) > 1:
@@ -189,14 +200,19 @@ class HandlerPool:
         self._backlog.done(entries)
         return _Fate.SETTLED
 
-    async def _transact(self, verdicts: Sequence[Verdict]) -> _Result:
+    async def _transact(self, verdicts: Sequence[Verdict], progress: Progress) -> _Result:
         """Commit the effects of all verdicts together."""
         handles = [verdict for verdict in verdicts if isinstance(verdict, Handle)]
         refusals = [verdict for verdict in verdicts if isinstance(verdict, Refuse)]
         with trio.fail_after(self._settings.handler_timeout):
             async with self._store.transaction() as transaction:
+                progress.transaction = transaction
                 fresh = await self._first_time(transaction, handles)
+                progress.stage = Stage.HANDLING
                 await self._call(transaction, fresh)
+                # Whoever held the processor beyond the limit has exceeded it, too.
+                await trio.lowlevel.checkpoint()
+                progress.stage = Stage.CLOSING
                 for refusal in refusals:
                     await transaction.bury(self._letter(refusal.entry, refusal.envelope, refusal.reason, refusal.error))
                 position = self._backlog.position(verdict.entry for verdict in verdicts)
@@ -247,10 +263,17 @@ class HandlerPool:
     # Failures -------------------------------------------------------------------------------------------------------
 
     async def _wait_out(self, error: BaseException) -> None:
-        """PostgreSQL is away: block until it is back, or until the gate has this pool cancelled."""
-        log.debug("transaction given back", group=self._group.name, error=str(error))
-        # The gate may be a moment behind the error, or know nothing of it at all: never turn at full speed.
-        await trio.sleep(0.1)
+        """PostgreSQL cannot do our work: block until it can, or until the gate has this pool cancelled."""
+        told = str(ErrorInfo.of(error))
+        if not self._postgres_gate.is_open:
+            log.debug("transaction given back", group=self._group.name, error=told)
+        elif passes(error):
+            log.warning("database is busy, trying again", group=self._group.name, error=told)
+        elif isinstance(error, Exception):
+            # Shut, and opened by the probe: so that it is seen, and the pace is that of the health monitor.
+            self._postgres_trouble(error)
+        # Never at full speed, and not all workers in step.
+        await trio.sleep(0.1 + 0.9 * self._chance())
         await self._postgres_gate.wait_open()
 
     async def _fail(self, verdict: Verdict, error: BaseException) -> _Fate:
@@ -269,7 +292,7 @@ class HandlerPool:
 
     def _end(self, error: BaseException, attempts: int) -> Reason | None:
         """Why there will be no further attempt; None if there will."""
-        if isinstance(error, Permanent | InvalidEvent) or classify(error) is Fault.EVENT:
+        if is_hopeless(error):
             return Reason.PERMANENT
         return Reason.MAX_DELIVERIES if attempts >= self._settings.max_deliveries else None
 
@@ -281,15 +304,22 @@ class HandlerPool:
     async def _bury(self, verdict: Verdict, reason: Reason, error: BaseException) -> _Fate:
         entry = verdict.entry
         envelope = None if isinstance(verdict, Ignore) else verdict.envelope
+        letter = self._letter(entry, envelope, reason, error)
+        progress = Progress()
         try:
             with trio.fail_after(self._settings.handler_timeout):
                 async with self._store.transaction() as transaction:
-                    await transaction.bury(self._letter(entry, envelope, reason, error))
+                    progress = Progress(Stage.CLOSING, transaction)
+                    await transaction.bury(letter)
         except Exception as failed:  # noqa: BLE001 - the letter must not be lost: whatever it was, it goes again
             entry.attempts -= 1
-            log.error("dead letter not stored, trying again", **self._where(entry), error=str(ErrorInfo.of(failed)))
-            await self._wait_out(failed)
-            return _Fate.OUTAGE
+            if not progress.blames(failed, database_is_up=self._postgres_gate.is_open):
+                await self._wait_out(failed)
+                return _Fate.OUTAGE
+            log.error("dead letter not stored, trying again", **self._where(entry), next_in=LETTER_PAUSE,
+                      error=str(ErrorInfo.of(failed)))  # fmt: skip
+            self._backlog.retry(entry, trio.current_time() + LETTER_PAUSE)
+            return _Fate.SETTLED
         self.counts.dead += 1
         self._tell_dead(entry, reason, error)
         self._backlog.done([entry])
@@ -330,6 +360,7 @@ class HandlerPool:
                 acknowledged = True
             except redis.exceptions.RedisError as error:
                 log.debug("acknowledgement postponed", group=self._group.name, ids=len(ids), error=str(error))
+                self._redis_trouble(error)
             finally:
                 (self._backlog.acknowledged if acknowledged else self._backlog.acknowledge_again)(ids)
             if not acknowledged:

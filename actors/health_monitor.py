@@ -3,6 +3,9 @@
 A gate is shut by whoever notices first: a link, at the very moment of its error (`Watch.trouble`), or the probe. It is
 opened by nobody but the probe, because a connection that works proves little. Up, a probe every 10 s; down, after 1 s,
 2 s, … up to every 10 s, and at once when there is news (`Watch.nudge`).
+
+A probe may be content with a server that others cannot work with. Then the gate would open and shut at full speed, so
+that what shuts it again soon after it was opened has to wait, longer each time.
 """
 
 from __future__ import annotations
@@ -24,6 +27,9 @@ __all__ = ["HealthMonitor", "Watch"]
 
 log = get_logger(__name__)
 
+RELAPSES = 2
+"""How often a gate may be shut again soon after it was opened, and be probed at once: an outage often has echoes."""
+
 TELL_EVERY = 60.0
 """Seconds between two log lines of an outage in which nothing changes."""
 
@@ -35,36 +41,59 @@ class Watch:
         gate: the gate it keeps.
         probe: raises `Unhealthy` unless the server can do its work.
         settings: intervals and limits.
+        address: the server's, without secrets: how it is named when it says nothing itself.
     """
 
-    def __init__(self, gate: Gate, probe: Callable[[], Awaitable[None]], settings: HealthSettings) -> None:
+    def __init__(
+        self, gate: Gate, probe: Callable[[], Awaitable[None]], settings: HealthSettings, address: str
+    ) -> None:
         self.gate = gate
+        self._address = address
         self._probe = probe
         self._settings = settings
         self._news = trio.Event()
         self._troubles = 0
+        self._opened_at = -math.inf
+        self._relapses = 0
+        self._not_before = -math.inf
         self._told_cause, self._told_at = "", -math.inf
 
     def trouble(self, error: Exception) -> None:
-        """A link lost its server: shut the gate now, and probe at once. Never blocks, never raises."""
+        """A link lost its server: shut the gate now, and probe soon. Never blocks, never raises."""
         self._troubles += 1
+        if self.gate.is_open:
+            self._relapse(trio.current_time())
         self.gate.shut(str(error))
-        self.nudge()
+        self._news.set()
 
     def nudge(self) -> None:
-        """Probe at once: something may have changed. Never blocks."""
+        """Probe at once: something has changed. Never blocks."""
+        self._not_before = -math.inf
         self._news.set()
+
+    def _relapse(self, now: float) -> None:
+        """Probe at once, unless the gate keeps being shut right after a probe has opened it."""
+        settings = self._settings
+        self._relapses = self._relapses + 1 if now - self._opened_at < settings.interval_down_max else 0
+        over = self._relapses - RELAPSES
+        if over > 0:
+            pause = min(settings.interval_down_max, settings.interval_down_min * 2.0 ** min(over - 1, 60))
+            self._not_before = now + pause
+            log.warning(f"{self.gate.name} fails right after a good health check", times=self._relapses, wait=pause)
 
     async def run(self) -> None:
         """Probe for ever."""
         pause = self._settings.interval_down_min
         while True:
+            await self._wait_out_relapse()
             started = trio.current_time()
             self._news = trio.Event()
             cause = await self._look(
                 self._settings.timeout if self.gate.is_open else max(self._settings.timeout, pause)
             )
             if cause is None:
+                if not self.gate.is_open:
+                    self._opened_at = trio.current_time()
                 self.gate.open()
                 pause = self._settings.interval_down_min
                 await self._rest(started + self._settings.interval_up)
@@ -91,7 +120,7 @@ class Watch:
                 return str(error)
             # What a link has seen since the probe began is newer than its answer: look again.
             return None if troubles == self._troubles else self.gate.cause or "trouble while it was probed"
-        return f"no answer within {limit:g} s"
+        return f"{self._address}: no answer within {limit:g} s"
 
     def _tell(self, cause: str, pause: float) -> None:
         now = trio.current_time()
@@ -102,6 +131,11 @@ class Watch:
         else:
             return
         self._told_cause, self._told_at = cause, now
+
+    async def _wait_out_relapse(self) -> None:
+        while trio.current_time() < self._not_before:
+            self._news = trio.Event()
+            await self._rest(self._not_before)
 
     async def _rest(self, until: float) -> None:
         with trio.move_on_at(until):

@@ -1,7 +1,8 @@
 """The listener: reads a stream for its group, no more than the handler pool has room for.
 
 At every start it first reads its own history: what this consumer was given and has not acknowledged, for example
-because the process was killed. So nothing that was delivered is left behind.
+because the process was killed. So nothing that was delivered is left behind. Now and then it looks again: a server may
+have given entries to a connection of ours that was gone already, and that it did not know of.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ log = get_logger(__name__)
 
 COUNT = 100
 """Entries a read at the most: the knee of the measured curve."""
+
+LOOK_BACK = 30.0
+"""Seconds between two looks at its own history: a stranded entry is late by so much, and a look costs one read."""
 
 REPAIR_PAUSE = 10.0
 """Seconds that must lie between two repairs of a lost group; a second loss sooner than that is a crash."""
@@ -73,10 +77,17 @@ class Listener:
             async with self._client().dedicated() as connection:
                 await self._make_group(connection)
                 child.started()
-                await self._read_history(connection, child)
+                look_back_at = trio.current_time()
                 while True:
                     await self._wait_room(child)
-                    await self._read_news(connection, child)
+                    try:
+                        if trio.current_time() >= look_back_at:
+                            await self._read_history(connection, child)
+                            look_back_at = trio.current_time() + LOOK_BACK
+                        else:
+                            await self._read_news(connection, child)
+                    except redis.exceptions.ResponseError as error:
+                        await self._repair(connection, error)
         except redis.exceptions.RedisError as error:
             self._trouble(error)
             raise
@@ -90,11 +101,7 @@ class Listener:
         child.progress()
 
     async def _read_news(self, connection: DedicatedRedis, child: Child) -> None:
-        try:
-            entries = await self._read(connection, ">", block=int(self._group.block * 1000))
-        except redis.exceptions.ResponseError as error:
-            await self._repair(connection, error)
-            return
+        entries = await self._read(connection, ">", block=int(self._group.block * 1000))
         child.progress()
         self._backlog.add(entries)
 
@@ -103,12 +110,14 @@ class Listener:
         last, found = "0", 0
         while True:
             await self._wait_room(child)
+            # What was here when we asked is none of it, also if it is acknowledged while the answer is on its way.
+            known = self._backlog.known()
             entries = await self._read(connection, last, block=None)
             child.progress()
             if not entries:
                 break
             last = max((entry.id for entry in entries), key=entry_order)
-            found += self._backlog.add(entries)
+            found += self._backlog.add(entry for entry in entries if entry.id not in known)
         if found:
             log.info("took up its own history", stream=self._group.stream, consumer=self._consumer, entries=found)
 
@@ -126,8 +135,10 @@ class Listener:
 
     async def _repair(self, connection: DedicatedRedis, error: redis.exceptions.ResponseError) -> None:
         """Make a lost group again, or raise `error` if that is not what it says, or is said too often."""
-        now = trio.current_time()
-        if classify(error).kind is not Kind.REPAIR or now - self._repaired_at < REPAIR_PAUSE:
+        kind, now = classify(error).kind, trio.current_time()
+        if kind is Kind.NORMAL:
+            return  # woken by CLIENT UNBLOCK: read on
+        if kind is not Kind.REPAIR or now - self._repaired_at < REPAIR_PAUSE:
             raise error
         self._repaired_at = now
         log.warning(
@@ -140,6 +151,8 @@ class Listener:
 
         Never at ``$``: what was published before would not be read.
         """
+        if await self._has_group(connection):
+            return  # and no attempt to make it, which a full server would refuse
         start = await self._start(connection)
         try:
             await connection.xgroup_create(self._group.stream, self._group.name, id=start, mkstream=True)
@@ -148,6 +161,15 @@ class Listener:
                 raise
         else:
             log.info("group made", stream=self._group.stream, group=self._group.name, start=start)
+
+    async def _has_group(self, connection: DedicatedRedis) -> bool:
+        try:
+            groups = await connection.xinfo_groups(self._group.stream)
+        except redis.exceptions.ResponseError as error:
+            if "no such key" in str(error).lower():
+                return False
+            raise
+        return any(_text(group["name"]) == self._group.name for group in groups)
 
     async def _start(self, connection: DedicatedRedis) -> str:
         known = await self._position()

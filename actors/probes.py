@@ -6,7 +6,7 @@ PING proves nothing (it is answered while a cluster is down), and an empty strea
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import redis.exceptions
@@ -15,7 +15,11 @@ from attrs import field, frozen
 from ..runtime.postgres import PostgresOptions
 from ..runtime.postgres import probe as probe_postgres
 from ..runtime.redis import Redis, RedisOptions
+from ..runtime.redis.replies import reply_text
 from ..runtime.telemetry import get_logger
+
+if TYPE_CHECKING:
+    from ..runtime.supervision import Gate
 
 __all__ = ["GroupView", "PostgresProbe", "RedisProbe", "StreamView", "Unhealthy", "observe"]
 
@@ -71,11 +75,15 @@ class RedisProbe:
     Attributes:
         options: the server.
         streams: the declared streams' keys.
+        connect: opens the byte stream instead of the options; None for the real one.
+        memory: the gate that is shut while a server that is well otherwise is full: it refuses new entries, and lets
+            everybody read and acknowledge. None where nobody asks; then being full is unhealthy, too.
     """
 
     options: RedisOptions
     streams: Sequence[str]
     connect: Callable[[], Any] | None = field(default=None, repr=False)
+    memory: Gate | None = None
 
     async def __call__(self) -> None:
         """Raise `Unhealthy` unless the cluster (where there is one) is up and every stream can be read and written.
@@ -85,10 +93,10 @@ class RedisProbe:
         try:
             async with Redis(self.options, connect=self.connect) as client:
                 await self._check_cluster(client)
-                for stream in self.streams:
-                    await self._check_stream(client, stream)
+                full = [await self._check_stream(client, stream) for stream in self.streams]
         except redis.exceptions.RedisError as error:
             raise Unhealthy(_told(self.options.address, error)) from error
+        self._tell_memory(next((refusal for refusal in full if refusal is not None), None))
 
     async def _check_cluster(self, client: Redis) -> None:
         info: Mapping[str, Any] = await client.info("cluster")
@@ -101,11 +109,35 @@ class RedisProbe:
             nodes = f"; failed nodes: {', '.join(failed)}" if failed else ""
             raise Unhealthy(f"{self.options.address}: cluster_state is {state}{nodes}")
 
-    async def _check_stream(self, client: Redis, stream: str) -> None:
-        # NOMKSTREAM on a key that never exists: answered nil where writing is possible, else with the very refusal;
-        # nothing is stored either way. The tag keeps it in the stream's slot.
-        await client.execute_command("XADD", probe_key(stream), "NOMKSTREAM", "*", "probe", "1")
-        await client.xrange(stream, count=1)
+    async def _check_stream(self, client: Redis, stream: str) -> str | None:
+        """Raise `Unhealthy`, naming the stream, unless it can be read and written; what it says if it is full."""
+        full = None
+        try:
+            # NOMKSTREAM on a key that never exists: answered nil where writing is possible, else with the very refusal;
+            # nothing is stored either way. The tag keeps it in the stream's slot.
+            await client.execute_command("XADD", probe_key(stream), "NOMKSTREAM", "*", "probe", "1")
+        except redis.exceptions.OutOfMemoryError as error:
+            if self.memory is None:
+                raise Unhealthy(self._refused("XADD", probe_key(stream), error)) from error
+            full = self._refused("XADD", probe_key(stream), error)
+        except redis.exceptions.ResponseError as error:
+            raise Unhealthy(self._refused("XADD", probe_key(stream), error)) from error
+        try:
+            await client.xrange(stream, count=1)
+        except redis.exceptions.ResponseError as error:
+            raise Unhealthy(self._refused("XRANGE", stream, error)) from error
+        return full
+
+    def _refused(self, command: str, key: str, error: Exception) -> str:
+        return f"{self.options.address}: {command} {key}: {reply_text(error)}"
+
+    def _tell_memory(self, full: str | None) -> None:
+        if self.memory is None:
+            return
+        if full is None:
+            self.memory.open()
+        else:
+            self.memory.shut(full)
 
 
 def probe_key(stream: str) -> str:

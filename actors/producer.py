@@ -4,8 +4,8 @@ Two ways in. Requests (`Producer.publish`) wait for the answer: accepted means t
 events (`Producer.capture`) are what is recorded beside somebody's request, and never make it wait: they stand in a
 bounded buffer that survives outages and restarts of the actor, and what does not fit is counted and told.
 
-The producer does not require the gate ``redis``: while that is shut it refuses requests at once, and keeps what was
-captured.
+The producer requires no gate: while Redis is away or full it refuses requests at once, and keeps what was captured.
+What cannot be written as an entry at all (half a surrogate pair, a value without a text) fails alone.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from attrs import define, frozen
 
 from ..runtime.mailbox import AskTimeout, Mailbox, PeerDied, Reply
 from ..runtime.redis import Kind, NotSent, classify
+from ..runtime.redis.replies import reply_text
 from ..runtime.telemetry import get_logger
 
 if TYPE_CHECKING:
@@ -101,9 +102,13 @@ class _Request:
 class Producer:
     """See the module. One for a process; its `__call__` is the body of the actor ``producer``.
 
+    Attributes:
+        published: entries that Redis has acknowledged.
+        unwritable: captured entries that were dropped because they cannot be written.
+
     Args:
         client: the link, asked for at each start of the actor.
-        gate: the gate ``redis``.
+        gates: all must be open for entries to be added: ``redis`` and ``redis-memory``.
         trouble: told of every error of Redis, so that the gate can be shut at once.
         requests: how many requests may wait. Default 1,000.
         buffer: how many captured events may wait. Default 10,000: minutes of an outage at the speed of Hypercorn's one
@@ -113,14 +118,14 @@ class Producer:
     def __init__(
         self,
         client: Callable[[], Redis],
-        gate: Gate,
+        gates: Sequence[Gate],
         trouble: Callable[[Exception], None],
         *,
         requests: int = 1_000,
         buffer: int = 10_000,
     ) -> None:
         self._client = client
-        self._gate = gate
+        self._gates = tuple(gates)
         self._trouble = trouble
         self._requests: Mailbox[_Request] = Mailbox("producer", requests)
         self._captured: Mailbox[Outgoing] = Mailbox("producer.captured", buffer)
@@ -129,17 +134,25 @@ class Producer:
         self._flushed = trio.Event()
         self._told_drop = -math.inf
         self.published = 0
+        self.unwritable = 0
 
     async def publish(self, entries: Sequence[Outgoing]) -> list[Result]:
         """Add entries to their streams; one result for each, in order.
 
-        Blocks until Redis has acknowledged or refused, 15 s at the most; refuses at once while the gate is shut. Never
-        raises for Redis. Cancelled, the outcome is unknown.
+        Blocks until Redis has acknowledged or refused, 15 s at the most; refuses at once while a gate is shut. Never
+        raises for Redis. What cannot be written fails alone. Cancelled, the outcome is unknown.
         """
-        if not entries:
-            return []
-        if not self._gate.is_open:
-            return _refused(entries, f"Redis is away: {self._gate.cause}")
+        defects = [_defect(entry) for entry in entries]
+        sound = [entry for entry, defect in zip(entries, defects, strict=True) if not defect]
+        results = iter(await self._ask(sound) if sound else ())
+        return [
+            PublishFailed(entry.event_id, defect, permanent=True) if defect else next(results)
+            for entry, defect in zip(entries, defects, strict=True)
+        ]
+
+    async def _ask(self, entries: Sequence[Outgoing]) -> list[Result]:
+        if why := self._why_not():
+            return _refused(entries, why)
         try:
             return await self._requests.ask(lambda reply: _Request(entries, reply), ANSWER_WITHIN)
         except AskTimeout:
@@ -148,14 +161,21 @@ class Producer:
             return _refused(entries, str(died), unknown=True)
 
     def capture(self, entry: Outgoing) -> bool:
-        """Take an entry along; never blocks, never raises. False, and a counted drop, if the buffer is full."""
+        """Take an entry along; never blocks, never raises.
+
+        False, and a counted drop, if the buffer is full or the entry cannot be written.
+        """
+        if defect := _defect(entry):
+            self.unwritable += 1
+            log.error("captured event dropped", stream=entry.stream, event_id=str(entry.event_id), why=defect)
+            return False
         if self._captured.offer(entry):
             return True
         now = trio.current_time()
         if now - self._told_drop >= 10:
             self._told_drop = now
             dropped = self._captured.statistics().dropped
-            log.error("captured events dropped", dropped=dropped, buffer=self._captured.capacity, why=self._gate.cause)
+            log.error("captured events dropped", dropped=dropped, buffer=self._captured.capacity, why=self._why_not())
         return False
 
     @property
@@ -169,18 +189,25 @@ class Producer:
 
     async def __call__(self, child: Child) -> None:
         """Work until cancelled; when drained, put what has come on the streams, and return."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._serve_requests)
-            nursery.start_soon(self._serve_captured)
-            child.started()
-            await child.draining.wait()
-            while self.waiting and self._gate.is_open:
-                # In turns, for a gate that shuts meanwhile makes the waiting pointless.
-                with trio.move_on_after(0.1):
-                    await self._flushed.wait()
-            nursery.cancel_scope.cancel(reason="the producer is drained")
-        if self.waiting:
-            log.error("captured events lost", lost=self.waiting, why=f"Redis is away: {self._gate.cause}")
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._serve_requests)
+                nursery.start_soon(self._serve_captured)
+                child.started()
+                await child.draining.wait()
+                while self.waiting and not self._why_not():
+                    # In turns, for a gate that shuts meanwhile makes the waiting pointless.
+                    with trio.move_on_after(0.1):
+                        await self._flushed.wait()
+                nursery.cancel_scope.cancel(reason="the producer is drained")
+        finally:
+            if self.waiting and child.draining.is_set():
+                why = self._why_not() or "there was no time left"
+                log.error("captured events are still in memory at the stop", count=self.waiting, why=why)
+
+    def _why_not(self) -> str:
+        """Why no entry can be added now; empty if it can."""
+        return next((f"{gate.name}: {gate.cause}" for gate in self._gates if not gate.is_open), "")
 
     # Requests -------------------------------------------------------------------------------------------------------
 
@@ -218,12 +245,12 @@ class Producer:
     async def _serve_captured(self) -> None:
         async with self._captured.receive() as inbox:
             while True:
-                await self._gate.wait_open()
+                for gate in self._gates:
+                    await gate.wait_open()
                 await self._carry(inbox)
-                results = await self._add(list(self._carried))
                 kept = [
                     entry
-                    for entry, result in zip(self._carried, results, strict=True)
+                    for entry, result in zip(self._carried, await self._add(list(self._carried)), strict=True)
                     # Unknown outcomes go again: the same event id twice is one effect.
                     if isinstance(result, PublishFailed)
                 ]
@@ -247,8 +274,8 @@ class Producer:
 
     async def _add(self, entries: Sequence[Outgoing]) -> list[Result]:
         """XADD them in one burst, in order."""
-        if not entries:
-            return []
+        if why := self._why_not():
+            return _refused(entries, why)
         pipeline = self._client().pipeline(transaction=False)
         for entry in entries:
             pipeline.xadd(entry.stream, entry.fields)  # type: ignore[arg-type]
@@ -262,13 +289,35 @@ class Producer:
     def _result(self, entry: Outgoing, reply: object) -> Result:
         if isinstance(reply, Exception):
             self._trouble(reply)
-            row = classify(reply)
-            return PublishFailed(entry.event_id, f"Redis refused: {reply}", permanent=row.kind in _HOPELESS)
+            permanent = classify(reply).kind in _HOPELESS
+            return PublishFailed(entry.event_id, f"Redis refused: {reply_text(reply)}", permanent=permanent)
         self.published += 1
         return Published(entry.event_id, reply.decode() if isinstance(reply, bytes) else str(reply))
 
 
 _HOPELESS = (Kind.CONFIG, Kind.BUG)
+
+
+def _defect(entry: Outgoing) -> str:
+    """Why Redis cannot be given the entry at all; empty if it can. One such would take its whole burst along."""
+    if not entry.fields:
+        return "the entry has no fields"
+    for name, text in entry.fields.items():
+        if not isinstance(name, str) or not isinstance(text, str):
+            return f"the field {name!r} is no text"
+        if not (_is_utf8(name) and _is_utf8(text)):
+            return f"the field {name!r} holds half of a surrogate pair, which is no UTF-8"
+    return ""
+
+
+def _is_utf8(text: str) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _refused(entries: Sequence[Outgoing], reason: str, *, unknown: bool = False) -> list[Result]:

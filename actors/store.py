@@ -46,9 +46,15 @@ class Transaction(Protocol):
         """What handlers write with: a psycopg connection within this transaction. They must not commit it."""
         ...
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether its connection is gone: then every error is a consequence, and nobody's fault."""
+        ...
+
     async def first_time(self, group: str, entries: Sequence[InboxEntry]) -> set[UUID]:
         """Enter events into the group's inbox; return those that were not there before.
 
+        An entry that the group has buried is over, and is left out: it comes again when its acknowledgement is lost.
         An id that stands twice among `entries` is one event: handle it once. Where another transaction is about to
         enter the same event, this waits until that one is committed (then the event is not new) or rolled back.
         """
@@ -90,7 +96,12 @@ class Store(Protocol):
 
 _ENTER = """
 insert into penstock_inbox (consumer_group, event_id, stream, entry_id)
-select %s, * from unnest(%s::uuid[], %s::text[], %s::text[])
+select %(group)s, given.*
+from unnest(%(event_ids)s::uuid[], %(streams)s::text[], %(entry_ids)s::text[]) as given (event_id, stream, entry_id)
+where not exists (
+    select from penstock_dead_letter letter
+    where letter.consumer_group = %(group)s and letter.stream = given.stream and letter.entry_id = given.entry_id
+)
 on conflict do nothing
 returning event_id
 """
@@ -115,18 +126,19 @@ class _PostgresTransaction:
 
     def __init__(self, connection: Connection[TupleRow]) -> None:
         self.connection = connection
+        self.is_lost = False
 
     async def first_time(self, group: str, entries: Sequence[InboxEntry]) -> set[UUID]:
         # In one order, so that two transactions that share events wait for each other and never deadlock.
         given = sorted(entries, key=lambda entry: entry.event_id)
         cursor = await self.connection.execute(
             _ENTER,
-            (
-                group,
-                [entry.event_id for entry in given],
-                [entry.stream for entry in given],
-                [entry.entry_id for entry in given],
-            ),
+            {
+                "group": group,
+                "event_ids": [entry.event_id for entry in given],
+                "streams": [entry.stream for entry in given],
+                "entry_ids": [entry.entry_id for entry in given],
+            },
         )
         return {row[0] for row in await cursor.fetchall()}
 
@@ -155,9 +167,15 @@ class PostgresStore:
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
         async with self._pool.connection() as connection:
-            with _losing(connection):
-                async with connection.transaction():
-                    yield _PostgresTransaction(connection)
+            transaction = _PostgresTransaction(connection)
+            try:
+                with _losing(connection):
+                    async with connection.transaction():
+                        yield transaction
+            except BaseException:
+                # Now, for the pool closes a healthy one too, if it comes back in a state that cannot be mended.
+                transaction.is_lost = connection.broken
+                raise
 
     async def stored_position(self, group: str, stream: str) -> str | None:
         async with self._pool.connection() as connection:

@@ -20,7 +20,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from attrs import define, field, frozen, validators
 
-from .event import JSON_CODEC, Codec, Envelope, EventType, Fields, Origin, UndecodableEntry, event_type_of
+from .event import (
+    JSON_CODEC,
+    Codec,
+    Envelope,
+    EventType,
+    Fields,
+    Origin,
+    SkippedEntry,
+    UndecodableEntry,
+    event_type_of,
+)
 
 if TYPE_CHECKING:
     from .handling import Context, Delivery
@@ -147,9 +157,15 @@ class Stream:
 
     def decode(self, fields: Mapping[str, str], origin: Origin) -> Envelope:
         """The envelope of an entry's fields; raises `UndecodableEntry`, or `SkippedEntry` for what is no event."""
-        for codec in self._codecs():
-            if codec.recognises(fields):
-                return codec.decode(fields, origin)
+        try:
+            for codec in self._codecs():
+                if codec.recognises(fields):
+                    return codec.decode(fields, origin)
+        except (UndecodableEntry, SkippedEntry):
+            raise
+        except Exception as error:
+            # A codec of the user's may raise anything, and JSON nested too deep raises RecursionError.
+            raise UndecodableEntry(f"its codec failed: {type(error).__name__}: {error}") from error
         names = ", ".join(sorted(fields)) or "none"
         raise UndecodableEntry(f"no eventType and no known flat form; fields: {names}")
 

@@ -160,6 +160,10 @@ class MemoryStore:
         """What the statement that a handler executes now is to fail with."""
         return self._statement_errors.pop(0) if self._statement_errors else None
 
+    def has_buried(self, group: str, entry: InboxEntry) -> bool:
+        """Whether the group has given up this entry."""
+        return (group, entry.stream, entry.entry_id) in self._state.letters
+
     def knows(self, key: _Key) -> bool:
         """Whether this event was entered by a transaction that is committed."""
         return key in self._state.inbox
@@ -189,6 +193,10 @@ class _MemoryTransaction:
         self._waits_for: _MemoryTransaction | None = None
         self._changed = trio.Event()
 
+    @property
+    def is_lost(self) -> bool:
+        return self._lost
+
     def execute(self, effect: Effect) -> None:
         """A handler's statement."""
         self.check()
@@ -204,6 +212,8 @@ class _MemoryTransaction:
         new = set()
         for entry in sorted(entries, key=lambda entry: entry.event_id):
             key = (group, entry.event_id)
+            if self._store.has_buried(group, entry):
+                continue
             await self._wait_for(key)
             if key not in self.made.inbox and not self._store.knows(key):
                 self.made.inbox[key] = entry

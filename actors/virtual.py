@@ -51,7 +51,14 @@ class VirtualDeployment:
     """
 
     def __init__(
-        self, system: System, settings: ActorSettings, redis: InProcessRedis, store: MemoryStore, instance: str
+        self,
+        system: System,
+        settings: ActorSettings,
+        redis: InProcessRedis,
+        store: MemoryStore,
+        *,
+        instance: str,
+        seed: int,
     ) -> None:
         self.redis = redis
         self.store = store
@@ -62,7 +69,7 @@ class VirtualDeployment:
             store=store,
             probe_postgres=self._probe,
         )
-        self.deployment = Deployment(system, settings, self._backends, instance=instance, wall=_virtual_wall)
+        self.deployment = Deployment(system, settings, self._backends, instance=instance, wall=_virtual_wall, seed=seed)
 
     async def publish(self, stream: str, *events: object) -> list[Published | PublishFailed]:
         """Publish objects of event classes, or envelopes; see `Deployment.publish`."""
@@ -89,16 +96,17 @@ class VirtualDeployment:
 
     async def serving(self) -> None:
         """Block until all gates are open and nobody is held."""
-        while True:
-            views = self.deployment.tree.snapshot().root.walk()
-            if all(view.state in ("running", "ended") for view in views):
-                return
-            await trio.sleep(0.01)
+        with self.deployment.tree.subscribe() as events:
+            while not self._is_serving():
+                await events.next()
 
     async def settled(self) -> None:
         """Block until every published event has come to its end: handled and acknowledged, or a dead letter."""
         while not await self._is_settled():  # noqa: ASYNC110 - only Redis knows, and it does not call
             await trio.sleep(0.05)
+
+    def _is_serving(self) -> bool:
+        return all(view.state in ("running", "ended") for view in self.deployment.tree.snapshot().root.walk())
 
     async def _is_settled(self) -> bool:
         if not all(gate.is_open for gate in self.deployment.gates.values()):
@@ -127,21 +135,23 @@ async def virtual(
     redis: InProcessRedis | None = None,
     store: MemoryStore | None = None,
     instance: str = "test",
+    seed: int = 0,
 ) -> AsyncIterator[VirtualDeployment]:
     """Run `system` in memory; it is up when the block begins, and stopped in order when it ends.
 
-    Give it the `redis` (already entered) and the `store` of an earlier run to see a restart.
+    Give it the `redis` (already entered) and the `store` of an earlier run to see a restart; another `seed` for other
+    jitter.
     """
     if redis is None:
         async with (
             InProcessRedis() as fresh,
-            virtual(system, settings=settings, redis=fresh, store=store, instance=instance) as made,
+            virtual(system, settings=settings, redis=fresh, store=store, instance=instance, seed=seed) as made,
         ):
             yield made
         return
     # In a day of virtual time, looks at what is well every few seconds add up to seconds of real time.
     chosen = settings or ActorSettings(health=HealthSettings(interval_up=600.0, observe_every=3600.0))
-    made = VirtualDeployment(system, chosen, redis, store or MemoryStore(), instance)
+    made = VirtualDeployment(system, chosen, redis, store or MemoryStore(), instance=instance, seed=seed)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(made.deployment.run)
         await made.deployment.tree.ready()

@@ -1,0 +1,69 @@
+"""Whose fault a failed transaction is: the event's (or its handler's), or nobody's.
+
+Told by how far the transaction had come, and not by the error alone: a handler may speak to a database of its own, and
+what that one suffers is no outage of ours.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING
+
+import trio
+from attrs import define
+
+from ..runtime.postgres import Fault, classify
+from .event import InvalidEvent
+from .handling import Permanent
+
+if TYPE_CHECKING:
+    from .store import Transaction
+
+__all__ = ["Progress", "Stage", "is_hopeless", "passes"]
+
+
+class Stage(enum.Enum):
+    """How far a transaction has come."""
+
+    OPENING = "opening"  # a connection, the inbox: no handler was called yet
+    HANDLING = "handling"  # in a handler
+    CLOSING = "closing"  # the letters, the position, the commit
+
+
+@define(eq=False)
+class Progress:
+    """The progress of one transaction.
+
+    Attributes:
+        stage: how far it has come.
+        transaction: it, once it is open.
+    """
+
+    stage: Stage = Stage.OPENING
+    transaction: Transaction | None = None
+
+    def blames(self, error: BaseException, *, database_is_up: bool) -> bool:
+        """Whether `error` is the fault of the event or its handler, and so counts as an attempt.
+
+        Args:
+            error: what ended the transaction, unwrapped.
+            database_is_up: whether our own link to the database thinks so.
+        """
+        if self.stage is Stage.OPENING or (self.transaction is not None and self.transaction.is_lost):
+            return False
+        if classify(error) is not Fault.OUTAGE:
+            return True
+        # On a connection that is alive, a handler tells of an outage of something else, unless our own link has just
+        # said the same.
+        return self.stage is Stage.HANDLING and database_is_up
+
+
+def is_hopeless(error: BaseException) -> bool:
+    """Whether the same event will fail again: its handler says so, it is invalid, or the database refuses its data."""
+    parts = error.exceptions if isinstance(error, BaseExceptionGroup) else (error,)
+    return any(isinstance(part, Permanent | InvalidEvent) for part in parts) or classify(error) is Fault.EVENT
+
+
+def passes(error: BaseException) -> bool:
+    """Whether it says nothing about the server: a conflict, a lock, no free connection, our own limit of time."""
+    return isinstance(error, trio.TooSlowError) or classify(error) is Fault.RETRY
