@@ -359,8 +359,7 @@ class Deployment:
         """Probe at once when one of our own servers is back."""
         watches = {"redis-server": self._redis_watch, "postgres-server": self._postgres_watch}
         with self.tree.subscribe() as events:
-            while True:
-                event = await events.next()
+            async for event in events:
                 name = event.path.rpartition("/")[2]
                 if event.kind is LifecycleKind.CHILD_READY and name in watches:
                     watches[name].nudge()

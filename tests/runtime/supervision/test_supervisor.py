@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 import trio
+import trio.lowlevel
 import trio.testing
 
 from penstock.runtime.supervision import (
@@ -351,7 +352,7 @@ async def test_events_are_numbered_without_gaps_and_name_their_causes(autojump_c
             gates["redis"].shut("away")
             await trio.sleep(3)
             gates["redis"].open()
-            await trio.sleep(0)
+            await trio.lowlevel.checkpoint()
             await trio.testing.wait_all_tasks_blocked()
         seen = list(events.drain())
     assert [event.sequence for event in seen] == list(range(1, len(seen) + 1))
