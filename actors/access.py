@@ -47,6 +47,7 @@ ACCESS_GROUP: Final = "EVENT_GROUP"
 
 # A category that is unknown or deleted costs no event: it is counted as UNKNOWN and keeps the code that it came with.
 # The inbox has let every event pass once already; the conflict is for those whose inbox row was purged.
+# Arrays go over in binary (%b): as text, every element would be searched for what must be escaped.
 _INSERT: Final = """
 insert into access_event (
     category_id, event_id, entry_id, category_code, user_id, endpoint, http_method, response_status, response_time,
@@ -54,8 +55,8 @@ insert into access_event (
 )
 select coalesce(living.id, unknown.id), given.*
 from unnest(
-    %s::uuid[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::integer[], %s::double precision[],
-    %s::text[], %s::text[], %s::text[], %s::text[], %s::timestamptz[]
+    %b::uuid[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::integer[], %b::double precision[],
+    %b::text[], %b::text[], %b::text[], %b::text[], %b::timestamptz[]
 ) as given (event_id, entry_id, category_code, user_id, endpoint, http_method, response_status, response_time,
             ip_address, user_agent, inputs, outputs, created_at)
 left join access_category living on living.category_code = given.category_code and not living.is_deleted

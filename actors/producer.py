@@ -24,6 +24,7 @@ from ..runtime.mailbox import AskTimeout, Mailbox, PeerDied, Reply
 from ..runtime.redis import Kind, NotSent, classify
 from ..runtime.redis.replies import reply_text
 from ..runtime.telemetry import get_logger
+from .texts import well_formed
 
 if TYPE_CHECKING:
     from ..runtime.mailbox import Inbox, MailboxStatistics
@@ -300,24 +301,18 @@ _HOPELESS = (Kind.CONFIG, Kind.BUG)
 
 def _defect(entry: Outgoing) -> str:
     """Why Redis cannot be given the entry at all; empty if it can. One such would take its whole burst along."""
-    if not entry.fields:
-        return "the entry has no fields"
+    try:
+        "".join((*entry.fields, *entry.fields.values())).encode()
+    except (TypeError, UnicodeEncodeError):
+        pass
+    else:
+        return "" if entry.fields else "the entry has no fields"
     for name, text in entry.fields.items():
         if not isinstance(name, str) or not isinstance(text, str):
             return f"the field {name!r} is no text"
-        if not (_is_utf8(name) and _is_utf8(text)):
+        if name != well_formed(name) or text != well_formed(text):
             return f"the field {name!r} holds half of a surrogate pair, which is no UTF-8"
-    return ""
-
-
-def _is_utf8(text: str) -> bool:
-    if text.isascii():
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return "a field is no text"
 
 
 def _refused(entries: Sequence[Outgoing], reason: str, *, unknown: bool = False) -> list[Result]:

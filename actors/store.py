@@ -97,7 +97,7 @@ class Store(Protocol):
 _ENTER = """
 insert into penstock_inbox (consumer_group, event_id, stream, entry_id)
 select %(group)s, given.*
-from unnest(%(event_ids)s::uuid[], %(streams)s::text[], %(entry_ids)s::text[]) as given (event_id, stream, entry_id)
+from unnest(%(event_ids)b::uuid[], %(streams)b::text[], %(entry_ids)b::text[]) as given (event_id, stream, entry_id)
 where not exists (
     select from penstock_dead_letter letter
     where letter.consumer_group = %(group)s and letter.stream = given.stream and letter.entry_id = given.entry_id
