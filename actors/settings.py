@@ -43,7 +43,6 @@ class DeliverySettings:
         retry_maximum: seconds that an attempt waits at the most.
         handler_timeout: seconds that one transaction may take; then it is rolled back, and counts as an attempt.
         publish_capacity: publish requests that may wait for Redis at a time; further ones wait to be let in.
-        acknowledge_capacity: acknowledgements that may wait for Redis at a time; beyond it no new work is taken.
     """
 
     max_deliveries: int = field(default=5, validator=at_least(1))
@@ -51,7 +50,6 @@ class DeliverySettings:
     retry_maximum: float = field(default=60.0, validator=above_zero)
     handler_timeout: float = field(default=30.0, validator=above_zero)
     publish_capacity: int = field(default=1_000, validator=at_least(1))
-    acknowledge_capacity: int = field(default=10_000, validator=at_least(1))
 
     @retry_maximum.validator
     def _not_below_minimum(self, attribute: Any, value: float) -> None:

@@ -128,6 +128,24 @@ async def test_an_event_that_stands_twice_in_a_batch_is_one(subject: Subject) ->
         assert await transaction.first_time(GROUP, twice) == set()
 
 
+async def test_an_entry_that_was_buried_is_not_new_and_its_event_is_elsewhere(subject: Subject) -> None:
+    """A dead letter is an end: its entry may be delivered again, when the acknowledgement was lost."""
+    event_id = uuid4()
+    async with subject.store.transaction() as transaction:
+        await transaction.bury(_letter(entry_id="1-0"))
+    async with subject.store.transaction() as transaction:
+        assert await transaction.first_time(GROUP, [_entry(event_id, "1-0")]) == set()
+        assert await transaction.first_time("OTHER", [_entry(event_id, "1-0")]) == {event_id}
+        assert await transaction.first_time(GROUP, [_entry(event_id, "2-0")]) == {event_id}
+
+
+async def test_a_healthy_transaction_is_not_lost_by_an_error(subject: Subject) -> None:
+    with pytest.raises(_Refused):
+        async with subject.store.transaction() as transaction:
+            raise _Refused
+    assert not transaction.is_lost
+
+
 async def test_nothing_is_new_in_an_empty_batch(subject: Subject) -> None:
     assert await _enter(subject.store) == set()
 
@@ -317,6 +335,7 @@ async def test_a_lost_connection_is_an_outage_and_leaves_nothing(subject: Subjec
                     with pytest.raises(psycopg.OperationalError):
                         await cursor.execute("select pg_terminate_backend(pg_backend_pid())")
             await transaction.position(GROUP, STREAM, "1-0")
+    assert transaction.is_lost
     assert await _enter(subject.store, event_id) == {event_id}
 
 
@@ -329,6 +348,18 @@ async def test_a_handlers_error_from_elsewhere_is_not_taken_for_ours(subject: Su
 
 
 # The one on PostgreSQL alone
+
+
+async def test_a_connection_that_a_handler_has_spoilt_is_not_lost(database: PostgresOptions) -> None:
+    """The pool closes it; the event whose handler did it must pay all the same."""
+    async with Pool(database) as pool:
+        store = PostgresStore(pool)
+        with pytest.raises(_Refused):
+            async with store.transaction() as transaction:
+                transaction.connection.pgconn.send_query(b"select pg_sleep(600)")
+                raise _Refused
+        assert not transaction.is_lost
+        assert await _enter(store, uuid4())
 
 
 async def test_a_letter_keeps_every_byte_and_shows_what_json_can_hold(database: PostgresOptions) -> None:
