@@ -128,21 +128,21 @@ def test_levels_below_the_chosen_one_are_not_written() -> None:
 def test_libraries_come_through_the_same_lines_and_never_below_info(as_json: io.StringIO) -> None:
     configure_logging(LogSettings(level="debug"), as_json)
     logging.getLogger("hpack").debug("header authorization: secret")
-    logging.getLogger("hypercorn.error").info("Running on %s", "http://127.0.0.1:47170")
+    logging.getLogger("a_library.part").info("Running on %s", "http://127.0.0.1:47170")
     log.debug("ours")
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.warn("old ways", DeprecationWarning, stacklevel=1)
     library, ours, warned = records(as_json)
-    assert (library["logger"], library["event"]) == ("hypercorn.error", "Running on http://127.0.0.1:47170")
+    assert (library["logger"], library["event"]) == ("a_library.part", "Running on http://127.0.0.1:47170")
     assert (ours["level"], ours["event"]) == ("debug", "ours")
     assert (warned["level"], warned["logger"]) == ("warning", "py.warnings")
 
 
 def test_on_a_terminal_a_library_s_line_says_whose_it_is() -> None:
     stream = console()
-    logging.getLogger("hypercorn.error").info("Running")
-    assert lines(stream)[0].endswith("logger=hypercorn.error")
+    logging.getLogger("a_library.part").info("Running")
+    assert lines(stream)[0].endswith("logger=a_library.part")
 
 
 def test_an_exception_is_shown_with_its_traceback_below_the_line_and_as_a_key_in_json(as_json: io.StringIO) -> None:
