@@ -109,7 +109,7 @@ class Producer:
 
     Args:
         client: the link, asked for at each start of the actor.
-        gates: all must be open for entries to be added: ``redis`` and ``redis-memory``.
+        gates: all must be open for entries to be added: ``redis``, then ``redis-memory``.
         trouble: told of every error of Redis, so that the gate can be shut at once.
         requests: how many requests may wait. Default 1,000.
         buffer: how many captured events may wait. Default 10,000: minutes of an outage at the speed of Hypercorn's one
@@ -218,7 +218,20 @@ class Producer:
                 requests = await self._gather(inbox)
                 for request in requests:
                     inbox.owe(request.reply)
-                await self._answer(requests)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._refuse_queued, inbox)
+                    await self._answer(requests)
+                    nursery.cancel_scope.cancel(reason="the burst is answered")
+
+    async def _refuse_queued(self, inbox: Inbox[_Request]) -> None:
+        """While a burst waits for a Redis that has gone silent, refuse at once what is queued behind it.
+
+        It was never sent; it need not wait until the connection is given up.
+        """
+        while True:
+            await self._gates[0].wait_shut()
+            request = await inbox.next()
+            request.reply.set(_refused(request.entries, self._why_not()))
 
     async def _gather(self, inbox: Inbox[_Request]) -> list[_Request]:
         requests = [await inbox.next()]

@@ -91,7 +91,9 @@ def readiness(snapshot: Snapshot, streams: Iterable[StreamView]) -> tuple[bool, 
     """Whether events can be taken and handled now, and what stands in the way."""
     shut = [gate_json(gate, snapshot.time) for gate in snapshot.gates if not gate.open]
     held = held_json(snapshot.root)
-    ready = not shut and not held and snapshot.root.state in _SERVING
+    # Between the opening of its gate and its start a child is held no more, and does not yet work.
+    coming = any(child.state == "waiting" for child in snapshot.root.walk())
+    ready = not shut and not held and not coming and snapshot.root.state in _SERVING
     return ready, {
         "time": iso(snapshot.time),
         "state": snapshot.root.state,

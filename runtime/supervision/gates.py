@@ -100,6 +100,12 @@ class Gate:
         while not self._open:
             await self._turned.wait()
 
+    async def wait_shut(self) -> None:
+        """Block until it is shut; returns at once (after a checkpoint) if it is."""
+        await trio.lowlevel.checkpoint()
+        while self._open:
+            await self._turned.wait()
+
     def listen(self, listener: Callable[[Gate], None]) -> None:
         """Call `listener(gate)` at each change, synchronously. It must not raise or block."""
         self._listeners.append(listener)

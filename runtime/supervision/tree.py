@@ -29,8 +29,8 @@ class ChildView:
         id: its name among its siblings.
         path: its place in the tree.
         kind: ``worker`` or ``supervisor``.
-        state: ``waiting`` (its turn has not come), ``starting``, ``running``, ``draining or stopping`` as ``stopping``,
-            ``stuck``, ``held``, ``backoff``, or ``ended`` (it ended by itself and is not started again).
+        state: ``waiting`` (for its turn, or for its gate to settle), ``starting``, ``running``, ``stopping`` (draining
+            included), ``stuck``, ``held``, ``backoff``, or ``ended`` (it ended by itself and is not started again).
         incarnation: how often it was started.
         restarts: how often it was started again because it ended by itself; holds do not count.
         held_by: the shut gate that holds it.
@@ -257,4 +257,5 @@ def _state(child: ChildState, run: Run) -> str:
         return "ended"
     if run.core.held_by(child) is not None:
         return "held"
-    return "backoff" if child.incarnation else "waiting"
+    # A gate's opening wipes the crashes out: then it waits for the gate to settle, or for its group.
+    return "backoff" if child.crashes else "waiting"

@@ -212,6 +212,26 @@ async def test_a_frozen_redis_shuts_the_gate_and_going_on_opens_it(autojump_cloc
         assert world.view("listener-1").restarts == 0
 
 
+async def test_a_request_behind_a_frozen_burst_is_refused_as_soon_as_the_silence_is_noticed(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with World().running() as world:
+        await world.publish(0)
+        await world.settled()
+        world.redis.hang()
+        frozen_at = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(world.publish, 1)
+            await trio.sleep(0.1)
+            (result,) = await world.publish(2)
+            assert isinstance(result, PublishFailed)
+            assert not result.outcome_unknown
+            assert trio.current_time() - frozen_at < 1
+            world.redis.resume()
+        await world.settled()
+        assert sorted(world.effects) == [0, 1]
+
+
 async def test_an_outage_of_the_database_costs_no_attempt_and_loses_nothing(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
