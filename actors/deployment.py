@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     from .settings import ActorSettings
     from .system import Group, Stream, System
 
-__all__ = ["Deployment"]
+__all__ = ["Deployment", "migrate_all"]
 
 log = get_logger(__name__)
 
@@ -317,11 +317,7 @@ class Deployment:
         return Supervisor(name, children, strategy=Strategy.REST_FOR_ONE)
 
     async def _migrate(self, child: Child) -> None:
-        applied = await self.backends.migrate(resources.files(migrations), "penstock")
-        if self.system.migrations is not None:
-            # An account of its own: the numbers of two sets of migrations mean nothing to each other.
-            prefix = re.sub(r"\W", "_", self.system.name.lower(), flags=re.ASCII)
-            applied += await self.backends.migrate(self.system.migrations, f"penstock_{prefix}")
+        applied = await migrate_all(self.system, self.backends)
         if applied:
             log.info("migrations applied", count=len(applied), last=applied[-1])
         child.note(f"{len(applied)} applied" if applied else "up to date")
@@ -363,6 +359,21 @@ class Deployment:
                 name = event.path.rpartition("/")[2]
                 if event.kind is LifecycleKind.CHILD_READY and name in watches:
                     watches[name].nudge()
+
+
+async def migrate_all(system: System, backends: Backends) -> list[str]:
+    """Bring the runtime's tables and the system's own up to date; the names of what was applied, in order.
+
+    Raises:
+        MigrationFailed: the database refused one; the text names it, and what the server said.
+        PostgresUnavailable, PostgresRejected: as the link says.
+    """
+    applied = await backends.migrate(resources.files(migrations), "penstock")
+    if system.migrations is not None:
+        # An account of its own: the numbers of two sets of migrations mean nothing to each other.
+        prefix = re.sub(r"\W", "_", system.name.lower(), flags=re.ASCII)
+        applied += await backends.migrate(system.migrations, f"penstock_{prefix}")
+    return applied
 
 
 _OF_THE_SERVER = (Kind.WAIT, Kind.REROUTE, Kind.REDIRECT, Kind.CONFIG)

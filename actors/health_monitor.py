@@ -127,7 +127,10 @@ class Watch:
         if self.gate.is_open:
             log.warning(f"{self.gate.name} health check failed", cause=cause)
         elif cause != self._told_cause or now - self._told_at >= TELL_EVERY:
-            log.info(f"{self.gate.name} is still unhealthy", cause=cause, next_check_seconds=pause)
+            # New trouble is a warning, also at the start, where no gate is shut because none was ever open.
+            (log.info if cause == self._told_cause else log.warning)(
+                f"{self.gate.name} is not healthy", cause=cause, next_check_seconds=pause
+            )
         else:
             return
         self._told_cause, self._told_at = cause, now

@@ -29,7 +29,7 @@ from .app import create_app
 from .running import RunningSystem
 from .settings import HttpSettings
 
-__all__ = ["CannotListen", "front_end"]
+__all__ = ["CannotListen", "check_binds", "front_end"]
 
 log = get_logger(__name__)
 
@@ -41,6 +41,15 @@ _BACKLOG = 1024
 
 class CannotListen(OSError):
     """An address cannot be listened on; the text names it, the reason, and the setting."""
+
+    tells_all = True
+
+
+def check_binds(binds: Sequence[str]) -> None:
+    """Raise `CannotListen` unless all addresses can be listened on now. Blocks for a few system calls."""
+    sockets = _listen(binds)
+    _close(sockets)
+    _unlink([_url(each) for each in sockets])
 
 
 def front_end(deployment: RunningSystem, settings: HttpSettings) -> ChildSpec:

@@ -144,6 +144,9 @@ def _timestamp(item: Mapping[str, Any], mistakes: _Mistakes) -> dict[str, dateti
         moment = datetime.fromisoformat(given) if isinstance(given, str) else None
     except ValueError:
         moment = None
+    if moment is not None and not 1970 <= moment.year <= 9998:
+        mistakes.append(_mistake("timestamp", "must be between the years 1970 and 9998"))
+        return {}
     if moment is None or moment.tzinfo is None:
         mistakes.append(_mistake("timestamp", "must be an ISO 8601 time with an offset, as 2026-03-01T09:30:00+09:00"))
         return {}

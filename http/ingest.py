@@ -61,13 +61,13 @@ def ingest(deployment: RunningSystem, settings: HttpSettings) -> Blueprint:
         declared = _stream(deployment, stream)
         media_type = _media_type()
         traceparent = traceparent_of(request.headers.get("traceparent"))
-        text = decode(await request.get_data(cache=False, as_text=False, parse_form_data=False))
-        if not text.strip():
+        body = await request.get_data(cache=False, as_text=False, parse_form_data=False)
+        if not body.strip():
             raise Problem(400, "empty-body", "Empty body", "The body is empty; it must hold at least one event.")
         if media_type in _NDJSON_TYPES:
-            batch = await _read_lines(text, declared, traceparent, settings.max_items)
+            batch = await _read_lines(body, declared, traceparent, settings.max_items)
             return await _publish_many(deployment, declared, batch)
-        value = parse(text)
+        value = parse(decode(body))
         if isinstance(value, list):
             batch = await _read_array(value, declared, traceparent, settings.max_items)
             return await _publish_many(deployment, declared, batch)
@@ -115,9 +115,9 @@ async def _read_array(value: list[Any], stream: Stream, traceparent: str | None,
     return _Batch(items, by_line=False)
 
 
-async def _read_lines(text: str, stream: Stream, traceparent: str | None, limit: int) -> _Batch:
-    # Not splitlines(), which also divides at characters that may stand inside a JSON string.
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+async def _read_lines(body: bytes, stream: Stream, traceparent: str | None, limit: int) -> _Batch:
+    # As bytes: a line that is no UTF-8 keeps none of the others back.
+    lines = [(number, line) for number, line in enumerate(body.split(b"\n"), 1) if line.strip()]
     _check_count(len(lines), limit)
     items = []
     for number, line in lines:
@@ -137,9 +137,9 @@ async def _breathe(number: int) -> None:
         await trio.lowlevel.checkpoint()
 
 
-def _read_line(number: int, line: str, stream: Stream, traceparent: str | None) -> _Item:
+def _read_line(number: int, line: bytes, stream: Stream, traceparent: str | None) -> _Item:
     try:
-        value = parse(line)
+        value = parse(decode(line))
     except Problem as problem:
         return _Item({"line": number}, problem=problem)
     return _read({"line": number}, value, stream, traceparent)

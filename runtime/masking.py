@@ -54,6 +54,7 @@ _PAIR = re.compile(  # "password": "…" in JSON, 'password': '…' in a repr
 _ASSIGNED = re.compile(  # libpq's "host=… password=…"
     r"(?i)(?P<head>\b(?:password|passwd|pgpassword)\s*=\s*)(?P<value>'(?:[^'\\]|\\.)*'|[^\s&;,)]+)"
 )
+_LOGIN = re.compile(r":[^\s:/@'\"]+(?=@)")  # user:password@ in what was meant to be a URL
 _BEARER = re.compile(r"(?i)(?P<head>\b(?:bearer|basic)\s+)(?P<value>[A-Za-z0-9._~+/=-]{8,})")
 
 
@@ -85,6 +86,8 @@ def mask_text(text: str) -> str:
     """
     if "://" in text:
         text = _URL.sub(lambda found: _mask_one_url(found[0]), text)
+    if "@" in text:
+        text = _LOGIN.sub(rf":{MASK}", text)
     if "=" in text:
         text = _QUERY_VALUE.sub(_mask_pair, text)
         text = _ASSIGNED.sub(_mask_value, text)

@@ -94,7 +94,7 @@ class ProcessExited(ProcessError):
     """
 
     def __init__(self, program: str, pid: int, returncode: int, tail: tuple[str, ...]) -> None:
-        said = "; it said nothing" if not tail else "; its last words:\n  " + "\n  ".join(tail)
+        said = "; it said nothing" if not tail else "\nits last words:\n  " + "\n  ".join(tail)
         super().__init__(f"{program} (pid {pid}) {_describe_end(returncode)}{said}")
         self.program = program
         self.pid = pid

@@ -1,4 +1,4 @@
-"""The tutorial's tests: the shop through a day of outage, in virtual time. `pytest docs/examples/test_shop.py`"""
+"""The tutorial's tests: the shop through a day of outage, in virtual time. docs/tutorial.md says how to run them."""
 
 from __future__ import annotations
 

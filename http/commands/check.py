@@ -9,12 +9,14 @@ import click
 import trio
 from attrs import asdict, frozen
 
+from ...actors.access import event_system
 from ...runtime.cli import CommandError, json_option, load_settings
-from ...runtime.embedded import DataDirectory, DataDirectoryError, ServerNotInstalled
+from ...runtime.embedded import DataDirectory, DataDirectoryError, DataDirectoryInUse, ServerNotInstalled
 from ...runtime.embedded.binaries import postgres_installation, valkey_server
 from ...runtime.output import echo_json, echo_table
 from ...runtime.settings import mask_url
 from ..configuration import Settings
+from ..front_end import CannotListen, check_binds
 from .servers import attempt, own_servers
 
 __all__ = ["check"]
@@ -48,7 +50,9 @@ def check(as_json: bool) -> None:
     Changes nothing. Exit code 0 if `penstock run` can be expected to start, 2 otherwise.
     """
     settings = load_settings(Settings)
-    findings = [Finding("settings", True, "file and environment are read, every key is known"), _data_dir(settings)]
+    directory, runs = _data_dir(settings)
+    findings = [Finding("settings", True, "file and environment are read, every key is known"), directory]
+    findings.append(_bind(settings, runs=runs))
     findings += trio.run(_servers, settings)
     if as_json:
         echo_json([asdict(finding) for finding in findings])
@@ -60,27 +64,42 @@ def check(as_json: bool) -> None:
         raise CommandError(f"{failed[0].what}: {failed[0].detail}", exit_code=2)
 
 
-def _data_dir(settings: Settings) -> Finding:
+def _data_dir(settings: Settings) -> tuple[Finding, bool]:
+    """What is found, and whether a penstock runs in it."""
     path = Path(settings.data_dir)
     if not path.exists():
-        return Finding("data_dir", True, f"{path} will be made")
+        return Finding("data_dir", True, f"{path} will be made"), False
     try:
         with DataDirectory(path):
-            return Finding("data_dir", True, f"{path} is ours, and free")
+            return Finding("data_dir", True, f"{path} is ours, and free"), False
+    except DataDirectoryInUse as used:
+        return Finding("data_dir", True, f"a penstock (pid {used.pid}) runs in {path}"), True
     except DataDirectoryError as error:
-        return Finding("data_dir", False, str(error), "stop the other one, or set PENSTOCK_DATA_DIR")
+        return Finding("data_dir", False, str(error), "mend it, or set PENSTOCK_DATA_DIR"), False
+
+
+def _bind(settings: Settings, *, runs: bool) -> Finding:
+    if runs:
+        return Finding(
+            "http.bind", True, f"{', '.join(settings.http.bind)} is not looked at while a penstock runs here"
+        )
+    try:
+        check_binds(settings.http.bind)
+    except CannotListen as error:
+        return Finding("http.bind", False, str(error), "end what listens there, or set PENSTOCK_HTTP_BIND")
+    return Finding("http.bind", True, f"{', '.join(settings.http.bind)} is free")
 
 
 async def _servers(settings: Settings) -> list[Finding]:
     findings = [_embedded(name, url, program) for name, url, program in _wanted(settings)]
-    for setting, probe in own_servers(settings).items():
+    for setting, probe in own_servers(settings, tuple(event_system.streams)).items():
         shown = mask_url((settings.redis.url if setting == "redis.url" else settings.postgres.url) or "")
         problem = await attempt(probe, LIMIT)
         variable = f"PENSTOCK_{setting.replace('.', '_').upper()}"
         findings.append(
             Finding(setting, True, f"{shown} takes reads and writes")
             if problem is None
-            else Finding(setting, False, problem, f"start that server, or correct {variable}")
+            else Finding(setting, False, problem, f"start that server, correct {variable}, or give its user the rights")
         )
     return findings
 

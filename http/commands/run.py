@@ -12,14 +12,15 @@ import trio
 
 from ...actors.access import event_system
 from ...actors.backends import Backends
-from ...actors.deployment import Deployment
+from ...actors.deployment import Deployment, migrate_all
 from ...actors.system import System
 from ...runtime.cli import CommandError, load_settings
 from ...runtime.embedded import DataDirectory, DataDirectoryError, EmbeddedServerError
+from ...runtime.postgres import MigrationFailed, PostgresRejected
 from ...runtime.supervision import RestartLimitExceeded, StartFailed
 from ...runtime.telemetry import LifecycleLog, close_logging, configure_logging, get_logger
 from ..configuration import Settings
-from ..front_end import front_end
+from ..front_end import CannotListen, check_binds, front_end
 from .servers import wait_for_servers
 
 __all__ = ["load_system", "run"]
@@ -43,15 +44,26 @@ def run(system: str | None) -> None:
     try:
         with DataDirectory(settings.data_dir) as directory:
             trio.run(_run, declared, settings, directory)
-    except (DataDirectoryError, EmbeddedServerError, ValueError) as error:
+    except (
+        DataDirectoryError,
+        EmbeddedServerError,
+        CannotListen,
+        MigrationFailed,
+        PostgresRejected,
+        ValueError,
+    ) as error:
         raise CommandError(str(error), exit_code=2) from error
     finally:
         close_logging()
 
 
 async def _run(system: System, settings: Settings, directory: DataDirectory) -> None:
+    check_binds(settings.http.bind)
     await wait_for_servers(settings, settings.start.wait_for_servers)
     backends = Backends.of(settings, directory)
+    if settings.postgres.url is not None:
+        # Once before anything starts: what our role may not do in somebody's database is told, and not tried again.
+        await migrate_all(system, backends)
     deployment = Deployment(
         system,
         settings,

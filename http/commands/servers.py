@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
@@ -16,8 +16,10 @@ __all__ = ["own_servers", "wait_for_servers"]
 Probe = Callable[[], Awaitable[None]]
 
 
-def own_servers(settings: ActorSettings) -> dict[str, Probe]:
+def own_servers(settings: ActorSettings, streams: Sequence[str] = ()) -> dict[str, Probe]:
     """A probe for each server of the user's own, by the name of its setting.
+
+    That of Redis asks, too, whether we may read and write `streams`.
 
     Raises:
         CommandError: a URL cannot be used; the text names the setting.
@@ -26,7 +28,7 @@ def own_servers(settings: ActorSettings) -> dict[str, Probe]:
     try:
         setting = "redis.url"
         if settings.redis.url is not None:
-            probes[setting] = RedisProbe(redis_options(settings, settings.redis.url), ())
+            probes[setting] = RedisProbe(redis_options(settings, settings.redis.url), streams)
         setting = "postgres.url"
         if settings.postgres.url is not None:
             probes[setting] = PostgresProbe(postgres_options(settings, settings.postgres.url))
@@ -66,4 +68,4 @@ async def attempt(probe: Probe, limit: float) -> str | None:
         except Unhealthy as error:
             return str(error)
         return None
-    return f"no answer within {limit:g} s"
+    return f"no answer within {limit:.2g} s"

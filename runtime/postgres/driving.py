@@ -201,7 +201,7 @@ class DrivenConnection(psycopg.AsyncConnection[Row]):
 
     def _give_up(self, steps: PQGen[Any]) -> None:
         """Close a connection whose server does not end what was cancelled: it may be frozen, so say that too."""
-        _log.warning("no end of a statement within %g s of its cancellation: closing %r", self.cancel_grace, self)
+        _log.warning("no end of a statement within %g s of its cancellation: closing its connection", self.cancel_grace)
         self.abandon()
         _close(steps)
         self._tell_slow(self.cancel_grace)

@@ -26,8 +26,8 @@ class RedisSettings:
     """The link to Redis or Valkey.
 
     Attributes:
-        url: `redis://`, `rediss://` (TLS), `redis+cluster://h1,h2` or `unix://`; not set: an embedded Valkey is
-            started.
+        url: `redis://`, `rediss://` (TLS) or `unix://` (a cluster, `redis+cluster://h1,h2`, cannot be used yet); not
+            set: an embedded Valkey is started.
         connect_timeout: seconds for a connection to be made, TLS and log-in included.
         response_timeout: seconds without a reply, after which a connection is given up as dead.
         stall_after: seconds without a reply, after which the server counts as away and the `redis` gate shuts, while

@@ -215,6 +215,24 @@ async def test_data_that_do_not_fit_the_declared_class_are_422_with_its_fields(c
     assert "data.orderId: expected str" in problem["detail"]
 
 
+@pytest.mark.parametrize(
+    "timestamp", ["1969-12-31T23:59:59Z", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"]
+)
+async def test_a_time_that_cannot_be_stored_is_422_and_names_the_timestamp(client: Any, timestamp: str) -> None:
+    item = {"eventType": "ORDER_PLACED", "data": {"orderId": "o-1", "price": 1.0}, "timestamp": timestamp}
+    problem = await _problem(await client.post(ORDERS, json=item), 422, "invalid-event")
+    assert problem["errors"][0]["field"] == "timestamp"
+
+
+async def test_a_line_that_is_no_utf_8_is_one_error_in_its_place(client: Any) -> None:
+    good = json.dumps({"eventType": "ORDER_PLACED", "data": {"orderId": "o-1", "price": 1.0}}).encode()
+    body = b"\n".join([good, b'{"eventType": "\xff"}', good])
+    answer = await client.post(ORDERS, data=body, headers={"Content-Type": "application/x-ndjson"})
+    assert answer.status_code == 202
+    results = [json.loads(line) for line in (await answer.get_data()).splitlines()]
+    assert ["error" in result for result in results] == [False, True, False]
+
+
 async def test_an_undeclared_type_is_422_and_names_the_declared_ones(client: Any) -> None:
     problem = await _problem(await client.post(ORDERS, json={"eventType": "NO", "data": {}}), 422, "invalid-event")
     assert "ORDER_CANCELLED, ORDER_PLACED" in problem["detail"]

@@ -56,6 +56,10 @@ def test_the_readme_as_a_new_user_follows_it(user: Installation) -> None:
     assert user.start() < 60
     address = f"http://127.0.0.1:{user.port}"
     assert user.get("/")[0] == 200
+    checked = user.command("check")
+    assert checked.returncode == 0, checked.stderr
+    assert user.process is not None
+    assert f"pid {user.process.pid}" in checked.stdout
     assert user.get("/admin/api/v1/event/access/categories")[0] == 200
 
     tree = user.command("tree", "--url", address)

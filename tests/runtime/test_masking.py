@@ -87,3 +87,7 @@ def test_text_made_to_be_slow_is_not(piece: str) -> None:
     began = time.perf_counter()
     mask_text(text)
     assert time.perf_counter() - began < 1.0  # linear: about a millisecond; quadratic: many seconds
+
+
+def test_a_login_in_what_was_meant_to_be_a_url_is_hidden() -> None:
+    assert mask_url("redis:/u:hunter2@h") == "redis:/u:***@h"
