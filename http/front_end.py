@@ -46,10 +46,14 @@ class CannotListen(OSError):
 
 
 def check_binds(binds: Sequence[str]) -> None:
-    """Raise `CannotListen` unless all addresses can be listened on now. Blocks for a few system calls."""
-    sockets = _listen(binds)
+    """Raise `CannotListen` unless all addresses can be listened on now. Blocks for a few system calls.
+
+    An inherited socket (``fd://``) is taken on trust: to look at it would be to close it.
+    """
+    sockets = _listen([bind for bind in binds if not bind.startswith("fd://")])
+    addresses = [_url(each) for each in sockets]
     _close(sockets)
-    _unlink([_url(each) for each in sockets])
+    _unlink(addresses)
 
 
 def front_end(deployment: RunningSystem, settings: HttpSettings) -> ChildSpec:
