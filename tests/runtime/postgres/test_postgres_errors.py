@@ -198,7 +198,7 @@ def test_the_explicit_cause_of_a_foreign_error_counts() -> None:
         ('FATAL:  role "mill" is not permitted to log in', Fault.CONFIG),
         ("server does not support SSL, but SSL was required", Fault.CONFIG),
         ("SSL error: certificate verify failed", Fault.CONFIG),
-        ('root certificate file "/root/ca.crt" does not exist', Fault.CONFIG),
+        ('root certificate file "/nowhere/ca.crt" does not exist', Fault.CONFIG),
         ('invalid sslmode value: "perhaps"', Fault.CONFIG),
         ("FATAL:  the database system is starting up", Fault.OUTAGE),
         ("FATAL:  sorry, too many clients already", Fault.OUTAGE),
