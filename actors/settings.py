@@ -78,7 +78,7 @@ class RetentionSettings:
 
 @frozen(kw_only=True)
 class HealthSettings:
-    """How the health monitor probes Redis.
+    """How the health monitor probes Redis and PostgreSQL.
 
     Attributes:
         interval_up: seconds between probes while all is well.
@@ -121,7 +121,7 @@ class ActorSettings:
         postgres: the link to PostgreSQL.
         delivery: how events reach their handlers.
         retention: what is deleted, and when.
-        health: how Redis is probed.
+        health: how Redis and PostgreSQL are probed.
         capture: the capture of requests.
     """
 
