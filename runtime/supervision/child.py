@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import trio
+
+from .policy import directive_of, rule_for
+from .spec import Directive
+
+if TYPE_CHECKING:
+    from .spec import Rule
 
 __all__ = ["Child"]
 
 
 class Child:
-    """The handle of one incarnation of a child; the one argument of its body.
+    """The handle of one incarnation of a child; the first argument of its body.
 
     Attributes:
         path: its place in the tree, for example ``penstock/delivery/listener``.
         incarnation: 1 for the first start, 2 for the second, …
         draining: set when the child is to finish what it has; the cancel comes `ChildSpec.drain_within` seconds later.
             A child without a drain limit is cancelled at once, and this is set too.
-        cut: set when it is to leave without any grace (``tree.stop(reason, cut=True)``, a second SIGTERM): for
-            clean-ups that are shielded and bounded, so that they can hurry. It has been cancelled by then.
+        cut: set when it is to leave without any grace (``tree.stop(reason, cut=True)``, a second SIGTERM, a
+            `ChildSpec.stop_within` of `CUT`): for clean-ups that are shielded and bounded, so that they can hurry. It
+            has been cancelled by then.
     """
 
     def __init__(
@@ -27,6 +36,8 @@ class Child:
         incarnation: int,
         on_ready: Callable[[], None],
         on_stuck: Callable[[], None] = lambda: None,
+        on_resume: Callable[[Exception], None] = lambda error: None,
+        policy: tuple[Rule, ...] = (),
     ) -> None:
         self.path = path
         self.incarnation = incarnation
@@ -38,6 +49,8 @@ class Child:
         self.last_progress = trio.current_time()
         self._on_ready = on_ready
         self._on_stuck = on_stuck
+        self._on_resume = on_resume
+        self._policy = policy
 
     @property
     def id(self) -> str:
@@ -65,6 +78,20 @@ class Child:
     def note(self, text: str) -> None:
         """Show a short text beside it in the tree, for example ``pid 4711``."""
         self.text = text
+
+    @contextmanager
+    def resuming(self) -> Iterator[None]:
+        """Around the work on one message: an error whose policy says RESUME costs this message, and nothing else.
+
+        It is reported (``CHILD_RESUMED``), and the body goes on behind the block with its state as it is; any other
+        error passes. Without a policy nothing is swallowed. Never blocks.
+        """
+        try:
+            yield
+        except Exception as error:
+            if directive_of(rule_for(error, self._policy)) is not Directive.RESUME:
+                raise
+            self._on_resume(error)
 
     def __repr__(self) -> str:
         return f"<Child {self.path} #{self.incarnation}>"

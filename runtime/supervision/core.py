@@ -1,121 +1,80 @@
 """What a supervisor decides: an event and the time in, actions out. No trio, no clock, no waiting.
 
-Every child has a *want* (should it run now?) and a *status* (what is it doing?). Each event changes one of them for
-some children; the core then hands out the stops and starts that bring status and want together, in the order that OTP
-prescribes: stops one at a time from the last child to the first, starts from the first to the last.
-
 A child is wanted when its `goal` is up, its group does not bounce it (stop, then start again together), none of the
-gates that it requires is shut, and none was shut since it was started. So an outage, a group restart and the final
-stop are one mechanism, and a restart budget is touched in exactly one place: `_restart`.
+gates that it requires is shut, and none was shut since it was started. So an outage, a group restart, a call and the
+final stop are one mechanism (see `reconciler`), and a restart budget is touched in exactly one place: `_restart`.
 
 Whoever is to be stopped anyway and ends before its turn has come costs no restart: one cause, one count.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from attrs import define
 
-from attrs import Factory, define, field
-
-from .budget import Budget
-from .errors import InvalidSpec, RestartLimitExceeded, Stalled, StartFailed, StartTimeout
-from .events import LifecycleKind, Report
+from . import calls
+from .errors import Escalated, HeldTooLong, Ignore, RestartLimitExceeded, Shutdown, Stalled, StartFailed, StartTimeout
+from .events import LifecycleKind
 from .messages import (
     Action,
+    AddChild,
     Begin,
-    CancelChild,
     CheckProgress,
     ChildEnded,
     ChildReady,
+    ChildResumed,
     ChildStuck,
-    DrainChild,
+    DeleteChild,
     Event,
-    Finish,
     GateTurned,
     Grace,
     Phase,
     ProgressSeen,
-    Settled,
-    StartChild,
+    Reload,
+    RestartChild,
     Status,
     StopOrdered,
-    Stuck,
+    TerminateChild,
     Tick,
 )
 from .outcome import ErrorInfo, Outcome, text_of
-from .spec import ChildSpec, Intensity, Restart, Strategy
-from .state import Alarm, Alarms, ChildState
+from .policy import directive_of, rule_for
+from .reconciler import Reconciler
+from .spec import AutoShutdown, Directive, Restart, Rule, Strategy
+from .state import Alarm, ChildState
 
 __all__ = ["Core"]
 
 
-@define(eq=False)
-class Core:
-    """The decisions of one supervisor.
+@define(frozen=True)
+class _End:
+    """The end of an incarnation, and in which circumstances it came.
 
-    Args:
-        specs: the children, in start order.
-        strategy: which siblings a restart takes along.
-        intensity: the restart budget.
-        chance: random numbers in [0, 1) for the jitter; the caller owns the seed.
-        shut: the gates that are shut at the beginning, with their causes.
-
-    Raises:
-        InvalidSpec: two children have the same id.
+    Attributes:
+        error: what it ended with; of a condemned child what it was condemned for.
+        info: the same as text.
+        bowed_out: what it said when it bowed out politely; None when it did not.
+        ignored: it said that there is nothing to run.
+        was_bounced: its group was about to stop it.
+        gate: the shut gate that it would have been stopped for.
     """
 
-    specs: Sequence[ChildSpec]
-    strategy: Strategy
-    intensity: Intensity
-    chance: Callable[[], float]
-    shut: dict[str, str] = field(factory=dict)
-    phase: Phase = Phase.NEW
-    children: dict[str, ChildState] = field(init=False)
-    budget: Budget = field(init=False)
-    _order: list[ChildState] = field(init=False)
-    _cursor: int = 0
-    _error: BaseException | None = None
-    _stop_reason: str = ""
-    _grace: Grace = Grace.DRAIN
-    _told_stuck: bool = False
-    _unsettled: set[str] = Factory(set)
-    _alarms: Alarms = Factory(Alarms)
-    _out: list[Action] = Factory(list)
+    error: BaseException | None
+    info: ErrorInfo | None
+    bowed_out: str | None
+    ignored: str | None
+    was_bounced: bool
+    gate: str | None
 
-    def __attrs_post_init__(self) -> None:
-        self.budget = Budget(self.intensity)
-        self.children = {}
-        for order, spec in enumerate(self.specs):
-            if spec.id in self.children:
-                raise InvalidSpec(f"two children have the id {spec.id!r}")
-            self.children[spec.id] = ChildState(spec, order)
-        self._order = list(self.children.values())
 
-    # What the shell calls -------------------------------------------------------------------------------------------
+@define(eq=False)
+class Core(Reconciler):
+    """The decisions of one supervisor; see `Reconciler` for its arguments."""
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take in one event at `now` and return what is to be done, in order."""
-        match event:
-            case Begin():
-                if self.phase is Phase.NEW:
-                    self.phase = Phase.STARTING
-            case ChildReady(id=name, incarnation=incarnation):
-                self._ready(name, incarnation, now)
-            case ChildEnded(id=name, incarnation=incarnation, outcome=outcome):
-                self._ended(name, incarnation, outcome, now)
-            case ChildStuck(id=name, incarnation=incarnation):
-                self._stuck(name, incarnation)
-            case GateTurned():
-                self._turned(event, now)
-            case ProgressSeen():
-                self._progress(event, now)
-            case StopOrdered():
-                self._stop_all(event.reason, event.grace, now)
-            case Tick():
-                for alarm, child in self._alarms.take(now):
-                    self._rung(alarm, child, now)
-        self._settle(now)
+        self.now = now
+        self._take(event)
+        self.settle()
         out, self._out = self._out, []
         return out
 
@@ -123,365 +82,357 @@ class Core:
         """When a `Tick` is due; infinite if never."""
         return self._alarms.next_at()
 
-    def held_by(self, child: ChildState) -> str | None:
-        """The first shut gate that `child` requires, or None."""
-        return next((gate for gate in child.spec.requires if gate in self.shut), None)
-
-    def wants(self, child: ChildState) -> bool:
-        """Whether `child` should be running now."""
-        return (
-            child.goal
-            and not child.bounce
-            and child.recalled is None
-            and self.phase not in (Phase.STOPPING, Phase.DONE)
-            and self.held_by(child) is None
-        )
-
-    # Events ---------------------------------------------------------------------------------------------------------
+    def _take(self, event: Event) -> None:
+        match event:
+            case Tick():
+                for alarm, child in self._alarms.take(self.now):
+                    self._rung(alarm, child)
+            case ChildReady(id=name, incarnation=incarnation):
+                self._ready(name, incarnation)
+            case ChildEnded(id=name, incarnation=incarnation, outcome=outcome):
+                self._ended(name, incarnation, outcome)
+            case AddChild() | TerminateChild() | RestartChild() | DeleteChild() | Reload():
+                calls.take(self, event)
+            case GateTurned():
+                self._turned(event)
+            case ProgressSeen():
+                self._progress(event)
+            case ChildResumed():
+                self._resumed(event)
+            case ChildStuck(id=name, incarnation=incarnation):
+                self._stuck(name, incarnation)
+            case StopOrdered():
+                self.stop_all(event.reason, event.grace)
+            case Begin():
+                if self.phase is Phase.NEW:
+                    self.phase = Phase.STARTING
 
     def _current(self, name: str, incarnation: int) -> ChildState | None:
         child = self.children.get(name)
         return child if child is not None and child.incarnation == incarnation else None
 
-    def _ready(self, name: str, incarnation: int, now: float) -> None:
+    # A child's life -------------------------------------------------------------------------------------------------
+
+    def _ready(self, name: str, incarnation: int) -> None:
         child = self._current(name, incarnation)
         if child is None or child.status is not Status.STARTING:
             return
-        child.status, child.ready_at = Status.RUNNING, now
+        child.status, child.ready_at, child.was_ready, child.failing = Status.RUNNING, self.now, incarnation, False
         if child.spec.progress_within is not None:
-            self._alarms.set(now + child.spec.progress_within, Alarm.PROGRESS, child)
-        self._report(LifecycleKind.CHILD_READY, child, seconds=now - child.started_at)
-        self._touch(child)
+            self._alarms.set(self.now + child.spec.progress_within, Alarm.PROGRESS, child)
+        self.report(LifecycleKind.CHILD_READY, child, seconds=self.now - child.started_at)
+        self.answer_start(child, is_up=True)
+        self.touch(child)
 
-    def _ended(self, name: str, incarnation: int, outcome: Outcome, now: float) -> None:
+    def _resumed(self, event: ChildResumed) -> None:
+        child = self._current(event.id, event.incarnation)
+        if child is not None and child.status is not Status.DOWN:
+            child.last_error = ErrorInfo.of(event.error)
+            self.report(LifecycleKind.CHILD_RESUMED, child, error=child.last_error)
+
+    def _ended(self, name: str, incarnation: int, outcome: Outcome) -> None:
         child = self._current(name, incarnation)
         if child is None or child.status is Status.DOWN:
             return
-        condemned, bounced, gate = child.condemned, child.bounce, child.recalled or self.held_by(child)
-        by_itself = child.status is not Status.STOPPING or outcome.unasked
+        by_itself = child.status is not Status.STOPPING or outcome.unasked or child.condemned is not None
+        was_ready = child.ready_at is not None
+        end = self._end_of(child, outcome)
         child.status, child.condemned, child.cancelled, child.stuck = Status.DOWN, None, False, False
         child.bounce, child.recalled = False, None
-        self._touch(child)
-        error = outcome.error
-        if condemned is not None:
-            condemned.__cause__, error = error, condemned
+        self.children.alive -= 1
+        self.touch(child)
         if outcome.fatal and outcome.error is not None:
-            self._report_end(LifecycleKind.CHILD_CRASHED, child, outcome.error, reason="it ends the process")
-            self._give_up(outcome.error, now)
-        elif not by_itself and condemned is None:
-            self._report_stop(child, error, gate)
-            if bounced and child.spec.restart is Restart.TEMPORARY:
-                self._remove(child)
-        elif error is not None:
-            self._crashed(child, error, now, bounced, gate)
+            self.report(LifecycleKind.CHILD_CRASHED, child, error=end.info, reason="it ends the process")
+            self._give_up(outcome.error)
+        elif not by_itself:
+            self._left(child, end)
+        elif end.ignored is not None and not was_ready:
+            self._ignored(child, end.ignored)
+        elif end.error is not None:
+            self._crashed(child, end)
         else:
-            self._returned(child, now, bounced, gate)
-        self._tell_held(child)
+            self._returned(child, end)
+        if not child.gone:
+            self.answer_leave(child)
+            self.tell_held(child)
 
-    def _returned(self, child: ChildState, now: float, bounced: bool, gate: str | None) -> None:
-        if gate is not None and child.spec.restart is Restart.PERMANENT:
-            self._report_stop(child, None, gate)
+    def _end_of(self, child: ChildState, outcome: Outcome) -> _End:
+        error, bowed_out, ignored = outcome.error, None, None
+        if child.condemned is not None:
+            child.condemned.__cause__, error = error, child.condemned
+        elif isinstance(error, Shutdown):
+            bowed_out, error = text_of(error), None
+        elif isinstance(error, Ignore) and child.ready_at is None:
+            ignored, error = text_of(error), None
+        if error is None:
+            info = None
+        else:
+            info = outcome.info if error is outcome.error and outcome.info is not None else ErrorInfo.of(error)
+        return _End(error, info, bowed_out, ignored, child.bounce, child.recalled or self.held_by(child))
+
+    def _left(self, child: ChildState, end: _End) -> None:
+        """It was told to, and has."""
+        self._report_stop(child, end)
+        is_over = not child.goal or (end.was_bounced and child.is_temporary)
+        if is_over and child.starter is not None:
+            self._start_failed(child, end.error, "it was stopped before it was ready")
+        elif is_over:
+            self._over(child, "it was stopped")
+
+    def _ignored(self, child: ChildState, why: str) -> None:
+        self.report(LifecycleKind.CHILD_IGNORED, child, reason=why)
+        self.answer_start(child)
+        self._over(child, "there is nothing to run")
+
+    def _returned(self, child: ChildState, end: _End) -> None:
+        if end.gate is not None and child.spec.restart is Restart.PERMANENT and child.goal:
+            self._report_stop(child, end)
             return
-        self._report_end(LifecycleKind.CHILD_RETURNED, child, None)
-        if self.phase is Phase.STOPPING:
+        reason = "" if end.bowed_out is None else f"bowed out: {end.bowed_out}".removesuffix(": ")
+        self.report(LifecycleKind.CHILD_RETURNED, child, reason=reason)
+        if self.is_stopping:
             return
-        if child.spec.restart is Restart.TEMPORARY or (child.spec.restart is Restart.TRANSIENT and not bounced):
-            self._remove(child)
-        elif bounced:
+        if not child.goal:
+            self._over(child, "it ended before a call could stop it")
+        elif child.starter is not None:
+            self._start_failed(child, None, "it returned before it was ready", is_over=True)
+        elif end.was_bounced and not child.is_temporary:
             return  # its group starts it again
+        elif child.spec.restart is not Restart.PERMANENT:
+            self._end_for_good(child, is_bystander=end.was_bounced)
         elif self._is_first_start(child):
-            self._fail_start(child, "it returned before it was ready", None, now)
+            self._fail_start(child, "it returned before it was ready", None)
         else:
-            self._restart(child, None, now)
+            self._restart(child, None, None)
 
-    def _crashed(self, child: ChildState, error: BaseException, now: float, bounced: bool, gate: str | None) -> None:
-        if gate is not None:
+    def _crashed(self, child: ChildState, end: _End) -> None:
+        if end.gate is not None and child.goal:
             # The outage took it before its turn to be stopped had come: one cause, and no crash of its own.
-            self._report_stop(child, error, gate)
+            self._report_stop(child, end)
             return
-        self._report_end(LifecycleKind.CHILD_CRASHED, child, error)
-        child.last_error = ErrorInfo.of(error)
-        if self.phase is Phase.STOPPING:
+        assert end.error is not None  # noqa: S101 - what is called a crash has an error
+        child.last_error = end.info
+        self.report(LifecycleKind.CHILD_CRASHED, child, error=end.info)
+        if self.is_stopping:
             return
-        if self._is_first_start(child) and not bounced:
-            self._fail_start(child, text_of(error), error, now)
-        elif child.spec.restart is Restart.TEMPORARY:
-            self._remove(child)
-        elif not bounced:
-            self._restart(child, error, now)
+        rule = rule_for(end.error, child.spec.policy)
+        if not child.goal:
+            self._over(child, "it crashed before a call could stop it")
+        elif child.starter is not None:
+            self._start_failed(child, end.error, text_of(end.error))
+        elif self._is_first_start(child) and not end.was_bounced:
+            self._fail_start(child, text_of(end.error), end.error)
+        elif directive_of(rule) is Directive.ESCALATE:
+            self._escalate(child, end.error)
+        elif child.is_temporary or directive_of(rule) is Directive.STOP:
+            self._end_for_good(child, is_bystander=end.was_bounced)
+        elif not end.was_bounced:
+            self._restart(child, end.error, rule)
+
+    def _report_stop(self, child: ChildState, end: _End) -> None:
+        cause = None if end.gate is None else f"gate:{end.gate}"
+        self.report(LifecycleKind.CHILD_STOPPED, child, error=end.info, cause=cause)
+
+    # Ends that are ends ---------------------------------------------------------------------------------------------
+
+    def _end_for_good(self, child: ChildState, *, is_bystander: bool) -> None:
+        """It ended by itself and is not started again: over, and perhaps the end of its supervisor."""
+        self._over(child, "a temporary child has ended")
+        if child.spec.significant and not is_bystander:
+            self._significant_end(child)
+
+    def _over(self, child: ChildState, why: str) -> None:
+        """It keeps its specification and its place, for a call or its group; unless it is temporary, or of a pool."""
+        child.goal, child.failing = False, False
+        self.touch(child)
+        if child.is_temporary or self.is_pool:
+            self.answer_leave(child)
+            self.remove(child, why)
+
+    def _significant_end(self, child: ChildState) -> None:
+        mode = self.plan.auto_shutdown
+        if mode is AutoShutdown.NEVER:
+            return
+        if mode is AutoShutdown.ALL_SIGNIFICANT and any(each.spec.significant and each.goal for each in self.children):
+            return
+        self._bowed_out = f"the significant child {child.spec.id} has ended"
+        blame = f"child:{child.spec.id}"
+        self.report(LifecycleKind.SUPERVISOR_SHUT_DOWN, child, reason=self._bowed_out, cause=blame)
+        self.stop_all(self._bowed_out, Grace.DRAIN)
+
+    # Starts that fail -----------------------------------------------------------------------------------------------
 
     def _is_first_start(self, child: ChildState) -> bool:
         """Whether the supervisor is starting and it is this child's turn: it was not ready yet."""
-        return self.phase is Phase.STARTING and child.order == self._cursor
+        return self.phase is Phase.STARTING and bool(self._ahead) and self._ahead[0] is child
 
-    def _fail_start(self, child: ChildState, why: str, error: BaseException | None, now: float) -> None:
+    def _fail_start(self, child: ChildState, why: str, error: BaseException | None) -> None:
         failed = StartFailed(f"{child.spec.id} could not be started: {why}")
         failed.__cause__ = error
-        self._give_up(failed, now)
+        self._give_up(failed)
 
-    def _restart(self, child: ChildState, error: BaseException | None, now: float) -> None:
+    def _start_failed(self, child: ChildState, error: BaseException | None, why: str, *, is_over: bool = False) -> None:
+        """The start that a call waits for has come to nothing."""
+        calls.refuse_start(self, child, error, why, is_over=is_over)
+
+    # Restarts -------------------------------------------------------------------------------------------------------
+
+    def _restart(self, child: ChildState, error: BaseException | None, rule: Rule | None) -> None:
         """Enter one restart in the budget, and set the child, and its group, up for it."""
-        backoff = child.spec.backoff
-        if child.ready_at is not None and now - child.ready_at >= backoff.reset_after:
-            child.crashes = 0
-        child.crashes += 1
+        backoff = child.spec.backoff if rule is None or rule.backoff is None else rule.backoff
+        tally = child.tallies.of(rule)
+        if child.ready_at is not None and self.now - child.ready_at >= backoff.reset_after:
+            tally.crashes = 0
+        tally.crashes += 1
         child.restarts += 1
-        child.ready_at = None
-        if not self.budget.spend(now):
-            limit = f"more than {self.intensity.restarts} restarts in {self.intensity.within:g} s"
-            last = f"{child.spec.id}: {ErrorInfo.of(error) if error is not None else 'returned'}"
-            exceeded = RestartLimitExceeded(f"{limit}; the last was of {last}")
-            exceeded.__cause__ = error
-            blame = f"child:{child.spec.id}"
-            self._report(LifecycleKind.SUPERVISOR_GAVE_UP, child, reason=str(exceeded), cause=blame)
-            self._give_up(exceeded, now)
+        child.ready_at, child.failing = None, True
+        budget = self.budget if tally.budget is None else tally.budget
+        if not budget.spend(self.now):
+            limit = self.plan.intensity if tally.budget is None or rule is None else rule.limit
+            self._exceeded(child, error, f"more than {limit}")
             return
-        delay = backoff.delay(child.crashes, self.chance())
-        group = self._group(child)
-        for member in group:
-            member.not_before = max(member.not_before, now + delay)
-            member.start_cause = f"child:{child.spec.id}"
-            if member is not child:
-                member.goal = member.goal or member.spec.restart is not Restart.TEMPORARY
-                member.bounce = member.status is not Status.DOWN
-            self._alarms.set(member.not_before, Alarm.WAKE, member)
-            self._touch(member)
-            self._tell_held(member)
+        delay = backoff.delay(tally.crashes, self.chance())
+        for member in self._group(child):
+            self._set_up(member, child, delay)
         which = f"restart {child.restarts}, {self.strategy.value}"
-        self._report(LifecycleKind.CHILD_BACKOFF, child, seconds=delay, cause=f"child:{child.spec.id}", reason=which)
+        self.report(LifecycleKind.CHILD_BACKOFF, child, seconds=delay, cause=f"child:{child.spec.id}", reason=which)
+
+    def _set_up(self, member: ChildState, child: ChildState, delay: float) -> None:
+        member.not_before = max(member.not_before, self.now + delay)
+        member.waited = member.waited or delay > 0
+        member.start_cause = f"child:{child.spec.id}"
+        if member is not child:
+            member.goal = member.goal or not member.is_temporary
+            member.bounce = member.status is not Status.DOWN
+        self._alarms.set(member.not_before, Alarm.WAKE, member)
+        self.touch(member)
+        self.tell_held(member)
 
     def _group(self, child: ChildState) -> list[ChildState]:
-        """The children that a restart of `child` stops and starts, itself included, in start order."""
+        """The children that a restart of `child` stops and starts, itself included, in start order.
+
+        While the supervisor is starting, those whose turn has not come are no part of it yet.
+        """
         if self.strategy is Strategy.ONE_FOR_ONE:
             return [child]
-        # While the supervisor is starting, those whose turn has not come are no part of it yet.
-        begun = [each for each in self._order if each.order < self._cursor or each.status is not Status.DOWN]
-        first = child.order if self.strategy is Strategy.REST_FOR_ONE else 0
-        return sorted({child, *(each for each in begun if each.order >= first)}, key=lambda each: each.order)
+        first = child.order if self.strategy is Strategy.REST_FOR_ONE else -1
+        return [each for each in self.children if each is child or (each.begun and each.order >= first)]
 
-    def _turned(self, event: GateTurned, now: float) -> None:
-        known = event.name in self.shut
-        if not event.is_open:
-            self.shut[event.name] = event.cause
-            if not known:
-                self._each_requiring(event.name, lambda child: self._recall(child, event.name))
-        elif known:
-            del self.shut[event.name]
-            self._each_requiring(event.name, lambda child: self._release(child, event, now))
+    # Giving up ------------------------------------------------------------------------------------------------------
 
-    def _each_requiring(self, gate: str, act: Callable[[ChildState], None]) -> None:
-        for child in self._order:
-            if gate in child.spec.requires:
-                act(child)
+    def _exceeded(self, child: ChildState, error: BaseException | None, limit: str) -> None:
+        last = "returned" if error is None else str(ErrorInfo.of(error))
+        exceeded = RestartLimitExceeded(f"{limit}; the last was of {child.spec.id}: {last}")
+        exceeded.__cause__ = error
+        self._tell_and_give_up(child, exceeded)
 
-    def _recall(self, child: ChildState, gate: str) -> None:
-        if child.status in (Status.STARTING, Status.RUNNING):
-            child.recalled = child.recalled or gate
-        self._touch(child)
-        if child.status is not Status.STOPPING and (child.incarnation or child.order < self._cursor):
-            self._tell_held(child)
+    def _escalate(self, child: ChildState, error: BaseException) -> None:
+        escalated = Escalated(f"{child.spec.id}: {ErrorInfo.of(error)}; its policy escalates this")
+        escalated.__cause__ = error
+        self._tell_and_give_up(child, escalated)
 
-    def _release(self, child: ChildState, event: GateTurned, now: float) -> None:
-        # The cause is gone: whatever backoff had built up says nothing any more.
-        child.crashes, child.not_before = 0, now + event.settle
-        child.start_cause = f"gate:{event.name}"
-        child.told_held = child.told_held and self.held_by(child) is not None
-        self._alarms.set(child.not_before, Alarm.WAKE, child)
-        self._touch(child)
+    def _tell_and_give_up(self, child: ChildState, error: BaseException) -> None:
+        blame = f"child:{child.spec.id}"
+        self.report(LifecycleKind.SUPERVISOR_GAVE_UP, child, reason=text_of(error), cause=blame)
+        self._give_up(error)
 
-    def _tell_held(self, child: ChildState) -> None:
-        """Report that it is held, once for each hold."""
-        gate = self.held_by(child)
-        if gate is None or child.told_held or not child.goal or self.phase in (Phase.STOPPING, Phase.DONE):
-            return
-        child.told_held = True
-        self._report(LifecycleKind.CHILD_HELD, child, reason=f"{gate}: {self.shut[gate]}", cause=f"gate:{gate}")
+    def _give_up(self, error: BaseException) -> None:
+        # The last one counts: only what ends the process comes after another, and that is nobody's to hold back.
+        self._error = error
+        self.stop_all(text_of(error), Grace.DRAIN)
 
-    def _stuck(self, name: str, incarnation: int) -> None:
-        child = self._current(name, incarnation)
-        if child is not None and child.status is Status.STOPPING and not child.stuck:
-            child.stuck = True
-            self._report(LifecycleKind.CHILD_STUCK, child, reason="somebody below it does not leave")
-
-    def _progress(self, event: ProgressSeen, now: float) -> None:
-        child = self._current(event.id, event.incarnation)
-        if child is None or child.status is not Status.RUNNING or child.spec.progress_within is None:
-            return
-        due = event.at + child.spec.progress_within
-        if due > now:
-            self._alarms.set(due, Alarm.PROGRESS, child)
-        else:
-            self._condemn(child, Stalled(f"no progress for {now - event.at:.3g} s"), now)
-
-    def _condemn(self, child: ChildState, error: Exception, now: float) -> None:
-        """Cancel a child that is at fault; when it is gone it counts as crashed with `error`."""
-        if self.wants(child):  # else it leaves anyway, when its turn comes
-            child.condemned = error
-            self._order_stop(child, str(error), now, drain=False)
-
-    def _stop_all(self, reason: str, grace: Grace, now: float) -> None:
+    def stop_all(self, reason: str, grace: Grace) -> None:
+        """Begin the stop of all children, or tighten one that is under way."""
         if self.phase is Phase.DONE:
             return
         tightened, self._grace = grace > self._grace, max(grace, self._grace)
         if self.phase is not Phase.STOPPING:
-            self._stop_reason = reason
-            self.phase = Phase.STOPPING
-            self._cursor = len(self._order) - 1
-        for child in reversed(self._order):
-            if tightened and child.status is Status.STOPPING and (grace is Grace.CUT or not child.cancelled):
-                self._cancel(child, reason, now)
+            self._stop_reason, self.phase = reason, Phase.STOPPING
+            calls.refuse_all(self)
+        if tightened:
+            for child in reversed(self.children):
+                if child.status is Status.STOPPING and (grace is Grace.CUT or not child.cancelled):
+                    self.cancel(child, reason)
 
-    def _give_up(self, error: BaseException, now: float) -> None:
-        # The last one counts: only what ends the process comes after another, and that is nobody's to hold back.
-        self._error = error
-        self._stop_all(text_of(error), Grace.DRAIN, now)
+    # Gates ----------------------------------------------------------------------------------------------------------
 
-    def _rung(self, alarm: Alarm, child: ChildState, now: float) -> None:
-        name, incarnation = child.spec.id, child.incarnation
-        match alarm:
-            case Alarm.START_LIMIT:
-                self._condemn(child, StartTimeout(f"{name} was not ready within {child.spec.start_within:g} s"), now)
-            case Alarm.CANCEL if not child.cancelled:
-                self._cancel(child, f"not finished after {child.spec.drain_within:g} s of drain", now)
-            case Alarm.STUCK if not child.stuck:
-                child.stuck = True
-                self._report(LifecycleKind.CHILD_STUCK, child, seconds=child.spec.stop_within)
-            case Alarm.PROGRESS:
-                self._emit(CheckProgress(name, incarnation))
+    def _turned(self, event: GateTurned) -> None:
+        known = event.name in self.shut
+        if not event.is_open:
+            self.shut[event.name] = event.cause
+            self.roots[event.name] = event.root or event.name
+            if not known:
+                for child in self._requiring(event.name):
+                    self._recall(child, event.name)
+        elif known:
+            del self.shut[event.name]
+            self.roots.pop(event.name, None)
+            for child in self._requiring(event.name):
+                self._release(child, event)
 
-    # Reconciling: bring status and want together ---------------------------------------------------------------------
+    def _requiring(self, gate: str) -> list[ChildState]:
+        return [child for child in self.children if gate in child.spec.requires]
 
-    def _touch(self, child: ChildState) -> None:
-        wanted = self.wants(child)
-        settled = child.status is (Status.RUNNING if wanted else Status.DOWN)
-        (self._unsettled.discard if settled else self._unsettled.add)(child.spec.id)
+    def _recall(self, child: ChildState, gate: str) -> None:
+        if child.is_up:
+            child.recalled = child.recalled or gate
+        self.touch(child)
+        if child.status is not Status.STOPPING and child.begun:
+            self.tell_held(child)
 
-    def _settle(self, now: float) -> None:
-        if self.phase is Phase.STOPPING:
-            self._advance_stop(now)
+    def _release(self, child: ChildState, event: GateTurned) -> None:
+        # The cause is gone: whatever backoff had built up says nothing any more.
+        child.tallies.forget()
+        child.failing = False
+        child.not_before, child.waited = self.now + event.settle, True
+        child.start_cause = f"gate:{event.name}"
+        if self.held_by(child) is None:
+            child.held_since = None
+        self._alarms.set(child.not_before, Alarm.WAKE, child)
+        self.touch(child)
+
+    # Time -----------------------------------------------------------------------------------------------------------
+
+    def _stuck(self, name: str, incarnation: int) -> None:
+        child = self._current(name, incarnation)
+        if child is not None and child.status is Status.STOPPING and not child.stuck:
+            self._mark_stuck(child, reason="somebody below it does not leave")
+
+    def _mark_stuck(self, child: ChildState, **facts: object) -> None:
+        child.stuck = True
+        self.touch(child)
+        self.report(LifecycleKind.CHILD_STUCK, child, **facts)
+        calls.refuse_leavers(self, child)
+
+    def _progress(self, event: ProgressSeen) -> None:
+        child = self._current(event.id, event.incarnation)
+        if child is None or child.status is not Status.RUNNING or child.spec.progress_within is None:
             return
-        if self.phase is Phase.STARTING:
-            self._advance_start(now)
-        if self._unsettled:
-            self._reconcile(now)
-
-    def _advance_start(self, now: float) -> None:
-        """The first start: one child after the other; the next when the one before is ready, or held, or over."""
-        while self._cursor < len(self._order):
-            child = self._order[self._cursor]
-            if self.wants(child):
-                if child.status is not Status.RUNNING:
-                    if self._may_start(child, self._is_anybody_leaving(), now):
-                        self._start(child, now)
-                    return
-            elif child.status is not Status.DOWN and not child.stuck:
-                return
-            else:
-                self._tell_held(child)
-            self._cursor += 1
-        self.phase = Phase.RUNNING
-        self._emit(Settled())
-
-    def _advance_stop(self, now: float) -> None:
-        """The last stop: one child after the other, from the last to the first; a stuck one is passed by."""
-        while self._cursor >= 0:
-            child = self._order[self._cursor]
-            if child.status in (Status.STARTING, Status.RUNNING):
-                self._order_stop(child, self._stop_reason, now, drain=self._grace is Grace.DRAIN)
-                return
-            if child.status is Status.STOPPING and not child.stuck:
-                return
-            self._cursor -= 1
-        if all(child.status is Status.DOWN for child in self._order):
-            self.phase = Phase.DONE
-            error, self._error = self._error, None
-            self._emit(Finish(error))
-        elif not self._told_stuck:
-            self._told_stuck = True
-            self._emit(Stuck())
-
-    def _reconcile(self, now: float) -> None:
-        begun = self.phase is Phase.RUNNING
-        restless = sorted((self.children[name] for name in self._unsettled), key=lambda child: child.order)
-        leaving = self._is_anybody_leaving()
-        if not leaving:
-            for child in reversed(restless):
-                if child.status in (Status.STARTING, Status.RUNNING) and not self.wants(child):
-                    self._stop_unwanted(child, now)
-                    leaving = True
-                    break
-        for child in restless:
-            if not begun and child.order >= self._cursor:
-                break
-            if self._may_start(child, leaving, now):
-                self._start(child, now)
-
-    def _is_anybody_leaving(self) -> bool:
-        unsettled = (self.children[name] for name in self._unsettled)
-        return any(child.status is Status.STOPPING and not child.stuck for child in unsettled)
-
-    def _may_start(self, child: ChildState, leaving: bool, now: float) -> bool:
-        if child.status is not Status.DOWN or not self.wants(child) or now < child.not_before:
-            return False
-        if self.strategy is Strategy.ONE_FOR_ONE:
-            return True
-        # In a group the order holds: nobody leaves any more, and whoever stands before is up (or held, or over).
-        return not leaving and not any(self._is_awaited(before) for before in self._order[: child.order])
-
-    def _is_awaited(self, child: ChildState) -> bool:
-        """Whether it is not up, and will be: also a stuck one comes back, before those that stand behind it."""
-        return child.status is not Status.RUNNING and child.goal and self.held_by(child) is None
-
-    def _stop_unwanted(self, child: ChildState, now: float) -> None:
-        if child.recalled is not None:
-            cause = self.shut.get(child.recalled, "it was shut, and is open again")
-            reason = f"held: {child.recalled}: {cause}"
-            self._order_stop(child, reason, now, drain=False, cause=f"gate:{child.recalled}")
+        due = event.at + child.spec.progress_within
+        if due > self.now:
+            self._alarms.set(due, Alarm.PROGRESS, child)
         else:
-            reason = f"{self.strategy.value}: stopped with its group"
-            self._order_stop(child, reason, now, drain=True, cause=child.start_cause)
+            self._condemn(child, Stalled(f"no progress for {self.now - event.at:.3g} s"))
 
-    def _start(self, child: ChildState, now: float) -> None:
-        child.incarnation += 1
-        child.status, child.started_at, child.ready_at = Status.STARTING, now, None
-        child.told_held = False
-        self._touch(child)
-        self._alarms.set(now + child.spec.start_within, Alarm.START_LIMIT, child)
-        self._report(LifecycleKind.CHILD_STARTING, child, cause=child.start_cause)
-        self._emit(StartChild(child.spec.id, child.incarnation))
+    def _condemn(self, child: ChildState, error: Exception) -> None:
+        """Cancel a child that is at fault; when it is gone it counts as crashed with `error`."""
+        if self.wants(child):  # else it leaves anyway, when its turn comes
+            child.condemned = error
+            self.order_stop(child, str(error), drain=False)
 
-    def _order_stop(self, child: ChildState, reason: str, now: float, *, drain: bool, cause: str | None = None) -> None:
-        grace = child.spec.drain_within if drain and child.status is Status.RUNNING else 0.0
-        child.status = Status.STOPPING
-        self._touch(child)
-        self._report(LifecycleKind.CHILD_STOPPING, child, reason=reason, seconds=grace or None, cause=cause)
-        if grace:
-            self._emit(DrainChild(child.spec.id, child.incarnation))
-            self._alarms.set(now + grace, Alarm.CANCEL, child)
-        else:
-            self._cancel(child, reason, now)
-
-    def _cancel(self, child: ChildState, reason: str, now: float) -> None:
-        if not child.cancelled:
-            child.cancelled = True
-            self._alarms.set(now + child.spec.stop_within, Alarm.STUCK, child)
-        self._emit(CancelChild(child.spec.id, child.incarnation, reason, cut=self._grace is Grace.CUT))
-
-    def _remove(self, child: ChildState) -> None:
-        """It is over: it keeps its place in the order, and only a group's restart may start it again."""
-        child.goal = False
-        self._touch(child)
-
-    # Reports --------------------------------------------------------------------------------------------------------
-
-    def _emit(self, action: Action) -> None:
-        self._out.append(action)
-
-    def _report(self, kind: LifecycleKind, child: ChildState, **facts: Any) -> None:
-        self._emit(Report(kind=kind, subject=child.spec.id, incarnation=child.incarnation, **facts))
-
-    def _report_end(self, kind: LifecycleKind, child: ChildState, error: BaseException | None, **facts: Any) -> None:
-        self._report(kind, child, error=None if error is None else ErrorInfo.of(error), **facts)
-
-    def _report_stop(self, child: ChildState, error: BaseException | None, gate: str | None) -> None:
-        self._report_end(LifecycleKind.CHILD_STOPPED, child, error, cause=f"gate:{gate}" if gate else None)
+    def _rung(self, alarm: Alarm, child: ChildState) -> None:
+        name, spec = child.spec.id, child.spec
+        match alarm:
+            case Alarm.WAKE:
+                self.touch(child)
+            case Alarm.START_LIMIT:
+                self._condemn(child, StartTimeout(f"{name} was not ready within {spec.start_within:g} s"))
+            case Alarm.CANCEL if not child.cancelled:
+                self.cancel(child, f"not finished after {spec.drain_within:g} s of drain")
+            case Alarm.STUCK if not child.stuck:
+                self._mark_stuck(child, seconds=spec.leaves_within)
+            case Alarm.PROGRESS:
+                self.emit(CheckProgress(name, child.incarnation))
+            case Alarm.HOLD_LIMIT if (gate := self.held_by(child)) is not None:
+                what = f"{name} was held for {spec.hold_within:g} s by the gate {self.name_of(gate)}"
+                self._tell_and_give_up(child, HeldTooLong(f"{what}: {self.shut[gate]}"))

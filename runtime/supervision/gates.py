@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 import trio
 from attrs import frozen
 
-from .errors import InvalidSpec, UnknownGate
+from .errors import GateCycle, InvalidSpec, UnknownGate
 from .events import Journal, LifecycleKind, Report
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Gate", "GateView", "Gates"]
+__all__ = ["Gate", "GateView", "Gates", "circle_in"]
 
 
 @frozen(kw_only=True)
@@ -43,32 +43,65 @@ class GateView:
 class Gate:
     """One dependency's state. Made by `Gates.add`.
 
+    A gate that requires others counts as shut while one of them is, whatever was said of itself; `root` tells where
+    the cause lies, so that one outage has one cause wherever it is shown.
+
     Attributes:
         name: what children write into `requires`.
-        settle: seconds that it must have been open before held children are started, so that a flapping dependency
-            starts nobody.
+        requires: names of the gates that it stands behind.
     """
 
-    def __init__(self, name: str, journal: Journal, settle: float, cause: str | None) -> None:
+    def __init__(
+        self, name: str, journal: Journal, settle: float, cause: str | None, requires: tuple[str, ...] = ()
+    ) -> None:
         self.name = name
-        self.settle = settle
+        self.requires = requires
+        self._settle = settle
         self._journal = journal
         self._cause = cause or ""
-        self._open = cause is None
+        self._own_open = cause is None
+        self._open = self._own_open
         self._since = journal.wall()
         self._changed_at: float | None = None
         self._listeners: list[Callable[[Gate], None]] = []
         self._turned = trio.Event()
+        self._needs: list[Gate] = []
+        self._needed_by: list[Gate] = []
 
     @property
     def is_open(self) -> bool:
-        """Whether what it stands for is known to be there."""
+        """Whether what it stands for is known to be there, and all that it requires."""
         return self._open
 
     @property
+    def was_opened(self) -> bool:
+        """Whether it is open itself, whatever it stands behind."""
+        return self._own_open
+
+    @property
+    def root(self) -> tuple[str, str] | None:
+        """The gate where the cause lies, and the cause; None when this gate is open.
+
+        That is the gate that itself was shut, and stands behind no other shut one.
+        """
+        if self._open:
+            return None
+        behind = next((gate for gate in self._needs if not gate._open), None)
+        return (self.name, self._cause) if behind is None else behind.root
+
+    @property
     def cause(self) -> str:
-        """Why it is shut; empty when it is open."""
-        return self._cause
+        """Why it is shut: its own cause, or ``redis: …`` where that is the root; empty when it is open."""
+        root = self.root
+        if root is None:
+            return ""
+        return root[1] if root[0] == self.name else f"{root[0]}: {root[1]}"
+
+    @property
+    def settle(self) -> float:
+        """Seconds that it must have been open before held children are started, so that a flapping dependency starts
+        nobody: the longest of its own and of those that it stands behind."""
+        return max([self._settle, *(gate.settle for gate in self._needs)])
 
     @property
     def since(self) -> datetime:
@@ -77,22 +110,21 @@ class Gate:
 
     def view(self) -> GateView:
         """A snapshot of it."""
-        return GateView(name=self.name, open=self._open, since=self._since, cause=self._cause)
+        return GateView(name=self.name, open=self._open, since=self._since, cause=self.cause)
 
     def shut(self, cause: str) -> None:
         """Say that it is not there, and why. Takes effect at once; never blocks.
 
         A gate that is shut already stays shut since when it was; only the cause is brought up to date.
         """
-        self._cause = cause
-        if self._open:
-            self._turn(False)
+        self._cause, self._own_open = cause, False
+        self._look(None)
 
     def open(self) -> None:
-        """Say that it is there (again). Nothing happens if it was open."""
-        if not self._open:
-            self._cause = ""
-            self._turn(True)
+        """Say that it is there (again). Nothing happens if it was open, or while a gate that it requires is shut."""
+        if not self._own_open:
+            self._cause, self._own_open = "", True
+            self._look(None)
 
     async def wait_open(self) -> None:
         """Block until it is open; returns at once (after a checkpoint) if it is."""
@@ -114,16 +146,39 @@ class Gate:
         """Stop calling `listener`."""
         self._listeners.remove(listener)
 
-    def _turn(self, is_open: bool) -> None:
+    def stand_behind(self, gate: Gate) -> None:
+        """From now on count as shut while `gate` is; called when the tree is built, of what `requires` names."""
+        self._needs.append(gate)
+        gate._needed_by.append(self)
+        self._inherit()
+
+    def _inherit(self) -> None:
+        """Begin shut if one that it stands behind is; before anybody listens, so it is no event."""
+        if self._open and not all(gate._open for gate in self._needs):
+            self._open = False
+            for gate in self._needed_by:
+                gate._inherit()
+
+    def _look(self, because: str | None) -> None:
+        """Turn if it is no longer what it was; `because` is the gate whose turning led here."""
+        is_open = self._own_open and all(gate._open for gate in self._needs)
+        if is_open is not self._open:
+            self._turn(is_open, because)
+
+    def _turn(self, is_open: bool, because: str | None) -> None:
         now = trio.current_time()
         seconds = None if self._changed_at is None else now - self._changed_at
         self._open, self._changed_at, self._since = is_open, now, self._journal.wall()
         self._turned.set()
         self._turned = trio.Event()
         kind = LifecycleKind.GATE_OPENED if is_open else LifecycleKind.GATE_SHUT
-        self._journal.enter(Report(kind=kind, subject=self.name, reason=self._cause, seconds=seconds), path=self.name)
+        cause = None if because is None else f"gate:{because}"
+        report = Report(kind=kind, subject=self.name, reason=self.cause, seconds=seconds, cause=cause)
+        self._journal.enter(report, path=self.name)
         for listener in tuple(self._listeners):
             listener(self)
+        for gate in tuple(self._needed_by):
+            gate._look(self.name)
 
 
 class Gates(Mapping[str, Gate]):
@@ -137,7 +192,7 @@ class Gates(Mapping[str, Gate]):
         self.journal = journal or Journal()
         self._gates: dict[str, Gate] = {}
 
-    def add(self, name: str, *, settle: float = 0.25, shut: str | None = None) -> Gate:
+    def add(self, name: str, *, settle: float = 0.25, shut: str | None = None, requires: Iterable[str] = ()) -> Gate:
         """Add a gate; open, unless `shut` gives the cause for which it begins shut.
 
         Args:
@@ -145,16 +200,38 @@ class Gates(Mapping[str, Gate]):
             settle: seconds of open before held children start. Default 0.25: longer than a burst of connection
                 errors, and not felt.
             shut: why it is shut at first, for example ``"not probed yet"``.
+            requires: names of the gates behind which it stands; they may be added later.
 
         Raises:
             InvalidSpec: there is a gate of that name, or `settle` is negative.
+            GateCycle: it would stand behind itself.
         """
         if name in self._gates:
             raise InvalidSpec(f"there is a gate named {name!r} already")
         if not settle >= 0:
             raise InvalidSpec(f"settle of gate {name!r} must be 0 or more seconds, not {settle!r}")
-        self._gates[name] = gate = Gate(name, self.journal, settle, shut)
+        if isinstance(requires, str):
+            raise InvalidSpec(f"requires of gate {name!r} must be a collection of names, not the string {requires!r}")
+        gate = Gate(name, self.journal, settle, shut, tuple(requires))
+        self._refuse_cycle(gate)
+        self._gates[name] = gate
+        for other in self._gates.values():
+            if name in other.requires:
+                other.stand_behind(gate)
+            if other.name in gate.requires:
+                gate.stand_behind(other)
         return gate
+
+    def _refuse_cycle(self, added: Gate) -> None:
+        needs = {gate.name: gate.requires for gate in (*self._gates.values(), added)}
+        circle = circle_in(needs)
+        if circle:
+            raise GateCycle(f"gates need each other in a circle: {' needs '.join(circle)}; none of them could open")
+
+    def check_chains(self) -> None:
+        """Raise `UnknownGate` for the first name that a gate requires, and nobody has added."""
+        for gate in self._gates.values():
+            self.check(f"the gate {gate.name!r}", gate.requires)
 
     def check(self, owner: str, names: Iterable[str]) -> None:
         """Raise `UnknownGate` for the first of `names` that was never added, naming `owner`."""
@@ -181,3 +258,22 @@ class Gates(Mapping[str, Gate]):
 
     def __len__(self) -> int:
         return len(self._gates)
+
+
+def circle_in(needs: Mapping[str, Iterable[str]]) -> list[str]:
+    """The first circle in a graph of needs, from a name back to itself; empty when there is none."""
+    done: set[str] = set()
+
+    def follow(name: str, way: list[str]) -> list[str]:
+        if name in way:
+            return [*way[way.index(name) :], name]
+        if name in done:
+            return []
+        for needed in needs.get(name, ()):
+            circle = follow(needed, [*way, name])
+            if circle:
+                return circle
+        done.add(name)
+        return []
+
+    return next((circle for name in needs if (circle := follow(name, []))), [])

@@ -6,32 +6,48 @@ Plain data, all of it: the core is tested by feeding it the one and reading the 
 from __future__ import annotations
 
 import enum
+from typing import Any
 
 from attrs import frozen
 
+from .errors import SupervisionError
 from .events import Report
 from .outcome import Outcome
+from .plan import Plan
+from .spec import ChildSpec
 
 __all__ = [
     "Action",
+    "AddChild",
+    "AdoptChild",
+    "Answer",
     "Begin",
+    "Call",
     "CancelChild",
     "CheckProgress",
     "ChildEnded",
     "ChildReady",
+    "ChildResumed",
     "ChildStuck",
+    "DeleteChild",
     "DrainChild",
     "Event",
     "Finish",
+    "ForgetChild",
     "GateTurned",
     "Grace",
     "Phase",
     "ProgressSeen",
+    "Refuse",
+    "Reload",
+    "RestartChild",
     "Settled",
     "StartChild",
     "Status",
     "StopOrdered",
     "Stuck",
+    "TakeOver",
+    "TerminateChild",
     "Tick",
 ]
 
@@ -100,13 +116,26 @@ class ChildStuck:
 
 
 @frozen
+class ChildResumed:
+    """A child met an error in its work, which its policy lets it pass over."""
+
+    id: str
+    incarnation: int
+    error: BaseException
+
+
+@frozen
 class GateTurned:
-    """A gate was shut or opened; `settle` seconds must pass after the opening before anybody is started."""
+    """A gate was shut or opened; `settle` seconds must pass after the opening before anybody is started.
+
+    `root` is the gate whose shutting is the cause, where that is another one, which this one requires.
+    """
 
     name: str
     is_open: bool
     cause: str = ""
     settle: float = 0.0
+    root: str = ""
 
 
 @frozen
@@ -131,7 +160,62 @@ class Tick:
     """A deadline may have passed."""
 
 
-Event = Begin | ChildReady | ChildEnded | ChildStuck | GateTurned | ProgressSeen | StopOrdered | Tick
+# Calls: events that somebody waits for the answer to. The ticket is the shell's; the core hands it back, once. -------
+
+
+@frozen
+class AddChild:
+    """Take in a child and start it; answered when it is up, held, or gone again.
+
+    `args` are what its body gets beside its `Child`, in a pool.
+    """
+
+    ticket: object
+    spec: ChildSpec
+    args: tuple[Any, ...] = ()
+
+
+@frozen
+class TerminateChild:
+    """Stop a child and keep its specification (a temporary one's is deleted); answered when it has left.
+
+    With `incarnation`, only if that one, or the attempts to start it again, is what there is of the child now.
+    """
+
+    ticket: object
+    id: str
+    incarnation: int | None = None
+
+
+@frozen
+class RestartChild:
+    """Start a stopped child; answered as `AddChild` is."""
+
+    ticket: object
+    id: str
+
+
+@frozen
+class DeleteChild:
+    """Delete the specification of a stopped child."""
+
+    ticket: object
+    id: str
+
+
+@frozen
+class Reload:
+    """Go over to another plan; answered with the `Changes`."""
+
+    ticket: object
+    plan: Plan
+
+
+Call = AddChild | TerminateChild | RestartChild | DeleteChild | Reload
+
+Event = (
+    Begin | ChildReady | ChildEnded | ChildResumed | ChildStuck | GateTurned | ProgressSeen | StopOrdered | Tick | Call
+)
 
 
 # Actions: what the shell does. -------------------------------------------------------------------------------------
@@ -143,6 +227,8 @@ class StartChild:
 
     id: str
     incarnation: int
+    spec: ChildSpec
+    args: tuple[Any, ...] = ()
 
 
 @frozen
@@ -182,10 +268,67 @@ class Stuck:
 
 
 @frozen
+class AdoptChild:
+    """A call has brought a specification."""
+
+    spec: ChildSpec
+
+
+@frozen
+class TakeOver:
+    """A call has brought another plan, which holds from now on."""
+
+    plan: Plan
+
+
+@frozen
+class ForgetChild:
+    """A specification is gone for good, and with it what belonged to its child."""
+
+    spec: ChildSpec
+
+
+@frozen
+class Answer:
+    """The answer to a call: `value`, or the living incarnation of the child `id`."""
+
+    ticket: object
+    value: object = None
+    id: str | None = None
+
+
+@frozen
+class Refuse:
+    """The bad news to a call; `id` is the child that stands in the way, where it runs."""
+
+    ticket: object
+    error: SupervisionError
+    id: str | None = None
+
+
+@frozen
 class Finish:
-    """All children are gone; the supervisor ends, with `error` if there is one."""
+    """All children are gone; the supervisor ends, with `error` if there is one.
+
+    `bowed_out` says that it ends because significant children have ended: normally, and by itself.
+    """
 
     error: BaseException | None = None
+    bowed_out: str | None = None
 
 
-Action = StartChild | DrainChild | CancelChild | CheckProgress | Settled | Stuck | Finish | Report
+Action = (
+    StartChild
+    | DrainChild
+    | CancelChild
+    | CheckProgress
+    | Settled
+    | Stuck
+    | AdoptChild
+    | ForgetChild
+    | TakeOver
+    | Answer
+    | Refuse
+    | Finish
+    | Report
+)

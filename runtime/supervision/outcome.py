@@ -64,11 +64,13 @@ class Outcome:
             None when it returned or was cancelled cleanly.
         fatal: the error must end the process (`KeyboardInterrupt`, `SystemExit`, …); never restarted.
         unasked: it ended before an order to stop had reached it.
+        info: the error as text, where it was taken down already.
     """
 
     error: BaseException | None = None
     fatal: bool = False
     unasked: bool = False
+    info: ErrorInfo | None = None
 
 
 def outcome_of(raised: BaseException | None) -> Outcome:

@@ -7,12 +7,14 @@ import heapq
 import itertools
 import math
 from collections.abc import Iterator
+from typing import Any
 
-from attrs import define
+from attrs import define, field
 
 from .messages import Status
 from .outcome import ErrorInfo
-from .spec import ChildSpec
+from .policy import Tallies
+from .spec import ChildSpec, Restart
 
 __all__ = ["Alarm", "Alarms", "ChildState"]
 
@@ -25,36 +27,51 @@ class ChildState:
 
     Attributes:
         spec: its specification.
-        order: its place among its siblings, from 0.
+        order: its place among its siblings: they start by rising, and stop by falling numbers.
+        args: what its body gets beside its `Child`, in a pool.
         status: what its task is doing.
+        begun: its turn has come: it takes part in its group.
         goal: whether it should run at all (a transient child that returned should not).
+        gone: its specification was deleted: what still comes of it concerns nobody.
         bounce: it must be stopped, and then started again with its group.
         recalled: the gate that was shut while it ran. It must leave, also if that gate opens before its turn comes:
             what it holds of the far side is dead.
-        told_held: its hold was reported, and has not ended.
+        held_since: when its hold was reported, or None while there is none.
         incarnation: how often it was started.
+        was_ready: the last incarnation that was ready; 0 when none was.
         restarts: how often it was started again after it ended by itself.
-        crashes: how often in a row; forgotten after `Backoff.reset_after`.
+        failing: it ended by itself and was not ready since.
+        tallies: its crashes in a row, by the rule of its policy.
         not_before: the earliest time of its next start.
+        waited: that time was in the future when it was set: it returns from a pause, and may have to take its turn.
         ready_at: when this incarnation became ready, or None.
         condemned: why it is being stopped although it did not end by itself (start limit, stall).
         cancelled: its cancel has gone out.
         stuck: it was cancelled and did not leave within its limit.
         last_error: what it last crashed with.
         start_cause: whose last event brings its next start about.
+        starter: the ticket of the call that waits for it to be up.
+        is_new: that call brought it: if it does not come up, its specification goes.
+        leavers: the tickets of the calls that wait for it to leave.
     """
 
     spec: ChildSpec
     order: int
+    args: tuple[Any, ...] = ()
     status: Status = Status.DOWN
+    begun: bool = False
     goal: bool = True
+    gone: bool = False
     bounce: bool = False
     recalled: str | None = None
-    told_held: bool = False
+    held_since: float | None = None
     incarnation: int = 0
+    was_ready: int = 0
     restarts: int = 0
-    crashes: int = 0
+    failing: bool = False
+    tallies: Tallies = field(factory=Tallies)
     not_before: float = -math.inf
+    waited: bool = False
     started_at: float = -math.inf
     ready_at: float | None = None
     condemned: Exception | None = None
@@ -62,6 +79,19 @@ class ChildState:
     stuck: bool = False
     last_error: ErrorInfo | None = None
     start_cause: str | None = None
+    starter: object | None = None
+    is_new: bool = False
+    leavers: list[object] = field(factory=list)
+
+    @property
+    def is_up(self) -> bool:
+        """Whether its task works, or is about to."""
+        return self.status is Status.STARTING or self.status is Status.RUNNING
+
+    @property
+    def is_temporary(self) -> bool:
+        """Whether its specification goes with its end."""
+        return self.spec.restart is Restart.TEMPORARY
 
 
 class Alarm(enum.Enum):
@@ -72,6 +102,7 @@ class Alarm(enum.Enum):
     CANCEL = "cancel"
     STUCK = "stuck"
     PROGRESS = "progress"
+    HOLD_LIMIT = "hold_limit"
 
 
 _RINGS_IN = {
@@ -80,6 +111,7 @@ _RINGS_IN = {
     Alarm.STUCK: {Status.STOPPING},
     Alarm.PROGRESS: {Status.RUNNING},
     Alarm.WAKE: {Status.DOWN, Status.STOPPING},
+    Alarm.HOLD_LIMIT: {Status.DOWN, Status.STOPPING},
 }
 """The status without which an alarm says nothing any more."""
 
@@ -122,6 +154,8 @@ class Alarms:
 
 def _is_live(entry: _Entry) -> bool:
     at, _, alarm, child, incarnation = entry
-    if child.incarnation != incarnation or child.status not in _RINGS_IN[alarm]:
+    if child.gone or child.incarnation != incarnation or child.status not in _RINGS_IN[alarm]:
         return False
+    if alarm is Alarm.HOLD_LIMIT:
+        return child.held_since is not None and at == child.held_since + child.spec.hold_within
     return alarm is not Alarm.WAKE or at == child.not_before

@@ -2,104 +2,52 @@
 
 from __future__ import annotations
 
+import enum
 import random
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from datetime import datetime
+from typing import TYPE_CHECKING
 
 import trio
-from attrs import frozen
 
-from .errors import InvalidSpec
+from .check import Finding, inspect
+from .errors import Ignore, InvalidSpec, Shutdown
 from .events import Journal, LifecycleKind, Report, Subscription
-from .gates import Gates, GateView
-from .messages import Grace, Phase, Status
-from .outcome import ErrorInfo
-from .state import ChildState
-from .supervisor import Nested, Run, Supervisor, _House
+from .gates import Gates
+from .handle import ChildHandle
+from .house import House
+from .messages import Grace, Phase
+from .view import Snapshot, view_of_root
 
-__all__ = ["ChildView", "Snapshot", "Tree"]
+if TYPE_CHECKING:
+    from .declaration import Declaration
+    from .names import Names
 
-
-@frozen(kw_only=True)
-class ChildView:
-    """A child at one moment.
-
-    Attributes:
-        id: its name among its siblings.
-        path: its place in the tree.
-        kind: ``worker`` or ``supervisor``.
-        state: ``waiting`` (for its turn, or for its gate to settle), ``starting``, ``running``, ``stopping`` (draining
-            included), ``stuck``, ``held``, ``backoff``, or ``ended`` (it ended by itself and is not started again).
-        incarnation: how often it was started.
-        restarts: how often it was started again because it ended by itself; holds do not count.
-        held_by: the shut gate that holds it.
-        cause: why that gate is shut.
-        next_start_in: seconds until its next start, in backoff.
-        note: what it says of itself.
-        last_error: what it last crashed with.
-        strategy: of a supervisor.
-        restarts_left: of a supervisor: what is left of its budget.
-        children: of a supervisor, in start order.
-    """
-
-    id: str
-    path: str
-    kind: str
-    state: str
-    incarnation: int = 0
-    restarts: int = 0
-    held_by: str | None = None
-    cause: str | None = None
-    next_start_in: float | None = None
-    note: str = ""
-    last_error: ErrorInfo | None = None
-    strategy: str | None = None
-    restarts_left: int | None = None
-    children: tuple[ChildView, ...] = ()
-
-    def walk(self) -> Iterator[ChildView]:
-        """Itself and all below it, parents first."""
-        yield self
-        for child in self.children:
-            yield from child.walk()
+__all__ = ["Ending", "Tree"]
 
 
-@frozen(kw_only=True)
-class Snapshot:
-    """The whole tree at one moment; consistent, because nothing is awaited while it is taken.
+class Ending(enum.Enum):
+    """How a tree came to its end, when it was no error."""
 
-    Attributes:
-        time: wall-clock time, aware, UTC.
-        sequence: of the last lifecycle event it reflects.
-        root: the root supervisor.
-        gates: all gates.
-    """
-
-    time: datetime
-    sequence: int
-    root: ChildView
-    gates: tuple[GateView, ...]
-
-    def find(self, path: str) -> ChildView | None:
-        """The child at `path`, or None."""
-        return next((view for view in self.root.walk() if view.path == path), None)
+    STOPPED = "stopped"
+    SHUTDOWN = "shutdown"
+    IGNORED = "ignored"
 
 
 class Tree:
     """A supervision tree. It runs once; to run another, build it anew, supervisors and gates included.
 
     Args:
-        root: its root supervisor.
+        root: its root: a `Supervisor` or a `Pool`.
         gates: the gates that its children require. Default: none.
         seed: of the jitter of backoffs; a random one unless a test brings its own.
 
     Raises:
-        UnknownGate: a child requires a gate that is not among `gates`.
-        InvalidSpec: the gates, or one of the supervisors, belong to another tree.
+        UnknownGate: a child, or a gate, requires a gate that is not among `gates`.
+        InvalidSpec: the gates, or one of the supervisors, belong to another tree; or `check` finds an error: two
+            children with one name, a gate that can never open.
     """
 
-    def __init__(self, root: Supervisor, *, gates: Gates | None = None, seed: int | None = None) -> None:
+    def __init__(self, root: Declaration, *, gates: Gates | None = None, seed: int | None = None) -> None:
         self.root = root
         self.gates = gates if gates is not None else Gates()
         self.journal: Journal = self.gates.journal
@@ -108,18 +56,46 @@ class Tree:
         self._begun = False
         if self.journal.is_closed:
             raise InvalidSpec(f"the gates of {root.id!r} belonged to a tree that has ended; make new ones")
-        root.settle_in(_House(self.gates, self.journal, root.id))
+        self.gates.check_chains()
+        self._house = House(self.gates, self.journal, root.id)
+        root.settle_in(self._house)
+        for spec in root.own_specs:
+            self._house.adopt(spec)
+        wrong = [finding for finding in self.check() if finding.severity == "error"]
+        if wrong:
+            raise InvalidSpec("; ".join(f"{finding.path}: {finding.text}" for finding in wrong))
 
-    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    @property
+    def names(self) -> Names:
+        """Who is reached under which name; children register themselves, others may."""
+        return self._house.names
+
+    def whereis(self, name: str) -> ChildHandle | None:
+        """The living incarnation of the child whose specification has this `name`, or None. Never blocks."""
+        holder = self._house.names.whereis(name)
+        return holder if isinstance(holder, ChildHandle) else None
+
+    def check(self) -> list[Finding]:
+        """What is worth knowing of the tree before it starts: limits that are none, budgets that multiply, gates that
+        nobody opens. Never blocks, starts nothing; see `Finding`."""
+        return inspect(self.root, self.gates)
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> Ending:
         """Start the tree and keep it until it is stopped.
 
         `task_status.started()` is called when the tree is being started, not when it is up: wait for `ready` for that.
         Blocks until all children are gone. Cancelled, it stops them in order, without drains, before it lets the
         cancellation through.
 
+        Returns:
+            STOPPED after a stop on order, SHUTDOWN when significant children of the root have ended, IGNORED when the
+            root's builder said that there is nothing to run.
+
         Raises:
             StartFailed: a child failed in its first start.
             RestartLimitExceeded: the root gave up.
+            Escalated: a child of the root crashed with what its policy escalates.
+            HeldTooLong: a gate held a child of the root beyond its limit.
             RuntimeError: it was run before.
             BaseException: what a child raised that ends the process (`KeyboardInterrupt`, `SystemExit`, …).
         """
@@ -127,14 +103,23 @@ class Tree:
             raise RuntimeError(f"the tree {self.root.id!r} was run before; a tree runs once, build another one")
         self._begun = True
         task_status.started()
+        ending = Ending.STOPPED
         try:
             if self._stopping is None:
                 await self.root.serve(seed=self._seed)
             else:
                 await trio.lowlevel.checkpoint()  # stopped before it began: nobody is started
+        except Shutdown as shutdown:
+            ending = Ending.SHUTDOWN
+            self._stopping = self._stopping or str(shutdown)
+        except Ignore as ignored:
+            ending = Ending.IGNORED
+            self._stopping = self._stopping or f"there is nothing to run: {ignored}".removesuffix(": ")
         finally:
+            self._house.mail.close(f"the tree {self.root.id} has ended")
             self._report(LifecycleKind.TREE_STOPPED, self._stopping or "")
             self.journal.close()
+        return ending
 
     def stop(self, reason: str, *, cut: bool = False) -> None:
         """Order the stop: the children leave in reverse order. Returns at once. `cut` leaves out all drains.
@@ -172,90 +157,9 @@ class Tree:
         return Snapshot(
             time=self.journal.wall(),
             sequence=self.journal.sequence,
-            root=_view_supervisor(self.root, self.root.id, self.root.run, None),
+            root=view_of_root(self.root),
             gates=self.gates.view(),
         )
 
     def _report(self, kind: LifecycleKind, reason: str) -> None:
         self.journal.enter(Report(kind=kind, subject=self.root.id, reason=reason), self.root.id, self.root.id)
-
-
-def _view_supervisor(supervisor: Supervisor, path: str, run: Run | None, as_child: ChildView | None) -> ChildView:
-    children = tuple(_view(spec.id, path, supervisor, run) for spec in supervisor.children)
-    state = as_child.state if as_child is not None else _PHASES[run.core.phase if run is not None else Phase.NEW]
-    return ChildView(
-        id=supervisor.id,
-        path=path,
-        kind="supervisor",
-        state=state,
-        incarnation=as_child.incarnation if as_child is not None else 1,
-        restarts=as_child.restarts if as_child is not None else 0,
-        held_by=as_child.held_by if as_child is not None else None,
-        cause=as_child.cause if as_child is not None else None,
-        next_start_in=as_child.next_start_in if as_child is not None else None,
-        last_error=as_child.last_error if as_child is not None else None,
-        strategy=supervisor.strategy.value,
-        restarts_left=run.core.budget.left(trio.current_time()) if run is not None and not run.is_over else None,
-        children=children,
-    )
-
-
-_PHASES = {
-    Phase.NEW: "waiting",
-    Phase.STARTING: "starting",
-    Phase.RUNNING: "running",
-    Phase.STOPPING: "stopping",
-    Phase.DONE: "ended",
-}
-
-
-def _view(name: str, above: str, supervisor: Supervisor, run: Run | None) -> ChildView:
-    path = f"{above}/{name}"
-    spec = next(spec for spec in supervisor.children if spec.id == name)
-    state = run.core.children[name] if run is not None else None
-    if state is None or run is None:
-        view = ChildView(id=name, path=path, kind=spec.kind.value, state="waiting")
-    else:
-        view = _view_child(state, path, run)
-    if isinstance(spec.body, Nested):
-        below = spec.body.supervisor
-        return _view_supervisor(below, path, _alive(below, name, run), view)
-    return view
-
-
-def _alive(below: Supervisor, name: str, above: Run | None) -> Run | None:
-    """The run of `below`'s present incarnation: one that is over says nothing of a supervisor that is started again."""
-    running = above.running.get(name) if above is not None else None
-    return below.run if running is not None and below.run is not None and below.run.child is running.child else None
-
-
-def _view_child(child: ChildState, path: str, run: Run) -> ChildView:
-    running = run.running.get(child.spec.id)
-    state, gate = _state(child, run), run.core.held_by(child)
-    held = gate is not None and state == "held"
-    wait = child.not_before - trio.current_time() if state == "backoff" else 0.0
-    return ChildView(
-        id=child.spec.id,
-        path=path,
-        kind=child.spec.kind.value,
-        state=state,
-        incarnation=child.incarnation,
-        restarts=child.restarts,
-        held_by=gate if held else None,
-        # The gate knows the latest cause; it may just have been opened.
-        cause=(run.house.gates[gate].cause or run.core.shut[gate]) if gate is not None and held else None,
-        next_start_in=wait if wait > 0 else None,
-        note=running.child.text if running is not None else "",
-        last_error=child.last_error,
-    )
-
-
-def _state(child: ChildState, run: Run) -> str:
-    if child.status is not Status.DOWN:
-        return "stuck" if child.stuck else child.status.value
-    if run.core.phase in (Phase.STOPPING, Phase.DONE) or not child.goal:
-        return "ended"
-    if run.core.held_by(child) is not None:
-        return "held"
-    # A gate's opening wipes the crashes out: then it waits for the gate to settle, or for its group.
-    return "backoff" if child.crashes else "waiting"

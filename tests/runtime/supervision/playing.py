@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from penstock.runtime.supervision import Backoff, ChildSpec, Intensity, Strategy
+from penstock.runtime.supervision import AutoShutdown, Backoff, ChildSpec, Intensity, Plan, Strategy
 from penstock.runtime.supervision.core import Core
 from penstock.runtime.supervision.events import Report
 from penstock.runtime.supervision.messages import (
     Action,
+    Answer,
     Begin,
     CancelChild,
     CheckProgress,
@@ -17,6 +18,7 @@ from penstock.runtime.supervision.messages import (
     ChildReady,
     DrainChild,
     Finish,
+    Refuse,
     Settled,
     StartChild,
     Status,
@@ -47,8 +49,13 @@ class Play:
         strategy: Strategy = Strategy.ONE_FOR_ONE,
         intensity: Intensity | None = None,
         shut: dict[str, str] | None = None,
+        auto_shutdown: AutoShutdown = AutoShutdown.NEVER,
+        stagger: float = 0.0,
+        is_pool: bool = False,
     ) -> None:
-        self.core = Core(specs, strategy, intensity or Intensity(100, 1000.0), random.Random(1).random, shut or {})
+        plan = Plan(specs, strategy, intensity or Intensity(100, 1000.0), auto_shutdown, stagger)
+        self.core = Core(plan, random.Random(1).random, shut or {}, is_pool=is_pool)
+        self.answers: dict[object, Any] = {}
         self.now = 0.0
         self.log: list[str] = []
         self.reports: list[Report] = []
@@ -82,6 +89,12 @@ class Play:
                 self.stuck = True
             case Report():
                 self.reports.append(action)
+            case Answer(ticket=ticket, value=value, id=name):
+                assert ticket not in self.answers, "a call is answered once"
+                self.answers[ticket] = value if name is None else (name, self.core.children[name].incarnation)
+            case Refuse(ticket=ticket, error=error):
+                assert ticket not in self.answers, "a call is answered once"
+                self.answers[ticket] = error
             case CheckProgress():
                 self.log.append(f"?{action.id}")
         return []

@@ -271,7 +271,7 @@ def test_a_shut_gate_stops_who_requires_it_in_reverse_without_touching_the_budge
         assert play.take() == "-c -a"
         play.tell(GateTurned("redis", True, settle=0.0))
         assert sorted(play.take().split()) == ["+a", "+c"]
-    assert play.core.budget.left(play.now) == 0 == play.core.intensity.restarts
+    assert play.core.budget.left(play.now) == 0 == play.core.plan.intensity.restarts
     assert play.finished is None
 
 

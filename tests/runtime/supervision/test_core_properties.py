@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from playing import nobody
 
-from penstock.runtime.supervision import Backoff, ChildSpec, Intensity, Restart, Strategy
+from penstock.runtime.supervision import Backoff, ChildSpec, Intensity, Plan, Restart, Strategy
 from penstock.runtime.supervision.core import Core
 from penstock.runtime.supervision.events import LifecycleKind, Report
 from penstock.runtime.supervision.messages import (
@@ -64,7 +64,7 @@ class World:
         self.strategy = strategy
         self.intensity = intensity
         self.shut = set(shut)
-        self.core = Core(specs, strategy, intensity, random.Random(7).random, dict.fromkeys(shut, "at first"))
+        self.core = Core(Plan(specs, strategy, intensity), random.Random(7).random, dict.fromkeys(shut, "at first"))
         self.now = 0.0
         self.alive: dict[str, Incarnation] = {}
         self.started: dict[str, int] = {}
@@ -166,7 +166,7 @@ class World:
         if self.strategy is not Strategy.ONE_FOR_ONE:
             assert all(task.stuck or not task.ordered_off for task in self.alive.values()), "all leave, then all start"
         for other in self.names[: self.names.index(name)]:
-            over = not self.core.children[other].goal
+            over = other not in self.core.children or not self.core.children[other].goal
             if self.strategy is Strategy.ONE_FOR_ONE:
                 began = other in self.was_up or other in self.was_held or over
                 assert began or number > 1 or name in self.was_held, "the first start goes in order"
@@ -276,7 +276,7 @@ def test_the_rules_hold_whatever_happens(
         world.happen(happening)
     world.calm()
     if not world.stopping:
-        children = world.core.children.values()
+        children = list(world.core.children)
         assert world.core.phase is Phase.RUNNING
         assert all((child.spec.id in world.alive) == child.goal for child in children), "who is wanted is up"
         world.happen(("stop", Grace.DRAIN))
