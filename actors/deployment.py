@@ -263,8 +263,14 @@ class Deployment:
         monitor = HealthMonitor(
             [self._redis_watch, self._postgres_watch], self._observe, self.settings.health.observe_every
         )
-        yield ChildSpec(id="health-monitor", body=monitor)
-        yield ChildSpec(id="migrations", body=self._migrate, restart=Restart.TRANSIENT, requires=("postgres",))
+        yield ChildSpec(id="health-monitor", body=monitor, opens=("redis", "postgres"))
+        yield ChildSpec(
+            id="migrations",
+            body=self._migrate,
+            restart=Restart.TRANSIENT,
+            requires=("postgres",),
+            opens=("schema",),
+        )
         yield ChildSpec(id="producer", body=self.producer, drain_within=3.0)
         for stream in self.system.streams.values():
             for group in stream.groups.values():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import signal
 import sys
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from ...actors.system import System
 from ...runtime.cli import CommandError, load_settings
 from ...runtime.embedded import DataDirectory, DataDirectoryError, EmbeddedServerError
 from ...runtime.postgres import MigrationFailed, PostgresRejected
-from ...runtime.supervision import RestartLimitExceeded, StartFailed
+from ...runtime.supervision import Escalated, HeldTooLong, RestartLimitExceeded, StartFailed, stop_on_signals
 from ...runtime.telemetry import LifecycleLog, close_logging, configure_logging, get_logger
 from ..configuration import Settings
 from ..front_end import CannotListen, check_binds, front_end
@@ -73,12 +72,12 @@ async def _run(system: System, settings: Settings, directory: DataDirectory) -> 
     )
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_obey_signals, deployment)
+            await nursery.start(stop_on_signals, deployment.tree)
             nursery.start_soon(_tell_lifecycle, deployment)
             nursery.start_soon(_greet, deployment)
             await deployment.run()
             nursery.cancel_scope.cancel(reason="the system has stopped")
-    except* (StartFailed, RestartLimitExceeded) as failed:
+    except* (StartFailed, RestartLimitExceeded, Escalated, HeldTooLong) as failed:
         raise CommandError(_reason(failed.exceptions[0])) from failed
 
 
@@ -87,15 +86,6 @@ def _reason(error: BaseException) -> str:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return str(error)
-
-
-async def _obey_signals(deployment: Deployment) -> None:
-    """The first signal is an order to stop, the second one leaves out the graces."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        cut = False
-        async for number in signals:
-            deployment.tree.stop(signal.Signals(number).name, cut=cut)
-            cut = True
 
 
 async def _tell_lifecycle(deployment: Deployment) -> None:

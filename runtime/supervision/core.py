@@ -433,6 +433,6 @@ class Core(Reconciler):
                 self._mark_stuck(child, seconds=spec.leaves_within)
             case Alarm.PROGRESS:
                 self.emit(CheckProgress(name, child.incarnation))
-            case Alarm.HOLD_LIMIT if (gate := self.held_by(child)) is not None:
+            case Alarm.HOLD_LIMIT if not self.is_stopping and (gate := self.held_by(child)) is not None:
                 what = f"{name} was held for {spec.hold_within:g} s by the gate {self.name_of(gate)}"
                 self._tell_and_give_up(child, HeldTooLong(f"{what}: {self.shut[gate]}"))
