@@ -336,11 +336,8 @@ class World:
         for gate in GATES:
             self.happen(("gate", gate, True))
         for _ in range(60):
-            for task in list(self.alive.values()):
-                if self.alive.get(task.name) is task:
-                    self.live("ready", task)
-                if self.alive.get(task.name) is task:
-                    self.live("leave", task)
+            while restless := [task for task in self.alive.values() if not task.ready or task.ordered_off]:
+                self.live("leave" if restless[0].ordered_off else "ready", restless[0])
             self.happen(("tick", min(60.0, max(0.0, self.core.next_deadline() - self.now))))
 
 
