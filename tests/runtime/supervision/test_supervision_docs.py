@@ -43,16 +43,30 @@ def test_trio_is_not_loaded_before_it_is_needed() -> None:
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
-@pytest.mark.parametrize("kind", [supervision.ChildSpec, supervision.Backoff, supervision.Intensity])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        supervision.ChildSpec,
+        supervision.Backoff,
+        supervision.Intensity,
+        supervision.Decay,
+        supervision.Rule,
+        supervision.Plan,
+    ],
+)
 def test_each_field_stands_on_the_page_with_its_default(kind: type) -> None:
     for field in attrs.fields(kind):
+        if not field.init:
+            continue
         default = field.default
         if default is attrs.NOTHING:
             said = "required"
+        elif field.name == "stop_within":
+            said = f"`{supervision.ChildSpec(id='a', body=print).stop_within}`"
         elif isinstance(default, attrs.Factory):  # type: ignore[arg-type]
             said = f"`{default.factory.__name__}()`"
         else:
-            said = f"`{default}`".replace("Restart.", "").replace("Kind.", "")
+            said = f"`{getattr(default, 'name', default)}`"
         assert f"| `{field.name}` | {said} |" in PAGE
 
 
