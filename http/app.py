@@ -11,7 +11,7 @@ from quart_trio import QuartTrio
 from .access import ASGI, METHOD_NAME, AccessRecorder, Scope
 from .admin import admin
 from .boundary import Boundary
-from .health import health, live, tail
+from .health import health, live, tail, tree_events
 from .ingest import ingest
 from .live import LiveFeed
 from .page import page
@@ -54,6 +54,7 @@ def create_app(deployment: RunningSystem, settings: HttpSettings, *, draining: t
     for routes in (
         health(deployment),
         live(app.feed),
+        tree_events(deployment, settings, app.draining),
         tail(deployment, settings, app.draining),
         ingest(deployment, settings),
         admin(deployment),

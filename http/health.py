@@ -1,10 +1,9 @@
-"""What a running system says of itself: alive, ready, its tree, its streams, and all of it live."""
+"""What a running system says of itself: alive, ready, its tree and what happens to it, its streams, all of it live."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import redis.exceptions
@@ -14,19 +13,20 @@ from quart_trio.wrappers import TrioResponse
 
 from ..runtime.masking import mask_text
 from ..runtime.telemetry import get_logger
+from .lifecycle import lifecycle_events
 from .live import LiveFeed
 from .problems import Problem
 from .replies import dump, json_reply
 from .running import RunningSystem
 from .settings import HttpSettings
-from .sse import Event, event_stream
+from .sse import Event, Places, event_stream
 from .views import iso, readiness, shut_gate, stream_json, tree_json
 
-__all__ = ["health", "live", "tail"]
+__all__ = ["health", "live", "tail", "tree_events"]
 
 log = get_logger(__name__)
 
-_ENTRY_ID = re.compile(r"\$|[0-9]{1,20}(-[0-9]{1,20})?")
+_POSITION = re.compile(r"\$|[0-9]{1,20}(-[0-9]{1,20})?")
 
 
 def health(deployment: RunningSystem) -> Blueprint:
@@ -81,19 +81,27 @@ def live(feed: LiveFeed) -> Blueprint:
     return routes
 
 
+def tree_events(deployment: RunningSystem, settings: HttpSettings, draining: trio.Event) -> Blueprint:
+    """``/api/v1/tree/events``: what happens to the tree, as it happens."""
+    routes = Blueprint("tree_events", __name__)
+    places = Places(settings.live_clients)
+
+    @routes.get("/api/v1/tree/events")
+    async def get_tree_events() -> TrioResponse:
+        after = _position("the id of an event, as 57-1700000000000, or its sequence alone")
+        if request.method == "HEAD":
+            return _no_events()
+        if places.is_full:
+            raise _full("clients that follow the tree", places.limit, "http.live_clients")
+        return event_stream(lambda: lifecycle_events(deployment.tree.journal, after), draining, places.take())
+
+    return routes
+
+
 def tail(deployment: RunningSystem, settings: HttpSettings, draining: trio.Event) -> Blueprint:
     """``/api/v1/streams/{stream}/tail``: a stream's entries as they come."""
     routes = Blueprint("tail", __name__)
-    clients = 0
-
-    @contextmanager
-    def place() -> Iterator[None]:
-        nonlocal clients
-        clients += 1
-        try:
-            yield
-        finally:
-            clients -= 1
+    places = Places(settings.tail_clients)
 
     @routes.get("/api/v1/streams/<path:stream>/tail")
     async def get_tail(stream: str) -> TrioResponse:
@@ -101,19 +109,16 @@ def tail(deployment: RunningSystem, settings: HttpSettings, draining: trio.Event
             known = sorted(deployment.system.streams)
             detail = f"There is no stream {stream!r}; the streams are: {', '.join(known) or 'none'}."
             raise Problem(404, "unknown-stream", "Unknown stream", detail, members={"streams": known})
-        after = request.headers.get("Last-Event-ID") or request.args.get("after") or "$"
-        if not _ENTRY_ID.fullmatch(after):
-            detail = 'A position is an entry id, as 1700000000000-0, or "0" for the beginning, or "$" for the end.'
-            raise Problem(400, "invalid-position", "Invalid position", detail)
+        after = _position("an entry id, as 1700000000000-0")
         if request.method == "HEAD":
             return _no_events()
         gate = shut_gate(deployment.gates, "redis")
         if gate is not None:
             detail = f"Redis is away since {iso(gate.since)}: {mask_text(gate.cause)}."
             raise Problem(503, "unavailable", "Unavailable for now", detail, headers={"Retry-After": "1"})
-        if clients >= settings.tail_clients:
-            raise _full("clients that follow a stream", settings.tail_clients, "http.tail_clients")
-        return event_stream(lambda: _entries(deployment, stream, after), draining, place())
+        if places.is_full:
+            raise _full("clients that follow a stream", places.limit, "http.tail_clients")
+        return event_stream(lambda: _entries(deployment, stream, after), draining, places.take())
 
     return routes
 
@@ -133,6 +138,15 @@ async def _entries(deployment: RunningSystem, stream: str, after: str) -> AsyncG
     except redis.exceptions.RedisError as error:
         # An outage is no news here. The client comes back with the last id that it saw, and goes on from there.
         log.info("a tail broke off", stream=stream, reason=mask_text(str(error)))
+
+
+def _position(form: str) -> str:
+    """Behind which event the client wants to begin; a connection that is made again comes with the last one's id."""
+    after = request.headers.get("Last-Event-ID") or request.args.get("after") or "$"
+    if not _POSITION.fullmatch(after):
+        detail = f'A position is {form}, or "0" for the beginning, or "$" for the end.'
+        raise Problem(400, "invalid-position", "Invalid position", detail)
+    return after
 
 
 def _no_events() -> TrioResponse:

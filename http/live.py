@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any
 
 import trio
-from attrs import define, evolve, field, frozen
+from attrs import Factory, define, evolve, field, frozen
 
 from ..actors.access import AccessRecord
 from ..runtime.masking import mask_text
@@ -20,7 +20,7 @@ from ..runtime.postgres import PostgresUnavailable
 from ..runtime.telemetry import get_logger
 from .replies import dump
 from .running import RunningSystem
-from .sse import Event
+from .sse import Event, Places
 from .views import iso, readiness, shut_gate, stream_json, tree_json
 
 __all__ = ["LiveFeed"]
@@ -70,7 +70,7 @@ class LiveFeed:
     deployment: RunningSystem
     limit: int
     draining: trio.Event
-    _clients: int = 0
+    _places: Places = Factory(lambda self: Places(self.limit), takes_self=True)
     _state: Event | None = None
     _changed: trio.Event = field(factory=trio.Event)
     _wanted: trio.Event = field(factory=trio.Event)
@@ -80,19 +80,18 @@ class LiveFeed:
     @property
     def is_full(self) -> bool:
         """Whether no further client is taken."""
-        return self._clients >= self.limit
+        return self._places.is_full
 
     @contextmanager
     def place(self) -> Iterator[None]:
         """Be one of the clients."""
-        self._clients += 1
         self._wanted.set()
         self._stirred.set()
         try:
-            yield
+            with self._places.take():
+                yield
         finally:
-            self._clients -= 1
-            if not self._clients:
+            if not self._places.taken:
                 self._wanted = trio.Event()
                 self._state = None  # the next client must not be shown an old one
 

@@ -46,7 +46,8 @@ class HttpSettings:
         body_timeout: seconds within which a request's body must have come; later is answered with 408.
         max_items: events that one request may carry; more is answered with 413.
         graceful_timeout: seconds that requests under way have to finish when the front end is stopped.
-        live_clients: pages that may follow `/api/v1/live` at a time; one more is answered with 503.
+        live_clients: pages that may follow `/api/v1/live` at a time, and as many clients that may follow
+            `/api/v1/tree/events`; one more of either is answered with 503.
         tail_clients: clients that may follow a stream at a time, each with a connection to Redis of its own.
         capture_body_limit: bytes of a request's or an answer's body that an access event keeps.
     """

@@ -6,19 +6,19 @@ heartbeat can be sent, and the stream ended, while the source has nothing to say
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import AbstractContextManager, aclosing, nullcontext
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, aclosing, contextmanager, nullcontext
 from types import TracebackType
 from typing import Self
 
 import trio
-from attrs import frozen
+from attrs import define, frozen
 from quart.wrappers.response import ResponseBody
 from quart_trio.wrappers import TrioResponse
 
 from ..runtime.telemetry import get_logger
 
-__all__ = ["Event", "event_stream"]
+__all__ = ["Event", "Places", "event_stream"]
 
 log = get_logger(__name__)
 
@@ -48,6 +48,33 @@ class Event:
         head = f"event: {self.name}\n" if self.name != "message" else ""
         head += f"id: {self.id}\n" if self.id else ""
         return (head + "".join(f"data: {line}\n" for line in self.data.split("\n")) + "\n").encode()
+
+
+@define(eq=False)
+class Places:
+    """The clients of one kind of event stream.
+
+    Attributes:
+        limit: how many there may be.
+        taken: how many there are.
+    """
+
+    limit: int
+    taken: int = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no further client is taken."""
+        return self.taken >= self.limit
+
+    @contextmanager
+    def take(self) -> Iterator[None]:
+        """Be one of the clients."""
+        self.taken += 1
+        try:
+            yield
+        finally:
+            self.taken -= 1
 
 
 Source = Callable[[], AsyncGenerator[Event, None]]

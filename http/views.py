@@ -8,9 +8,19 @@ from typing import Any
 
 from ..actors.probes import StreamView
 from ..runtime.masking import mask_text
-from ..runtime.supervision import ChildView, Gates, GateView, Snapshot
+from ..runtime.supervision import ChildView, ErrorInfo, Gates, GateView, LifecycleEvent, Snapshot
 
-__all__ = ["child_json", "gate_json", "held_json", "iso", "readiness", "shut_gate", "stream_json", "tree_json"]
+__all__ = [
+    "child_json",
+    "event_json",
+    "gate_json",
+    "held_json",
+    "iso",
+    "readiness",
+    "shut_gate",
+    "stream_json",
+    "tree_json",
+]
 
 _SERVING = ("starting", "running")
 
@@ -32,7 +42,6 @@ def tree_json(snapshot: Snapshot) -> dict[str, Any]:
 
 def child_json(child: ChildView) -> dict[str, Any]:
     """A child and all below it. Of its last error the type and the text, not the traceback."""
-    error = child.last_error
     return {
         "id": child.id,
         "path": child.path,
@@ -44,10 +53,29 @@ def child_json(child: ChildView) -> dict[str, Any]:
         "cause": mask_text(child.cause) if child.cause else None,
         "nextStartIn": None if child.next_start_in is None else round(child.next_start_in, 3),
         "note": mask_text(child.note),
-        "lastError": None if error is None else {"type": error.type, "message": mask_text(error.message)},
+        "lastError": _error_json(child.last_error),
         "strategy": child.strategy,
         "restartsLeft": child.restarts_left,
         "children": [child_json(each) for each in child.children],
+    }
+
+
+def _error_json(error: ErrorInfo | None) -> dict[str, str] | None:
+    return None if error is None else {"type": error.type, "message": mask_text(error.message)}
+
+
+def event_json(event: LifecycleEvent) -> dict[str, Any]:
+    """A lifecycle event. Of its error the type and the text, not the traceback."""
+    return {
+        "sequence": event.sequence,
+        "time": iso(event.time),
+        "kind": event.kind.value,
+        "path": event.path,
+        "incarnation": event.incarnation,
+        "reason": mask_text(event.reason),
+        "error": _error_json(event.error),
+        "seconds": None if event.seconds is None else round(event.seconds, 3),
+        "cause": event.cause,
     }
 
 

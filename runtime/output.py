@@ -1,4 +1,4 @@
-"""What commands print: tables for people, JSON for scripts."""
+"""What commands print: tables and words for people, JSON for scripts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 import click
 
-__all__ = ["echo_json", "echo_table", "table"]
+__all__ = ["duration", "echo_json", "echo_table", "printable", "table", "width"]
 
 _GAP = "  "
 
@@ -45,13 +45,36 @@ def echo_json(value: Any) -> None:
     click.echo(json.dumps(value, ensure_ascii=False, default=_plain))
 
 
+def duration(seconds: float) -> str:
+    """A duration for people: ``0.25 s``, ``8.1 s``, ``42 s``, ``3 min 05 s``, ``2 h 04 min``."""
+    if seconds < 10:
+        return f"{seconds:.2g} s"
+    whole = int(seconds)
+    if whole < 100:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+def printable(text: str) -> str:
+    """The text on one line: line breaks, terminal codes and whatever else does not print are spelt out."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def width(text: str) -> int:
+    """How many columns of a terminal the text takes."""
+    return sum(
+        0 if unicodedata.combining(each) else 2 if unicodedata.east_asian_width(each) in "WF" else 1 for each in text
+    )
+
+
 def _cell(value: object) -> str:
     if value is None:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+    return printable(f"{value:.6g}" if isinstance(value, float) else str(value))
 
 
 def _is_numeric(values: Sequence[object]) -> bool:
@@ -61,15 +84,9 @@ def _is_numeric(values: Sequence[object]) -> bool:
 
 def _column(texts: Sequence[str], *, to_the_right: bool) -> list[str]:
     """The texts, blanks added to make them equally wide."""
-    widest = max(_width(text) for text in texts)
-    blanks = [" " * (widest - _width(text)) for text in texts]
+    widest = max(width(text) for text in texts)
+    blanks = [" " * (widest - width(text)) for text in texts]
     return [blank + text if to_the_right else text + blank for text, blank in zip(texts, blanks, strict=True)]
-
-
-def _width(text: str) -> int:
-    return sum(
-        0 if unicodedata.combining(each) else 2 if unicodedata.east_asian_width(each) in "WF" else 1 for each in text
-    )
 
 
 def _plain(value: Any) -> Any:

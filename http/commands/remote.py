@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -16,7 +16,7 @@ from attrs import frozen
 from ...runtime.cli import CommandError, load_settings
 from ..configuration import Settings
 
-__all__ = ["Answer", "Remote", "remote_of", "url_option"]
+__all__ = ["Answer", "Refused", "Remote", "Sent", "Unreachable", "remote_of", "url_option"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -53,6 +53,21 @@ class Answer:
         problem = self.json()
         detail = problem.get("detail") if isinstance(problem, dict) else None
         return str(detail or f"the server answered with status {self.status}")
+
+
+@frozen
+class Sent:
+    """A server-sent event.
+
+    Attributes:
+        name: its type.
+        id: what to come back with, to go on behind it.
+        data: its text.
+    """
+
+    name: str
+    id: str
+    data: str
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -102,8 +117,13 @@ class Remote:
             wait = response.headers.get("Retry-After", "0")
             return Answer(response.status, float(wait) if wait.isdecimal() else 0.0, response.read())
 
-    def events(self, path: str, last_id: str = "") -> Iterator[tuple[str, str]]:
-        """The server-sent events at `path` as (id, data), until the stream ends.
+    @contextmanager
+    def events(self, path: str, last_id: str = "") -> Iterator[Iterator[Sent]]:
+        """A connection over which the server-sent events at `path` come, until the stream ends.
+
+        Args:
+            path: of the stream.
+            last_id: the id of the event to go on behind.
 
         Raises:
             CommandError: as `request`, or the answer is no event stream.
@@ -113,16 +133,7 @@ class Remote:
             if response.status != 200:
                 answer = Answer(response.status, 0.0, response.read())
                 raise Refused(answer.complaint, answer.status)
-            event_id, data = "", []
-            for line in response:
-                name, _, value = line.decode().rstrip("\r\n").partition(": ")
-                if name == "id":
-                    event_id = value
-                elif name == "data":
-                    data.append(value)
-                elif not name and data:
-                    yield event_id, "\n".join(data)
-                    data = []
+            yield _sent(response)
 
     @contextmanager
     def _answer(
@@ -154,6 +165,21 @@ class Remote:
             return _UnixConnection(self.url.removeprefix("unix:"), TIMEOUT)
         kind = http.client.HTTPSConnection if self._parts.scheme == "https" else http.client.HTTPConnection
         return kind(self._parts.hostname or "", self._parts.port, timeout=TIMEOUT)
+
+
+def _sent(lines: Iterable[bytes]) -> Iterator[Sent]:
+    name, event_id, data = "message", "", []
+    for line in lines:
+        field, _, value = line.decode().rstrip("\r\n").partition(": ")
+        if field == "event":
+            name = value
+        elif field == "id":
+            event_id = value
+        elif field == "data":
+            data.append(value)
+        elif not field and data:
+            yield Sent(name, event_id, "\n".join(data))
+            name, data = "message", []
 
 
 class Unreachable(CommandError):

@@ -9,7 +9,9 @@ from typing import Any
 import trio
 
 import penstock.http.app
+from penstock.http.lifecycle import BUFFER
 from penstock.http.settings import HttpSettings
+from penstock.runtime.supervision import Journal
 
 _ROOT = Path(__file__).parents[2]
 _PAGE = (_ROOT / "docs" / "reference" / "http-api.md").read_text()
@@ -43,6 +45,7 @@ def test_the_documented_limits_are_the_defaults() -> None:
     assert (settings.body_limit, settings.max_items) == (10_000_000, 10_000)
     assert (settings.live_clients, settings.tail_clients, settings.capture_body_limit) == (100, 20, 8192)
     assert settings.bind == ("127.0.0.1:47170",)
+    assert f"the last {Journal().recent.maxlen}\nevents, and {BUFFER:,} wait for a client" in _PAGE
 
 
 async def test_the_program_of_the_how_to_publishes(serving: Any) -> None:

@@ -126,7 +126,7 @@ async def test_the_streams_are_shown_as_the_health_monitor_saw_them(client: Any,
     assert orders["groups"] == []
 
 
-@pytest.mark.parametrize("path", ["/api/v1/live", "/api/v1/streams/anything/tail"])
+@pytest.mark.parametrize("path", ["/api/v1/live", "/api/v1/tree/events", "/api/v1/streams/anything/tail"])
 async def test_head_of_an_event_stream_ends(client: Any, path: str) -> None:
     """There is nobody who would read the events."""
     answer = await client.head(path)
@@ -136,7 +136,7 @@ async def test_head_of_an_event_stream_ends(client: Any, path: str) -> None:
 
 async def test_no_more_clients_than_agreed(make_app: Any) -> None:
     client = make_app(live_clients=0, tail_clients=0).test_client()
-    for path in ("/api/v1/live", "/api/v1/streams/anything/tail"):
+    for path in ("/api/v1/live", "/api/v1/tree/events", "/api/v1/streams/anything/tail"):
         answer = await client.get(path)
         assert answer.status_code == 503
         assert (await _json(answer))["type"] == "urn:penstock:problem:too-many-clients"
@@ -146,3 +146,10 @@ async def test_no_more_clients_than_agreed(make_app: Any) -> None:
 @pytest.mark.parametrize(("path", "status"), [("nope/tail", 404), ("anything/tail?after=x", 400)])
 async def test_a_tail_of_nothing_is_refused(client: Any, path: str, status: int) -> None:
     assert (await client.get(f"/api/v1/streams/{path}")).status_code == status
+
+
+@pytest.mark.parametrize("position", ["x", "1-", "-1", "1-2-3", "٣", "1" * 21])
+async def test_a_position_in_the_events_of_the_tree_that_is_none_is_refused(client: Any, position: str) -> None:
+    answer = await client.get("/api/v1/tree/events", query_string={"after": position})
+    assert answer.status_code == 400
+    assert (await _json(answer))["type"] == "urn:penstock:problem:invalid-position"

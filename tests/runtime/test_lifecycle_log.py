@@ -143,6 +143,65 @@ def test_every_kind_of_event_has_a_line(stream: io.StringIO, kind: LifecycleKind
     assert "penstock" in record["event"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "facts", "level", "says", "given"),
+    [
+        ("child_ignored", {"reason": "no port"}, "info", "has nothing to run", {"reason": "no port"}),
+        (
+            "child_resumed",
+            {"error": ErrorInfo("ValueError", "7", "Traceback …")},
+            "warning",
+            "went on after an error",
+            {"error": "ValueError: 7", "exception": "Traceback …"},
+        ),
+        ("child_removed", {"reason": "deleted"}, "debug", "is no longer in the tree", {"reason": "deleted"}),
+        ("mail_lost", {"reason": "3 in the mailbox m"}, "warning", "lost messages", {"reason": "3 in the mailbox m"}),
+        (
+            "mail_lost",
+            {"reason": "3 in the mailbox m", "error": ErrorInfo("OSError", "full", "Traceback …")},
+            "error",
+            "lost messages",
+            {"reason": "3 in the mailbox m", "error": "OSError: full", "exception": "Traceback …"},
+        ),
+        ("supervisor_shut_down", {"reason": "a ended"}, "info", "shuts down by itself", {"reason": "a ended"}),
+        ("plan_changed", {"reason": "added: b"}, "info", "has a new plan", {"reason": "added: b"}),
+        ("child_returned", {"reason": "bowed out: done"}, "info", "has ended", {"reason": "bowed out: done"}),
+    ],
+)
+def test_what_happens_to_a_tree_that_changes_while_it_runs_has_words(
+    stream: io.StringIO, kind: str, facts: dict[str, Any], level: str, says: str, given: dict[str, str]
+) -> None:
+    (record,) = logged(stream, Story().tell(kind, "app/a", **facts))
+    assert (record["level"], record["event"], record["child"]) == (level, f"app/a {says}", "app/a")
+    assert {key: record[key] for key in given} == given
+
+
+def test_an_error_that_is_swallowed_at_each_message_shows_its_traceback_once(stream: io.StringIO) -> None:
+    story = Story()
+    for _ in range(3):
+        story.tell("child_resumed", "app/a", error=ErrorInfo("ValueError", "7", "Traceback …"))
+    assert ["exception" in record for record in logged(stream, story)] == [True, False, False]
+
+
+@pytest.mark.parametrize("farewell", ["child_removed", "child_ignored"])
+def test_who_is_gone_is_not_back_when_another_comes_under_its_name(stream: io.StringIO, farewell: str) -> None:
+    story = Story().tell("child_crashed", "app/a", error=ErrorInfo("OSError", "", "")).tell(farewell, "app/a", at=1)
+    story.tell("child_ready", "app/a", at=60, incarnation=1, seconds=0.1)
+    assert told(stream, story)[-1] == ("info", "app/a is ready")
+
+
+def test_a_kind_that_nobody_has_found_words_for_has_its_own(stream: io.StringIO) -> None:
+    class Newer:
+        value = "child_sang"
+
+    event = Story().tell("child_ready", "app/a", reason="it was happy").events[0]
+    object.__setattr__(event, "kind", Newer)
+    LifecycleLog().record(event)
+    assert flush_logging()
+    record = json.loads(stream.getvalue())
+    assert (record["event"], record["reason"], record["lifecycle"]) == ("app/a sang", "it was happy", "child_sang")
+
+
 def test_on_a_terminal_what_the_text_says_is_not_said_again() -> None:
     stream = io.StringIO()
     configure_logging(LogSettings(format="console"), stream)

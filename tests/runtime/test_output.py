@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from attrs import frozen
 
-from penstock.runtime.output import echo_json, echo_table, table
+from penstock.runtime.output import duration, echo_json, echo_table, printable, table, width
 
 
 def test_columns_are_aligned_numbers_to_the_right_and_no_line_ends_in_blanks() -> None:
@@ -31,6 +31,32 @@ def test_wide_letters_count_two_columns() -> None:
 
 def test_nothing_in_a_cell_breaks_the_line_or_reaches_the_terminal_as_a_code() -> None:
     assert table([["a\nb\x1b[2J"]], ["X"]) == "X\na\\nb\\x1b[2J"
+
+
+def test_text_from_outside_stays_on_its_line() -> None:
+    assert printable("주문\r\n\x1b[2J\u202e") == "주문\\r\\n\\x1b[2J\\u202e"
+
+
+def test_a_width_is_what_a_terminal_shows() -> None:
+    assert [width(text) for text in ("abc", "주문", "e\u0301", "")] == [3, 4, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0, "0 s"),
+        (0.0123, "0.012 s"),
+        (8.13, "8.1 s"),
+        (9.99, "10 s"),
+        (12.9, "12 s"),
+        (99.9, "99 s"),
+        (185, "3 min 05 s"),
+        (7440, "2 h 04 min"),
+        (356_400, "99 h 00 min"),
+    ],
+)
+def test_a_duration_has_the_digits_that_matter(seconds: float, said: str) -> None:
+    assert duration(seconds) == said
 
 
 def test_without_rows_there_are_the_headers(capsys: pytest.CaptureFixture[str]) -> None:
