@@ -70,6 +70,7 @@ async def _run(system: System, settings: Settings, directory: DataDirectory) -> 
         instance=directory.instance,
         front_ends=lambda made: [front_end(made, settings.http)],
     )
+    _tell_findings(deployment)
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(stop_on_signals, deployment.tree)
@@ -86,6 +87,12 @@ def _reason(error: BaseException) -> str:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return str(error)
+
+
+def _tell_findings(deployment: Deployment) -> None:
+    """What is worth knowing of the tree before it starts: a system's own children may be declared without limits."""
+    for finding in deployment.tree.check():
+        (log.warning if finding.severity == "warning" else log.debug)(finding.text, child=finding.path)
 
 
 async def _tell_lifecycle(deployment: Deployment) -> None:
