@@ -6,7 +6,8 @@ The watchdog over each test is pytest-timeout's; its limit stands in pyproject.t
 from __future__ import annotations
 
 import pytest
-import trio
+
+from penstock.runtime.testing import seed_scheduler
 
 _DEFAULT_SEED = 20_251_122
 
@@ -26,7 +27,4 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 @pytest.fixture(autouse=True)
 def _seeded_scheduler(request: pytest.FixtureRequest) -> None:
-    """The order in which trio runs tasks that are ready at once comes from a generator of its own; seed that."""
-    generator = getattr(trio._core._run, "_r", None)  # private, so it may be gone one day: then runs just differ
-    if generator is not None:
-        generator.seed(request.config.getoption("--trio-seed"))
+    seed_scheduler(request.config.getoption("--trio-seed"))

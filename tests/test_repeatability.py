@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import random
-
 import pytest
 import trio
 
@@ -23,7 +21,3 @@ async def test_the_same_seed_gives_the_same_order_of_tasks(attempt: int) -> None
             nursery.start_soon(step, number)
     ORDERS.append(order)
     assert ORDERS[0] == order
-
-
-def test_trio_still_has_the_generator_that_is_seeded() -> None:
-    assert isinstance(trio._core._run._r, random.Random)
