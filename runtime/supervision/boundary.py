@@ -7,6 +7,7 @@ that a body raises gets past this point, and nothing is lost.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -65,7 +66,7 @@ class Incarnation:
                 try:
                     await self._begin()
                 except BaseException as error:  # noqa: BLE001 - this is the boundary: it judges what came out
-                    raised = error
+                    raised = error.with_traceback(_beyond(error.__traceback__))
         except BaseException as misnested:  # noqa: BLE001 - trio's word on a cancel scope that the body left open
             misnested.__context__ = raised
             raised = misnested
@@ -94,3 +95,11 @@ class Incarnation:
             return
         for frame, line in self.task.iter_await_frames():
             yield f"{frame.f_code.co_qualname} ({frame.f_code.co_filename}:{line})"
+
+
+def _beyond(trace: TracebackType | None) -> TracebackType | None:
+    """The traceback without the frames of this module, which everybody has; all of it if nothing else is there."""
+    further = trace
+    while further is not None and further.tb_frame.f_code.co_filename == __file__:
+        further = further.tb_next
+    return further or trace

@@ -170,6 +170,7 @@ def _reload(core: Core, call: Reload) -> None:
             child.goal, child.begun = False, True
         else:
             child.spec = spec
+            core.watch_hold(child)
     core.children.reorder(spec.id for spec in call.plan.children)
     for child in list(core.children):
         core.touch(child)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from .outcome import outcome_of
 from .policy import directive_of, rule_for
 from .spec import Directive
 
@@ -89,7 +90,8 @@ class Child:
         try:
             yield
         except Exception as error:
-            if directive_of(rule_for(error, self._policy)) is not Directive.RESUME:
+            fatal = outcome_of(error).fatal  # a MemoryError is an Exception, and nobody's to swallow
+            if fatal or directive_of(rule_for(error, self._policy)) is not Directive.RESUME:
                 raise
             self._on_resume(error)
 

@@ -173,10 +173,14 @@ class Core(Reconciler):
     def _left(self, child: ChildState, end: _End) -> None:
         """It was told to, and has."""
         self._report_stop(child, end)
-        is_over = not child.goal or (end.was_bounced and child.is_temporary)
-        if is_over and child.starter is not None:
+        if not child.goal or (end.was_bounced and child.is_temporary):
+            self._left_for_good(child, end)
+
+    def _left_for_good(self, child: ChildState, end: _End) -> None:
+        """A call has stopped it (or was about to, and it ended by itself), or its group has and it is temporary."""
+        if child.starter is not None:
             self._start_failed(child, end.error, "it was stopped before it was ready")
-        elif is_over:
+        else:
             self._over(child, "it was stopped")
 
     def _ignored(self, child: ChildState, why: str) -> None:
@@ -188,12 +192,11 @@ class Core(Reconciler):
         if end.gate is not None and child.spec.restart is Restart.PERMANENT and child.goal:
             self._report_stop(child, end)
             return
-        reason = "" if end.bowed_out is None else f"bowed out: {end.bowed_out}".removesuffix(": ")
-        self.report(LifecycleKind.CHILD_RETURNED, child, reason=reason)
+        self.report(LifecycleKind.CHILD_RETURNED, child, reason=_word_of(end))
         if self.is_stopping:
             return
         if not child.goal:
-            self._over(child, "it ended before a call could stop it")
+            self._left_for_good(child, end)
         elif child.starter is not None:
             self._start_failed(child, None, "it returned before it was ready", is_over=True)
         elif end.was_bounced and not child.is_temporary:
@@ -217,7 +220,7 @@ class Core(Reconciler):
             return
         rule = rule_for(end.error, child.spec.policy)
         if not child.goal:
-            self._over(child, "it crashed before a call could stop it")
+            self._left_for_good(child, end)
         elif child.starter is not None:
             self._start_failed(child, end.error, text_of(end.error))
         elif self._is_first_start(child) and not end.was_bounced:
@@ -231,7 +234,7 @@ class Core(Reconciler):
 
     def _report_stop(self, child: ChildState, end: _End) -> None:
         cause = None if end.gate is None else f"gate:{end.gate}"
-        self.report(LifecycleKind.CHILD_STOPPED, child, error=end.info, cause=cause)
+        self.report(LifecycleKind.CHILD_STOPPED, child, reason=_word_of(end), error=end.info, cause=cause)
 
     # Ends that are ends ---------------------------------------------------------------------------------------------
 
@@ -436,3 +439,8 @@ class Core(Reconciler):
             case Alarm.HOLD_LIMIT if not self.is_stopping and (gate := self.held_by(child)) is not None:
                 what = f"{name} was held for {spec.hold_within:g} s by the gate {self.name_of(gate)}"
                 self._tell_and_give_up(child, HeldTooLong(f"{what}: {self.shut[gate]}"))
+
+
+def _word_of(end: _End) -> str:
+    """What it said on its way out, if it said something."""
+    return "" if end.bowed_out is None else f"bowed out: {end.bowed_out}".removesuffix(": ")

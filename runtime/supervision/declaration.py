@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from .brief import brief
 from .errors import InvalidSpec, NotRunning
 from .nested import Nested
 from .run import Run
@@ -33,7 +34,7 @@ class Declaration(ABC):
 
     def __init__(self, id: str) -> None:  # noqa: A002 - the field's own name
         if not isinstance(id, str) or not id or "/" in id:
-            raise InvalidSpec(f"the id of a supervisor must be a non-empty string without '/', not {id!r}")
+            raise InvalidSpec(f"the id of a supervisor must be a non-empty string without '/', not {brief(id)}")
         self.id = id
         self.run: Run | None = None
         self._house: House | None = None
@@ -94,17 +95,26 @@ class Declaration(ABC):
             InvalidSpec: it belongs to a tree already, or stands in this one twice.
             UnknownGate: a child requires a gate that was never added.
         """
-        if self._house is not None and (self._house.journal is not house.journal or self._house.path != house.path):
-            raise InvalidSpec(f"supervisor {self.id!r} is in a tree already, at {self._house.path}; build another one")
+        self._check_place(house)
         self._house = house
         for spec in self.own_specs:
             house.admit(spec)
 
-    async def serve(self, child: Child | None = None, *, seed: int | None = None) -> None:
+    def check_in(self, house: House) -> None:
+        """Raise what `settle_in` would raise, and bind nobody."""
+        self._check_place(house)
+        for spec in self.own_specs:
+            house.check(spec)
+
+    def _check_place(self, house: House) -> None:
+        if self._house is not None and (self._house.journal is not house.journal or self._house.path != house.path):
+            raise InvalidSpec(f"supervisor {self.id!r} is in a tree already, at {self._house.path}; build another one")
+
+    async def serve(self, child: Child | None = None) -> None:
         """Start the children and keep them, until the stop; see `Tree.run` and `Run.serve`."""
         if self._house is None:
             raise RuntimeError(f"supervisor {self.id!r} belongs to no tree; build a Tree around its root")
-        self.run = Run(self.make_plan(), self._house, child, seed, self.is_pool, self.max_children, self.take_over)
+        self.run = Run(self.make_plan(), self._house, child, self.is_pool, self.max_children, self.take_over)
         await self.run.serve()
 
     def _live(self) -> Run:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .brief import brief
+
 if TYPE_CHECKING:
     from .handle import ChildHandle
     from .spec import ChildSpec
@@ -59,10 +61,13 @@ class Shutdown(SupervisionError):
     """Raised by a child to bow out: a normal end, with a word about it (OTP: exit reason ``{shutdown, Info}``).
 
     A permanent child is started again, a transient or temporary one is over; nobody counts it as a crash report.
+
+    Attributes:
+        info: the word; its text is shortened where it is shown, and may be anything.
     """
 
     def __init__(self, info: object = None) -> None:
-        super().__init__("" if info is None else str(info))
+        super().__init__("" if info is None else info if isinstance(info, str) else brief(info))
         self.info = info
 
 

@@ -15,9 +15,15 @@ from datetime import UTC, datetime
 import trio
 from attrs import frozen
 
+from .brief import clipped, ends_of, one_line
 from .outcome import ErrorInfo
 
 __all__ = ["Journal", "LifecycleEvent", "LifecycleKind", "Report", "Subscription"]
+
+
+_REASON_LIMIT = 4_000
+_PATH_SHOWN = 200
+_TEXT_SHOWN = 300
 
 
 class LifecycleKind(enum.Enum):
@@ -35,6 +41,7 @@ class LifecycleKind(enum.Enum):
     CHILD_STOPPED = "child_stopped"
     CHILD_STUCK = "child_stuck"
     CHILD_REMOVED = "child_removed"
+    MAIL_LOST = "mail_lost"
     SUPERVISOR_GAVE_UP = "supervisor_gave_up"
     SUPERVISOR_SHUT_DOWN = "supervisor_shut_down"
     PLAN_CHANGED = "plan_changed"
@@ -73,10 +80,15 @@ class Report:
 class LifecycleEvent:
     """A `Report` with its number, its time and its place in the tree.
 
+    As a string it is one line of at most 1,000 characters, whatever stands in it: ``7 child_crashed app/worker #2:
+    ValueError: no such user (because of 4)``. Number, kind, both ends of the path, incarnation, seconds and cause are
+    always there; of the path 200 characters, of the reason and of the error 300 each. What does not print is spelt out.
+
     Attributes:
         sequence: 1, 2, 3 … over the whole tree, without gaps.
         time: wall-clock time, aware, UTC.
         path: of the child (``penstock/redis-server``), or the gate's name.
+        reason: as in the report, at most 4,000 characters.
         cause: the `sequence` of the event that brought this one about, where it is known.
     """
 
@@ -89,6 +101,16 @@ class LifecycleEvent:
     error: ErrorInfo | None = None
     seconds: float | None = None
     cause: int | None = None
+
+    def __str__(self) -> str:
+        who = f" #{self.incarnation}" if self.incarnation else ""
+        error = "" if self.error is None else str(self.error)
+        said = [one_line(text, _TEXT_SHOWN) for text in (self.reason, error) if text]
+        if self.seconds is not None:
+            said.append(f"{self.seconds:.3g} s")
+        words = f": {'; '.join(said)}" if said else ""
+        why = "" if self.cause is None else f" (because of {self.cause})"
+        return f"{self.sequence} {self.kind.value} {ends_of(self.path, _PATH_SHOWN)}{who}{words}{why}"
 
 
 class Subscription:
@@ -202,7 +224,7 @@ class Journal:
             kind=report.kind,
             path=path,
             incarnation=report.incarnation,
-            reason=report.reason,
+            reason=clipped(report.reason, _REASON_LIMIT),
             error=report.error,
             seconds=report.seconds,
             cause=self._cause(report.cause, scope),

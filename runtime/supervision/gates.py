@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import trio
 from attrs import frozen
 
+from .brief import brief
 from .errors import GateCycle, InvalidSpec, UnknownGate
 from .events import Journal, LifecycleKind, Report
 
@@ -209,9 +210,11 @@ class Gates(Mapping[str, Gate]):
         if name in self._gates:
             raise InvalidSpec(f"there is a gate named {name!r} already")
         if not settle >= 0:
-            raise InvalidSpec(f"settle of gate {name!r} must be 0 or more seconds, not {settle!r}")
+            raise InvalidSpec(f"settle of gate {name!r} must be 0 or more seconds, not {brief(settle)}")
         if isinstance(requires, str):
-            raise InvalidSpec(f"requires of gate {name!r} must be a collection of names, not the string {requires!r}")
+            raise InvalidSpec(
+                f"requires of gate {name!r} must be a collection of names, not the string {brief(requires)}"
+            )
         gate = Gate(name, self.journal, settle, shut, tuple(requires))
         self._refuse_cycle(gate)
         self._gates[name] = gate

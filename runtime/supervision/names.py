@@ -6,6 +6,7 @@ handle of the living incarnation, and nothing while there is none.
 
 from __future__ import annotations
 
+from .brief import brief
 from .errors import AlreadyStarted
 
 __all__ = ["Names"]
@@ -25,7 +26,7 @@ class Names:
         """
         if name in self._holders:
             held = self._holders[name]
-            raise AlreadyStarted(f"the name {name!r} is held by {held!r}", held)
+            raise AlreadyStarted(f"the name {name!r} is held by {brief(held)}", held)
         self._holders[name] = holder
 
     def release(self, name: str, holder: object) -> None:

@@ -10,7 +10,9 @@ import traceback
 from collections.abc import Iterator
 
 import trio
-from attrs import frozen
+from attrs import field, frozen
+
+from .brief import clipped
 
 __all__ = ["ErrorInfo", "Outcome", "outcome_of", "text_of"]
 
@@ -26,7 +28,7 @@ _MESSAGE_LIMIT = 2_000
 
 @frozen
 class ErrorInfo:
-    """An error as text, so that keeping it keeps no frame alive.
+    """An error as text, so that keeping it keeps no frame alive. Equal to another of the same type and message.
 
     Attributes:
         type: the qualified name of its class.
@@ -37,19 +39,27 @@ class ErrorInfo:
 
     type: str
     message: str
-    traceback: str
+    _trace: str | traceback.TracebackException = field(eq=False, repr=False)
 
     @classmethod
     def of(cls, error: BaseException) -> ErrorInfo:
         """Take down `error`; an error whose own ``__str__`` raises is named by its type."""
         kind = type(error)
         name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-        message = text_of(error)
+        message = _whole_text_of(error)
         if getattr(kind, "tells_all", False):
             message, _, text = message.partition("\n")
-        else:
-            text = _traceback_of(error)
-        return cls(name, message[:_MESSAGE_LIMIT], text[-_TRACEBACK_LIMIT:])
+            return cls(name, message[:_MESSAGE_LIMIT], text[-_TRACEBACK_LIMIT:])
+        # Nobody reads the traceback of the thousandth restart, and to print it takes longer than the restart.
+        trace = _captured(error)
+        lean = len(message) <= _MESSAGE_LIMIT and not _drags_along(error)
+        return cls(name, message[:_MESSAGE_LIMIT], trace if lean else _printed(trace))
+
+    @property
+    def traceback(self) -> str:
+        if not isinstance(self._trace, str):
+            object.__setattr__(self, "_trace", _printed(self._trace))
+        return self._trace  # type: ignore[return-value]
 
     def __str__(self) -> str:
         return f"{self.type}: {self.message}" if self.message else self.type
@@ -104,15 +114,38 @@ def _leaves(raised: BaseException) -> Iterator[BaseException]:
 
 
 def text_of(error: BaseException) -> str:
-    """``str(error)``, also of an error whose own ``__str__`` raises."""
+    """``str(error)``, at most 2,000 characters; also of an error whose own ``__str__`` raises."""
+    return clipped(_whole_text_of(error), _MESSAGE_LIMIT)
+
+
+def _whole_text_of(error: BaseException) -> str:
     try:
         return str(error)
     except Exception:  # noqa: BLE001 - a broken __str__ must not break the supervisor
         return "(its text cannot be shown)"
 
 
-def _traceback_of(error: BaseException) -> str:
+def _captured(error: BaseException) -> str | traceback.TracebackException:
+    """The traceback as names and line numbers, without frames; the lines of code are looked up when it is printed."""
     try:
-        return "".join(traceback.format_exception(error))
+        return traceback.TracebackException.from_exception(error, lookup_lines=False, compact=True)
     except Exception as failed:  # noqa: BLE001 - groups in groups a thousand deep, notes that cannot be shown, …
+        return f"(its traceback cannot be shown: {type(failed).__name__})"
+
+
+def _drags_along(error: BaseException) -> bool:
+    """Whether it has more to it than itself: other errors or notes, which would be kept whole until it is printed."""
+    try:
+        more = error.__cause__ or error.__context__ or getattr(error, "__notes__", None)
+    except Exception:  # noqa: BLE001 - as above
+        return True
+    return bool(more) or isinstance(error, BaseExceptionGroup)
+
+
+def _printed(trace: str | traceback.TracebackException) -> str:
+    if isinstance(trace, str):
+        return trace
+    try:
+        return "".join(trace.format())[-_TRACEBACK_LIMIT:]
+    except Exception as failed:  # noqa: BLE001 - as above
         return f"(its traceback cannot be shown: {type(failed).__name__})"

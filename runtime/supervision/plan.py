@@ -5,11 +5,13 @@ Source: the result of OTP's ``init/1`` callback, and of ``code_change``.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from attrs import evolve, field, fields, frozen
 
+from .brief import brief
 from .errors import InvalidSpec
 from .spec import AutoShutdown, ChildSpec, Decay, Intensity, Strategy, check_specs
 
@@ -20,19 +22,23 @@ def _flag(name: str, *kinds: type) -> Callable[[object, Any, Any], None]:
     def check(instance: object, attribute: Any, value: Any) -> None:
         if not isinstance(value, kinds):
             wanted = " or ".join(kind.__name__ for kind in kinds)
-            raise InvalidSpec(f"{name} must be of type {wanted}, not {value!r}")
+            raise InvalidSpec(f"{name} must be of type {wanted}, not {brief(value)}")
 
     return check
 
 
 def _spacing(instance: object, attribute: Any, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
-        raise InvalidSpec(f"stagger must be a finite number of seconds, 0 or more, not {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= sys.float_info.max:
+        raise InvalidSpec(f"stagger must be a finite number of seconds, 0 or more, not {brief(value)}")
+
+
+def _shown(specs: Iterable[Any]) -> str:
+    return brief([getattr(each, "id", each) for each in specs])
 
 
 def _specs(value: object) -> tuple[Any, ...]:
     if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
-        raise InvalidSpec(f"the children of a supervisor must be a collection of specifications, not {value!r}")
+        raise InvalidSpec(f"the children of a supervisor must be a collection of specifications, not {brief(value)}")
     return tuple(value)
 
 
@@ -53,7 +59,7 @@ class Plan:
         InvalidSpec: two children have one id, or a flag is not what it must be; the text names it and its value.
     """
 
-    children: tuple[ChildSpec, ...] = field(default=(), converter=_specs)
+    children: tuple[ChildSpec, ...] = field(default=(), converter=_specs, repr=_shown)
     strategy: Strategy = field(default=Strategy.ONE_FOR_ONE, validator=_flag("strategy", Strategy))
     intensity: Intensity | Decay = field(factory=Intensity, validator=_flag("intensity", Intensity, Decay))
     auto_shutdown: AutoShutdown = field(default=AutoShutdown.NEVER, validator=_flag("auto_shutdown", AutoShutdown))
@@ -81,7 +87,7 @@ class Plan:
 
     def with_children(self, children: Iterable[ChildSpec]) -> Plan:
         """The same flags over other children."""
-        return evolve(self, children=tuple(children))
+        return evolve(self, children=children)
 
 
 _FLAGS = tuple(each.name for each in fields(Plan) if each.init and each.name != "children")
@@ -125,5 +131,5 @@ def built(builder: Builder, owner: str, flags: Plan) -> Plan:
     try:
         return made if isinstance(made, Plan) else flags.with_children(made)
     except InvalidSpec as error:
-        name = getattr(builder, "__qualname__", repr(builder))
+        name = getattr(builder, "__qualname__", None) or brief(builder)
         raise InvalidSpec(f"the builder {name} of {owner} made no plan: {error}") from error

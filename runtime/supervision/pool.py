@@ -6,11 +6,13 @@ import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from .brief import brief, clipped
 from .declaration import Declaration
 from .errors import InvalidSpec, IsAPool, NotFound
 from .handle import ChildHandle
 from .listing import ChildCounts, ChildEntry, counts_of, entries_of, entry_of
 from .messages import AddChild, Reload, TerminateChild
+from .nested import Nested
 from .plan import Changes, Plan
 from .run import Run
 from .spec import AutoShutdown, ChildSpec, Decay, Intensity, check_significant
@@ -176,13 +178,15 @@ class Pool(Declaration):
         return counts_of(self._live())
 
     def get_childspec(self, handle: ChildHandle) -> ChildSpec:
-        """The specification of a child: the template. Never blocks; raises what `which_child` raises."""
-        self.which_child(handle)
-        return self.template
+        """The template that a child was started from. Never blocks; raises what `which_child` raises."""
+        entry = self.which_child(handle)
+        return self._live().core.children[entry.id].spec.renamed(self.template.id)
 
     def _own(self, run: Run, handle: ChildHandle) -> str:
         if not isinstance(handle, ChildHandle):
-            raise IsAPool(f"{run.path} is a pool: its children are known by their handles, not by ids like {handle!r}")
+            raise IsAPool(
+                f"{run.path} is a pool: its children are known by their handles, not by ids like {brief(handle)}"
+            )
         if not run.owns(handle):
             if handle.is_alive:
                 raise NotFound(f"{handle!r} is no child of {run.path}")
@@ -196,10 +200,18 @@ class Pool(Declaration):
 
 def _one(template: object) -> ChildSpec:
     if isinstance(template, ChildSpec | Mapping):
-        return ChildSpec.of(template)
-    given = [getattr(each, "id", repr(each)) for each in template] if isinstance(template, Iterable) else [template]
-    named = ", ".join(map(str, given)) or "none"
+        spec = ChildSpec.of(template)
+        if isinstance(spec.body, Nested):
+            text = f"the template {spec.id!r} of a pool is a supervisor, of which there is only the one"
+            raise InvalidSpec(f"{text}; let a Supervisor take its place, and start_child each with a new one")
+        return spec
+    some = itertools.islice(template, 10) if isinstance(template, Iterable) else [template]
+    named = clipped(", ".join(_named(each) for each in some), 500) or "none"
     raise InvalidSpec(f"a pool takes exactly one template, a ChildSpec; it was given {named}")
+
+
+def _named(given: object) -> str:
+    return given.id if isinstance(given, ChildSpec) else brief(given)
 
 
 def _or(given: float | None, otherwise: float) -> float:

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from attrs import Factory, define, evolve, field
+from attrs import Factory, define, field
 
 from .budget import Budget, budget_of
 from .events import LifecycleKind, Report
@@ -43,8 +43,8 @@ __all__ = ["Reconciler"]
 
 
 async def _forgotten(child: Child, *args: Any) -> None:
-    """The body of a temporary child that was taken in by a call and has been started."""
-    raise AssertionError(f"{child.path} is temporary, and was started again")
+    """The body of a child that is not started again."""
+    raise AssertionError(f"{child.path} was to be forgotten, and was started again")
 
 
 @define(eq=False)
@@ -100,13 +100,17 @@ class Reconciler:
         return next((gate for gate in child.spec.requires if gate in shut), None) if shut else None
 
     def wants(self, child: ChildState) -> bool:
-        """Whether `child` should be running now."""
+        """Whether `child` should be running now.
+
+        One that is up is recalled by a gate that turns; a gate that was shut when a change of plan made the child
+        require it, concerns its next start.
+        """
         return (
             child.goal
             and not child.bounce
             and child.recalled is None
             and not self.is_stopping
-            and self.held_by(child) is None
+            and (self.held_by(child) is None or child.is_up)
         )
 
     def touch(self, child: ChildState) -> None:
@@ -217,7 +221,7 @@ class Reconciler:
         if child.is_new and child.is_temporary and not child.spec.requires:
             # It is never started again, so nothing of what it was given is kept: that may be large.
             child.args = ()
-            child.spec = child.spec if self.is_pool else evolve(child.spec, body=_forgotten)
+            child.spec = child.spec if self.is_pool else child.spec.over(_forgotten)
 
     def order_stop(self, child: ChildState, reason: str, *, drain: bool, cause: str | None = None) -> None:
         """Begin the stop of a child that is up: its drain, or at once its cancel."""
@@ -245,6 +249,8 @@ class Reconciler:
         self.report(LifecycleKind.CHILD_REMOVED, child, reason=reason)
         self.children.remove(child)
         self.emit(ForgetChild(child.spec))
+        # Alarms and queues drop it when they come to it; what it was given may be large, and must not wait for that.
+        child.args, child.spec = (), child.spec.over(_forgotten)
 
     # Answers and reports --------------------------------------------------------------------------------------------
 
@@ -254,10 +260,15 @@ class Reconciler:
         if gate is None or child.held_since is not None or not child.goal or self.is_stopping:
             return
         child.held_since = self.now
-        self._alarms.set(self.now + child.spec.hold_within, Alarm.HOLD_LIMIT, child)
+        self.watch_hold(child)
         reason = f"{self.name_of(gate)}: {self.shut[gate]}"
         self.report(LifecycleKind.CHILD_HELD, child, reason=reason, cause=f"gate:{gate}")
         self.answer_start(child)
+
+    def watch_hold(self, child: ChildState) -> None:
+        """Set the alarm for the limit of a hold that is under way."""
+        if child.held_since is not None:
+            self._alarms.set(child.held_since + child.spec.hold_within, Alarm.HOLD_LIMIT, child)
 
     def answer_start(self, child: ChildState, *, is_up: bool = False) -> None:
         """Tell the call that waits for it that `child` is up; or that there is no task, and nothing wrong."""

@@ -6,7 +6,6 @@ child: a child's end comes back to it as an event.
 
 from __future__ import annotations
 
-import random
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -103,7 +102,6 @@ class Run:
         plan: its children and flags.
         house: what it shares with the tree.
         child: its own `Child`, where it is a child itself; None for the root.
-        seed: of the jitter.
         is_pool: see `Reconciler`.
         max_children: see `Reconciler`.
         on_plan: told of the plan that a call brought, once it is taken over.
@@ -112,7 +110,6 @@ class Run:
     plan: Plan
     house: House
     child: Child | None
-    seed: int | None = None
     is_pool: bool = False
     max_children: int | None = None
     on_plan: Callable[[Plan], None] = lambda plan: None
@@ -127,7 +124,7 @@ class Run:
     _ended: bool = False
 
     def __attrs_post_init__(self) -> None:
-        chance = random.Random(self.seed).random  # noqa: S311 - jitter, no secret
+        chance = self.house.chance(self.child.incarnation if self.child is not None else 1)
         required = {name: None for spec in self.plan.children for name in spec.requires}
         self._watched = {name: self.house.gates[name] for name in required}
         turned = [_turned(gate) for gate in self._watched.values() if not gate.is_open]
@@ -308,8 +305,8 @@ class Run:
                 if not self.is_pool:  # a pool's children share the template's mailboxes, which outlive each of them
                     self.house.adopt(spec)
             case ForgetChild(spec=spec):
-                # A child of the plan comes back with the next start of this supervisor.
-                if not self.is_pool and not self.plan.has(spec.id):
+                # A child of the plan comes back with the next start of this supervisor; the root has none.
+                if not self.is_pool and (self.child is None or not self.plan.has(spec.id)):
                     self.house.forget(spec, f"{self.path}/{spec.id} is gone")
             case Settled():
                 if self.child is not None:

@@ -10,12 +10,14 @@ import copy
 import difflib
 import enum
 import math
+import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Concatenate, Final
 
 from attrs import Factory, field, fields, frozen, validators
 
 from ..mailbox import Mailbox
+from .brief import brief
 from .errors import InvalidSpec
 
 if TYPE_CHECKING:
@@ -113,10 +115,18 @@ class Kind(enum.Enum):
     SUPERVISOR = "supervisor"
 
 
+_LONGEST = sys.float_info.max
+"""A whole number beyond it could not be added to a time."""
+
+
 def _limit(instance: object, attribute: Any, value: Any) -> None:
     """A limit in seconds: a number, 0 or more; `math.inf` is allowed and means *no limit*."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value) or value < 0:
-        raise InvalidSpec(f"{attribute.name} must be a number of seconds, 0 or more, not {value!r}")
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not (0 <= value <= _LONGEST or value == math.inf)
+    ):
+        raise InvalidSpec(f"{attribute.name} must be a number of seconds, 0 or more, not {brief(value)}")
 
 
 def _finite(instance: object, attribute: Any, value: Any) -> None:
@@ -128,20 +138,22 @@ def _finite(instance: object, attribute: Any, value: Any) -> None:
 def _positive(instance: object, attribute: Any, value: Any) -> None:
     _limit(instance, attribute, value)
     if value == 0 or value == math.inf:
-        raise InvalidSpec(f"{attribute.name} must be a finite number of seconds above 0, not {value!r}")
+        raise InvalidSpec(f"{attribute.name} must be a finite number of seconds above 0, not {brief(value)}")
 
 
 def _instance_of(kind: type) -> Callable[[object, Any, Any], None]:
     def check(instance: object, attribute: Any, value: Any) -> None:
         if not isinstance(value, kind):
-            raise InvalidSpec(f"{attribute.name} must be a {kind.__name__}, not {value!r}")
+            raise InvalidSpec(f"{attribute.name} must be a {kind.__name__}, not {brief(value)}")
 
     return check
 
 
 def _name(instance: object, attribute: Any, value: Any) -> None:
     if not isinstance(value, str) or not value or "/" in value or value.strip() != value:
-        raise InvalidSpec(f"{attribute.name} must be a non-empty string without '/' or outer blanks, not {value!r}")
+        raise InvalidSpec(
+            f"{attribute.name} must be a non-empty string without '/' or outer blanks, not {brief(value)}"
+        )
 
 
 def _stop_limit(instance: object, attribute: Any, value: Any) -> None:
@@ -151,12 +163,12 @@ def _stop_limit(instance: object, attribute: Any, value: Any) -> None:
 
 def _whole(instance: object, attribute: Any, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise InvalidSpec(f"intensity.{attribute.name} must be a whole number, 0 or more, not {value!r}")
+        raise InvalidSpec(f"intensity.{attribute.name} must be a whole number, 0 or more, not {brief(value)}")
 
 
 def _collection(name: str, value: object) -> tuple[Any, ...]:
     if isinstance(value, str) or not isinstance(value, Iterable):
-        raise InvalidSpec(f"{name} must be a collection, a tuple say, not {value!r}")
+        raise InvalidSpec(f"{name} must be a collection, a tuple say, not {brief(value)}")
     return tuple(value)
 
 
@@ -239,8 +251,8 @@ class Backoff:
     def __attrs_post_init__(self) -> None:
         if self.maximum < self.minimum:
             raise InvalidSpec(f"backoff.maximum {self.maximum} is below backoff.minimum {self.minimum}")
-        if not 1 <= self.factor < math.inf:
-            raise InvalidSpec(f"backoff.factor must be a number of 1 or more, not {self.factor!r}")
+        if isinstance(self.factor, bool) or not isinstance(self.factor, int | float) or not 1 <= self.factor < math.inf:
+            raise InvalidSpec(f"backoff.factor must be a number of 1 or more, not {brief(self.factor)}")
 
     def delay(self, crashes: int, chance: float) -> float:
         """Seconds to wait before the restart after the `crashes`-th crash in a row (1 or more).
@@ -276,9 +288,9 @@ class Rule:
 
     def __attrs_post_init__(self) -> None:
         if not isinstance(self.error, type) or not issubclass(self.error, Exception):
-            raise InvalidSpec(f"the error of a rule must be a class of exceptions, not {self.error!r}")
+            raise InvalidSpec(f"the error of a rule must be a class of exceptions, not {brief(self.error)}")
         if self.limit is not None and not isinstance(self.limit, Intensity | Decay):
-            raise InvalidSpec(f"the limit of a rule must be an Intensity or a Decay, not {self.limit!r}")
+            raise InvalidSpec(f"the limit of a rule must be an Intensity or a Decay, not {brief(self.limit)}")
 
 
 def _default_stop(self: ChildSpec) -> float:
@@ -332,21 +344,21 @@ class ChildSpec:
 
     def __attrs_post_init__(self) -> None:
         if not callable(self.body):
-            raise InvalidSpec(f"the body of child {self.id!r} must be an async function, not {self.body!r}")
+            raise InvalidSpec(f"the body of child {self.id!r} must be an async function, not {brief(self.body)}")
         for gate in (*self.requires, *self.opens):
             if not isinstance(gate, str) or not gate:
-                raise InvalidSpec(f"requires and opens of child {self.id!r} must hold gate names, not {gate!r}")
+                raise InvalidSpec(f"requires and opens of child {self.id!r} must hold gate names, not {brief(gate)}")
         if self.significant and self.restart is Restart.PERMANENT:
             text = f"child {self.id!r} is significant and permanent: it would never be over"
             raise InvalidSpec(f"{text}; significant=True takes restart=Restart.TRANSIENT or TEMPORARY")
         for rule in self.policy:
             if not isinstance(rule, Rule):
-                raise InvalidSpec(f"the policy of child {self.id!r} must hold rules, not {rule!r}")
+                raise InvalidSpec(f"the policy of child {self.id!r} must hold rules, not {brief(rule)}")
         if len({rule.error for rule in self.policy}) < len(self.policy):
             raise InvalidSpec(f"the policy of child {self.id!r} has two rules for one type of error")
         for mailbox in self.mailboxes:
             if not isinstance(mailbox, Mailbox):
-                raise InvalidSpec(f"mailboxes of child {self.id!r} must hold mailboxes, not {mailbox!r}")
+                raise InvalidSpec(f"mailboxes of child {self.id!r} must hold mailboxes, not {brief(mailbox)}")
 
     @classmethod
     def of(cls, value: ChildSpec | Mapping[str, Any]) -> ChildSpec:
@@ -360,17 +372,17 @@ class ChildSpec:
         if isinstance(value, ChildSpec):
             return value
         if not isinstance(value, Mapping):
-            raise InvalidSpec(f"a child specification is a ChildSpec or a mapping, not {value!r}")
+            raise InvalidSpec(f"a child specification is a ChildSpec or a mapping, not {brief(value)}")
         known = [each.name for each in fields(cls)]
         for key in value:
             if key not in known:
                 near = difflib.get_close_matches(str(key), known, 1)
                 hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-                raise InvalidSpec(f"there is no field {key!r} in a child specification; {hint}")
+                raise InvalidSpec(f"there is no field {brief(key)} in a child specification; {hint}")
         for name in ("id", "body"):
             if name not in value:
                 raise InvalidSpec(
-                    f"a child specification needs {name!r}; it has {', '.join(map(repr, value)) or 'none'}"
+                    f"a child specification needs {name!r}; it has {', '.join(map(brief, value)) or 'none'}"
                 )
         return cls(**value)
 
@@ -378,6 +390,12 @@ class ChildSpec:
         """The same for a child of another id. Not checked anew: ten thousand children of a pool come this way."""
         made = copy.copy(self)
         object.__setattr__(made, "id", name)
+        return made
+
+    def over(self, body: Body) -> ChildSpec:
+        """The same over another body; not checked anew either."""
+        made = copy.copy(self)
+        object.__setattr__(made, "body", body)
         return made
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from .brief import brief
 from .declaration import Declaration
 from .errors import NotFound
 from .handle import ChildHandle
@@ -186,7 +187,10 @@ class Supervisor(Declaration):
     def preview(self, plan: Plan | Builder | None = None) -> Changes:
         """What `reload` would change. Never blocks, changes nothing; raises what `reload` raises."""
         run = self._live()
-        return run.core.plan.changes(self._next_plan(plan))
+        new = self._next_plan(plan)
+        for spec in new.children:
+            run.house.check(spec)
+        return run.core.plan.changes(new)
 
     def which_children(self) -> list[ChildEntry]:
         """All children, the newest first. Never blocks.
@@ -236,10 +240,13 @@ class Supervisor(Declaration):
         return built(builder, f"supervisor {self.id!r}", self._plan.with_children(()))
 
     def __repr__(self) -> str:
-        return f"<Supervisor {self.id} of {len(self._plan.children)}>"
+        count = len(self._plan.children) if self.run is None else len(self.run.core.children)
+        return f"<Supervisor {self.id} of {count}, {self.plan.strategy.value}>"
 
 
 def _id(given: object) -> str:
     if not isinstance(given, str):
-        raise NotFound(f"a child of a supervisor is named by its id, not by {given!r}; only a pool's goes by handle")
+        raise NotFound(
+            f"a child of a supervisor is named by its id, not by {brief(given)}; only a pool's goes by handle"
+        )
     return given

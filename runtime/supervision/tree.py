@@ -16,6 +16,7 @@ from .gates import Gates
 from .handle import ChildHandle
 from .house import House
 from .messages import Grace, Phase
+from .outcome import text_of
 from .view import Snapshot, view_of_root
 
 if TYPE_CHECKING:
@@ -51,13 +52,13 @@ class Tree:
         self.root = root
         self.gates = gates if gates is not None else Gates()
         self.journal: Journal = self.gates.journal
-        self._seed = random.SystemRandom().getrandbits(32) if seed is None else seed
         self._stopping: str | None = None
         self._begun = False
         if self.journal.is_closed:
             raise InvalidSpec(f"the gates of {root.id!r} belonged to a tree that has ended; make new ones")
         self.gates.check_chains()
-        self._house = House(self.gates, self.journal, root.id)
+        chosen = random.SystemRandom().getrandbits(32) if seed is None else seed
+        self._house = House(self.gates, self.journal, root.id, chosen)
         root.settle_in(self._house)
         for spec in root.own_specs:
             self._house.adopt(spec)
@@ -106,15 +107,15 @@ class Tree:
         ending = Ending.STOPPED
         try:
             if self._stopping is None:
-                await self.root.serve(seed=self._seed)
+                await self.root.serve()
             else:
                 await trio.lowlevel.checkpoint()  # stopped before it began: nobody is started
         except Shutdown as shutdown:
             ending = Ending.SHUTDOWN
-            self._stopping = self._stopping or str(shutdown)
+            self._stopping = self._stopping or text_of(shutdown)
         except Ignore as ignored:
             ending = Ending.IGNORED
-            self._stopping = self._stopping or f"there is nothing to run: {ignored}".removesuffix(": ")
+            self._stopping = self._stopping or f"there is nothing to run: {text_of(ignored)}".removesuffix(": ")
         finally:
             self._house.mail.close(f"the tree {self.root.id} has ended")
             self._report(LifecycleKind.TREE_STOPPED, self._stopping or "")
