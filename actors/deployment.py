@@ -271,7 +271,7 @@ class Deployment:
             requires=("postgres",),
             opens=("schema",),
         )
-        yield ChildSpec(id="producer", body=self.producer, drain_within=3.0)
+        yield ChildSpec(id="producer", body=self.producer, drain_within=3.0, mailboxes=self.producer.mailboxes)
         for stream in self.system.streams.values():
             for group in stream.groups.values():
                 yield self._group(stream, group).spec()

@@ -13,14 +13,14 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
 import redis.exceptions
 import trio
 from attrs import define, frozen
 
-from ..runtime.mailbox import AskTimeout, Mailbox, PeerDied, Reply
+from ..runtime.mailbox import AskTimeout, Mailbox, MailboxClosed, PeerDied, Reply
 from ..runtime.redis import Kind, NotSent, classify
 from ..runtime.redis.replies import reply_text
 from ..runtime.telemetry import get_logger
@@ -158,6 +158,8 @@ class Producer:
             return await self._requests.ask(lambda reply: _Request(entries, reply), ANSWER_WITHIN)
         except AskTimeout:
             return _refused(entries, f"no answer from Redis within {ANSWER_WITHIN:g} s", unknown=True)
+        except MailboxClosed as closed:
+            return _refused(entries, str(closed))
         except PeerDied as died:
             return _refused(entries, str(died), unknown=True)
 
@@ -178,6 +180,11 @@ class Producer:
             dropped = self._captured.statistics().dropped
             log.error("captured events dropped", dropped=dropped, buffer=self._captured.capacity, why=self._why_not())
         return False
+
+    @property
+    def mailboxes(self) -> tuple[Mailbox[Any], ...]:
+        """Those that it reads."""
+        return self._requests, self._captured
 
     @property
     def waiting(self) -> int:
@@ -216,8 +223,6 @@ class Producer:
         async with self._requests.receive() as inbox:
             while True:
                 requests = await self._gather(inbox)
-                for request in requests:
-                    inbox.owe(request.reply)
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._refuse_queued, inbox)
                     await self._answer(requests)

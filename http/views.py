@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from ..actors.probes import StreamView
+from ..runtime.mailbox import MailboxStatistics
 from ..runtime.masking import mask_text
 from ..runtime.supervision import ChildView, ErrorInfo, Gates, GateView, LifecycleEvent, Snapshot
 
@@ -56,6 +57,7 @@ def child_json(child: ChildView) -> dict[str, Any]:
         "lastError": _error_json(child.last_error),
         "strategy": child.strategy,
         "restartsLeft": child.restarts_left,
+        "mailboxes": [mailbox_json(each) for each in child.mailboxes],
         "children": [child_json(each) for each in child.children],
     }
 
@@ -76,6 +78,21 @@ def event_json(event: LifecycleEvent) -> dict[str, Any]:
         "error": _error_json(event.error),
         "seconds": None if event.seconds is None else round(event.seconds, 3),
         "cause": event.cause,
+    }
+
+
+def mailbox_json(mailbox: MailboxStatistics) -> dict[str, Any]:
+    """How full a mailbox is and was; ages and waits in seconds."""
+    return {
+        "name": mailbox.name,
+        "depth": mailbox.depth,
+        "capacity": mailbox.capacity,
+        "peak": mailbox.peak,
+        "oldestAge": round(mailbox.oldest_age, 3),
+        "waitP99": round(mailbox.wait_p99, 3),
+        "received": mailbox.received,
+        "dropped": mailbox.dropped,
+        "refused": mailbox.refused,
     }
 
 

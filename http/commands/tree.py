@@ -85,13 +85,20 @@ def _cells(child: dict[str, Any]) -> tuple[str, int, int, str]:
     return child["state"], child["incarnation"], child["restarts"], _note(child)
 
 
+def _queued(child: dict[str, Any]) -> str:
+    """Which of its mailboxes hold something; empty if none does."""
+    full = [f"{each['depth']} of {each['capacity']} in {each['name']}" for each in child["mailboxes"] if each["depth"]]
+    return f"(queued: {', '.join(full)})" if full else ""
+
+
 def _note(child: dict[str, Any]) -> str:
     error = child["lastError"]
     crash = "" if error is None else f"{error['type']}: {error['message']}"
     if child["heldBy"]:
         return f"held by the gate {child['heldBy']}: {child['cause']}"
     if child["state"] == "running":
-        parts = [child["note"] or (child["strategy"] or "").replace("_", " "), crash and f"(last crash: {crash})"]
+        said = child["note"] or (child["strategy"] or "").replace("_", " ")
+        parts = [said, _queued(child), crash and f"(last crash: {crash})"]
         return " ".join(part for part in parts if part)
     wait = "" if child["nextStartIn"] is None else f"again in {child['nextStartIn']:.0f} s"
     return "; ".join(part for part in (wait, crash or child["note"]) if part)

@@ -222,7 +222,7 @@ function drawTree(root) {
   const collect = (child, lead, tail) => {
     // To the second, so that the same moment is the same in the next state.
     const startsAt = child.nextStartIn === null ? null : new Date(Math.round(Date.parse(state.time) / 1000 + child.nextStartIn) * 1000).toISOString();
-    rows.push({ ...child, children: undefined, nextStartIn: undefined, startsAt, branch: lead + tail });
+    rows.push({ ...child, children: undefined, mailboxes: undefined, nextStartIn: undefined, startsAt, queued: queued(child), branch: lead + tail });
     child.children.forEach((below, index) => {
       const last = index === child.children.length - 1;
       const inner = lead + (tail === '├─ ' ? '│  ' : tail === '╰─ ' ? '   ' : '');
@@ -261,7 +261,13 @@ function note(child) {
   if (child.heldBy) return `waits for ${GATE_NAMES[child.heldBy] ?? child.heldBy}`;
   if (child.startsAt) return running(child.startsAt, 'again in {}');
   if (child.kind === 'supervisor') return (child.strategy ?? '').replaceAll('_', ' ');
-  return child.note;
+  return [child.note, child.queued].filter(Boolean).join(' · ');
+}
+
+/** What stands in its mailboxes; empty when nothing does. */
+function queued(child) {
+  const full = child.mailboxes.filter((mailbox) => mailbox.depth > 0);
+  return full.map((mailbox) => `${numbers.format(mailbox.depth)} of ${numbers.format(mailbox.capacity)} queued in ${mailbox.name}`).join(', ');
 }
 
 function troublesOf(child) {

@@ -136,10 +136,11 @@ def _captured(error: BaseException) -> str | traceback.TracebackException:
 def _drags_along(error: BaseException) -> bool:
     """Whether it has more to it than itself: other errors or notes, which would be kept whole until it is printed."""
     try:
-        more = error.__cause__ or error.__context__ or getattr(error, "__notes__", None)
+        notes = getattr(error, "__notes__", None)
     except Exception:  # noqa: BLE001 - as above
         return True
-    return bool(more) or isinstance(error, BaseExceptionGroup)
+    chained = error.__cause__ is not None or error.__context__ is not None
+    return chained or notes is not None or isinstance(error, BaseExceptionGroup)
 
 
 def _printed(trace: str | traceback.TracebackException) -> str:

@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 import trio
 
-from penstock.runtime.supervision import LifecycleKind
+from penstock.http.commands.tree import _note
+from penstock.http.views import child_json
+from penstock.runtime.mailbox import Mailbox
+from penstock.runtime.supervision import ChildView, LifecycleKind
 
 
 async def _json(answer: Any) -> Any:
@@ -97,6 +100,7 @@ async def test_the_tree_shows_every_child_with_its_state(client: Any, deployment
         "lastError": None,
         "strategy": None,
         "restartsLeft": None,
+        "mailboxes": [],
         "children": [],
     }
     assert [gate["name"] for gate in body["gates"]] == ["redis", "postgres", "schema"]
@@ -153,3 +157,14 @@ async def test_a_position_in_the_events_of_the_tree_that_is_none_is_refused(clie
     answer = await client.get("/api/v1/tree/events", query_string={"after": position})
     assert answer.status_code == 400
     assert (await _json(answer))["type"] == "urn:penstock:problem:invalid-position"
+
+
+async def test_the_mailboxes_of_a_child_are_shown_and_what_stands_in_them_is_said() -> None:
+    box: Mailbox[int] = Mailbox("orders", 5)
+    for number in range(6):
+        box.offer(number)
+    view = ChildView(id="a", path="app/a", kind="worker", state="running", note="busy", mailboxes=(box.statistics(),))
+    shown = child_json(view)
+    (mailbox,) = shown["mailboxes"]
+    assert (mailbox["name"], mailbox["depth"], mailbox["capacity"], mailbox["dropped"]) == ("orders", 5, 5, 1)
+    assert _note(shown) == "busy (queued: 5 of 5 in orders)"
