@@ -36,7 +36,8 @@ from .messages import (
     TakeOver,
     TerminateChild,
 )
-from .spec import Restart, check_significant
+from .reconciler import CALLED_OFF
+from .spec import Restart, Strategy, check_significant
 
 if TYPE_CHECKING:
     from .core import Core
@@ -116,6 +117,9 @@ def _terminate(core: Core, call: TerminateChild) -> None:
     core.touch(child)
     if child.stuck:
         refuse_leavers(core, child)
+    elif child.is_up and core.strategy is Strategy.ONE_FOR_ONE:
+        # Nobody depends on it: it need not wait for others who are leaving.
+        core.order_stop(child, CALLED_OFF, drain=True)
     elif child.status is Status.DOWN:
         core.answer_leave(child)
         if child.starter is not None:

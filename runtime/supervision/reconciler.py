@@ -31,6 +31,7 @@ from .messages import (
     Status,
     Stuck,
 )
+from .nested import Nested
 from .plan import Plan
 from .roster import Roster
 from .spec import CUT, Strategy
@@ -39,7 +40,10 @@ from .state import Alarm, Alarms, ChildState
 if TYPE_CHECKING:
     from .child import Child
 
-__all__ = ["Reconciler"]
+__all__ = ["CALLED_OFF", "Reconciler"]
+
+CALLED_OFF = "terminated by a call"
+"""The reason of a stop."""
 
 
 async def _forgotten(child: Child, *args: Any) -> None:
@@ -71,6 +75,7 @@ class Reconciler:
     budget: Budget = field(init=False)
     now: float = 0.0
     _ahead: deque[ChildState] = Factory(deque)
+    _settled: dict[str, float] = Factory(dict)  # from when on each gate that was opened again counts as open
     _slot: float = -math.inf
     _error: BaseException | None = None
     _bowed_out: str | None = None
@@ -180,7 +185,7 @@ class Reconciler:
                 reason = f"held: {self.name_of(child.recalled)}: {cause}"
                 self.order_stop(child, reason, drain=False, cause=f"gate:{child.recalled}")
             elif not child.goal:
-                self.order_stop(child, "terminated by a call", drain=True)
+                self.order_stop(child, CALLED_OFF, drain=True)
             else:
                 reason = f"{self.strategy.value}: stopped with its group"
                 self.order_stop(child, reason, drain=True, cause=child.start_cause)
@@ -219,9 +224,11 @@ class Reconciler:
         self.report(LifecycleKind.CHILD_STARTING, child, cause=child.start_cause)
         self.emit(StartChild(child.spec.id, child.incarnation, child.spec, child.args))
         if child.is_new and child.is_temporary and not child.spec.requires:
-            # It is never started again, so nothing of what it was given is kept: that may be large.
+            # It is never started again, so nothing of what it was given is kept: that may be large. But a supervisor
+            # is known by its body, and with it what belongs to those below.
             child.args = ()
-            child.spec = child.spec if self.is_pool else child.spec.over(_forgotten)
+            if not self.is_pool and not isinstance(child.spec.body, Nested):
+                child.spec = child.spec.over(_forgotten)
 
     def order_stop(self, child: ChildState, reason: str, *, drain: bool, cause: str | None = None) -> None:
         """Begin the stop of a child that is up: its drain, or at once its cancel."""

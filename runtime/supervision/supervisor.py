@@ -101,7 +101,8 @@ class Supervisor(Declaration):
     # Calls ----------------------------------------------------------------------------------------------------------
 
     async def start_child(self, spec: ChildSpec | Mapping[str, Any]) -> ChildHandle | None:
-        """Take in a child, behind all others, and start it. Blocks until it is ready, held, or has failed.
+        """Take in a child, behind all others, and start it. Blocks until it is ready, held, or has failed; in a group,
+        as long as one that stands before it is not up.
 
         None: there is no task, because it ignored its start (a temporary child's specification is gone then), returned
         at once although it may (transient, temporary), or is held by a gate and will start when that opens.

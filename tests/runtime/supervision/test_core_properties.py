@@ -284,7 +284,7 @@ class World:
         if first and self.stopping:
             later = self.names[self.names.index(task.name) + 1 :]
             assert all(other not in self.alive or self.alive[other].stuck for other in later), "stops in reverse"
-        elif first and not condemned:
+        elif first and not condemned and not (self.is_over(task.name) and self.strategy is Strategy.ONE_FOR_ONE):
             others = [other for other in self.alive.values() if other is not task and other.ordered_off]
             assert all(other.stuck for other in others), "one leaves after the other"
 
