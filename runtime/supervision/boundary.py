@@ -6,13 +6,15 @@ that a body raises gets past this point, and nothing is lost.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import trio
 from attrs import define, evolve
 
+from .brief import brief
+from .errors import InvalidSpec
 from .handle import ChildHandle
 from .outcome import ErrorInfo, Outcome, outcome_of
 
@@ -81,6 +83,8 @@ class Incarnation:
         body, args, self.body, self.args = self.body, self.args, None, ()
         assert body is not None  # noqa: S101 - one incarnation, one run
         begun = body(self.child, *args)
+        if not isinstance(begun, Awaitable):
+            raise InvalidSpec(f"the body of {self.child.path} is no async function: it returned {brief(begun)}")
         del body, args
         await begun
 

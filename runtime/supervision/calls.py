@@ -113,7 +113,7 @@ def _terminate(core: Core, call: TerminateChild) -> None:
         core.emit(Answer(call.ticket))  # that one is dead; what runs now is another
         return
     child.leavers.append(call.ticket)
-    child.goal, child.failing = False, False
+    was_wanted, child.goal, child.failing = child.goal, False, False
     core.touch(child)
     if child.stuck:
         refuse_leavers(core, child)
@@ -126,6 +126,8 @@ def _terminate(core: Core, call: TerminateChild) -> None:
             refuse_start(core, child, None, "it was terminated before it was ready", is_over=False)
         elif child.is_temporary or core.is_pool:
             core.remove(child, "terminated by a call")
+        if was_wanted and not child.gone:
+            core.report(LifecycleKind.CHILD_CALLED_OFF, child, reason="terminated by a call")
 
 
 def _restart(core: Core, call: RestartChild) -> None:

@@ -307,8 +307,7 @@ class Core(Reconciler):
         if member is not child:
             member.goal = member.goal or not member.is_temporary
             member.bounce = member.status is not Status.DOWN
-        self._alarms.set(member.not_before, Alarm.WAKE, member)
-        self.touch(member)
+        self._wake(member)
         self.tell_held(member)
 
     def _group(self, child: ChildState) -> list[ChildState]:
@@ -392,8 +391,7 @@ class Core(Reconciler):
         child.start_cause = f"gate:{event.name}"
         if self.held_by(child) is None:
             child.held_since = None
-        self._alarms.set(child.not_before, Alarm.WAKE, child)
-        self.touch(child)
+        self._wake(child)
 
     # Time -----------------------------------------------------------------------------------------------------------
 

@@ -33,8 +33,9 @@ class Declaration(ABC):
     max_children: int | None = None
 
     def __init__(self, id: str) -> None:  # noqa: A002 - the field's own name
-        if not isinstance(id, str) or not id or "/" in id:
-            raise InvalidSpec(f"the id of a supervisor must be a non-empty string without '/', not {brief(id)}")
+        if not isinstance(id, str) or not id or "/" in id or id.strip() != id:
+            what = "the id of a supervisor must be a non-empty string without '/' or outer blanks"
+            raise InvalidSpec(f"{what}, not {brief(id)}")
         self.id = id
         self.run: Run | None = None
         self._house: House | None = None

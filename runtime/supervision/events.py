@@ -40,6 +40,7 @@ class LifecycleKind(enum.Enum):
     CHILD_STOPPING = "child_stopping"
     CHILD_STOPPED = "child_stopped"
     CHILD_STUCK = "child_stuck"
+    CHILD_CALLED_OFF = "child_called_off"
     CHILD_REMOVED = "child_removed"
     MAIL_LOST = "mail_lost"
     SUPERVISOR_GAVE_UP = "supervisor_gave_up"

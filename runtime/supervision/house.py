@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import Factory, define, evolve
 
+from .errors import InvalidSpec
 from .events import LifecycleKind, Report
 from .names import Names
 from .nested import Nested
@@ -100,17 +101,25 @@ class House:
 
         Raises:
             UnknownGate: it requires a gate that was never added.
-            InvalidSpec: it is a supervisor that is in a tree already, elsewhere.
+            InvalidSpec: it is a supervisor that is in a tree already, elsewhere; or one of its mailboxes is closed.
         """
-        self.gates.check(f"{self.path}/{spec.id}", spec.requires)
+        self._check_own(spec)
         if isinstance(spec.body, Nested):
             spec.body.declaration.settle_in(self.below(spec.id))
 
     def check(self, spec: ChildSpec) -> None:
         """Raise what `admit` would raise; nobody settles in."""
-        self.gates.check(f"{self.path}/{spec.id}", spec.requires)
+        self._check_own(spec)
         if isinstance(spec.body, Nested):
             spec.body.declaration.check_in(self.below(spec.id))
+
+    def _check_own(self, spec: ChildSpec) -> None:
+        path = f"{self.path}/{spec.id}"
+        self.gates.check(path, spec.requires)
+        for mailbox in spec.mailboxes:
+            if mailbox.is_closed:
+                text = f"the mailbox {mailbox.name!r} of {path} is closed: it went with the child that had it"
+                raise InvalidSpec(f"{text}; give the new one a new mailbox")
 
     def adopt(self, spec: ChildSpec) -> None:
         """The mailboxes of this child, and of those below it, belong to the tree from now on."""

@@ -36,7 +36,8 @@ class Pool(Declaration):
         stagger: see `Plan`.
 
     Raises:
-        InvalidSpec: there is not exactly one template, or it cannot work.
+        InvalidSpec: there is not exactly one template, it is a supervisor, of which there is only the one, or it cannot
+            work.
     """
 
     is_pool = True
@@ -167,11 +168,18 @@ class Pool(Declaration):
 
         Raises:
             IsAPool: an id was given.
-            NotFound: it is not there any more, or a child of somebody else.
+            NotFound: it is not there any more, it has been restarted since and goes by another handle, or it is a child
+                of somebody else.
             NotRunning: as above.
         """
         run = self._live()
-        return entry_of(run, self._own(run, handle))
+        name = self._own(run, handle)
+        child = run.core.children.get(name)
+        if child is not None and handle.incarnation < child.was_ready:
+            raise NotFound(
+                f"{handle!r} was restarted since, and goes by the handle of its incarnation {child.was_ready}"
+            )
+        return entry_of(run, name)
 
     def count_children(self) -> ChildCounts:
         """How many there are. Never blocks; raises `NotRunning`."""

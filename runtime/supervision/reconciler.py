@@ -201,8 +201,13 @@ class Reconciler:
             else:
                 child.not_before, child.waited = self._slot, False
                 self._slot += self.plan.stagger
-                self._alarms.set(child.not_before, Alarm.WAKE, child)
-                self.touch(child)
+                self._wake(child)
+
+    def _wake(self, child: ChildState) -> None:
+        """Have it looked at when its time has come."""
+        if child.not_before > self.now:
+            self._alarms.set(child.not_before, Alarm.WAKE, child)
+        self.touch(child)
 
     def _start_next_of_group(self) -> None:
         """In a group the order holds: nobody leaves any more, and whoever stands before is up (or held, or over)."""

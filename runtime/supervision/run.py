@@ -67,6 +67,10 @@ _ITS_OWN = {
 """What is reported of the supervisor itself, and not of a child."""
 
 
+_STEPS = 10
+"""So many turns of trio's loop are "at once": a child with nurseries of its own needs some of them to leave."""
+
+
 class _Ticket:
     """Where a call waits for its answer."""
 
@@ -256,13 +260,24 @@ class Run:
         core, inbox = self.core, self._inbox
         while core.phase is not Phase.DONE:
             if not inbox:
-                with trio.move_on_at(core.next_deadline()):
-                    await self._bell.wait()
+                await self._wait(core.next_deadline())
             if not inbox:
                 inbox.append(Tick())
             while inbox:
                 self._step(inbox.popleft(), nursery)
             self._bell = trio.Event()
+
+    async def _wait(self, deadline: float) -> None:
+        """Block until an event comes, or the deadline is there."""
+        if deadline > trio.current_time():
+            with trio.move_on_at(deadline):
+                await self._bell.wait()
+            return
+        # A limit of 0 s: whoever leaves, or is ready, in its next few steps is not late.
+        for _ in range(_STEPS):
+            await trio.lowlevel.checkpoint()
+            if self._inbox:
+                return
 
     def _step(self, event: Event, nursery: trio.Nursery) -> None:
         # A frame of its own: events and actions hold what a child was given, and the manager's next wait may be long.

@@ -371,6 +371,8 @@ class ChildSpec:
         """
         if isinstance(value, ChildSpec):
             return value
+        if callable(getattr(value, "spec", None)):
+            raise InvalidSpec(f"{brief(value)} is a supervisor, not its specification: write .spec() behind it")
         if not isinstance(value, Mapping):
             raise InvalidSpec(f"a child specification is a ChildSpec or a mapping, not {brief(value)}")
         known = [each.name for each in fields(cls)]

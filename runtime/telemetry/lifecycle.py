@@ -127,6 +127,10 @@ class Story:
         """One message is lost to an error, the child is not: nobody need come, and somebody should know."""
         return _told("warning", "went on after an error", event, **self._error_of(event))
 
+    def _child_called_off(self, event: LifecycleEvent) -> Told:
+        self._held.discard(event.path)
+        return _told("info", "is not started again", event, reason=event.reason)
+
     def _child_removed(self, event: LifecycleEvent) -> Told:
         self._forget(event.path)
         return _told("debug", "is no longer in the tree", event, reason=event.reason)

@@ -43,7 +43,7 @@ def steady() -> Body:
 def naughty(after: float = 1.0, error: MakeError = Misbehaved) -> Body:
     """Starts well, and crashes with `error` so many seconds `after`."""
 
-    async def body(child: Child) -> None:
+    async def body(child: Child, *args: object) -> None:
         child.started()
         await trio.sleep(after)
         raise error()
@@ -59,7 +59,7 @@ def bad_starter(times: int, error: MakeError = Misbehaved) -> Body:
     """
     failures = iter(range(times))
 
-    async def body(child: Child) -> None:
+    async def body(child: Child, *args: object) -> None:
         await trio.lowlevel.checkpoint()
         if next(failures, None) is not None:
             raise error()
@@ -90,7 +90,7 @@ def flaky(pattern: str, after: float = 1.0, error: MakeError = Misbehaved) -> Bo
         raise ValueError(f"a pattern is some of the words stay, crash, return, fail; not {pattern!r}")
     lives = _then_the_last(words)
 
-    async def body(child: Child) -> None:
+    async def body(child: Child, *args: object) -> None:
         word = next(lives)
         await trio.lowlevel.checkpoint()
         if word == "fail":
@@ -106,7 +106,7 @@ def flaky(pattern: str, after: float = 1.0, error: MakeError = Misbehaved) -> Bo
 def slow_starter(seconds: float) -> Body:
     """Takes so long to be ready; then it works well."""
 
-    async def body(child: Child) -> None:
+    async def body(child: Child, *args: object) -> None:
         if seconds:
             await trio.sleep(seconds)
         child.started()
@@ -118,7 +118,7 @@ def slow_starter(seconds: float) -> Body:
 def slow_leaver(seconds: float) -> Body:
     """Takes so long to leave once it is cancelled, over a clean-up that is shielded."""
 
-    async def body(child: Child) -> None:
+    async def body(child: Child, *args: object) -> None:
         child.started()
         try:
             await trio.sleep_forever()
@@ -132,7 +132,7 @@ def slow_leaver(seconds: float) -> Body:
 def stuck(seconds: float) -> Body:
     """Does not hear a cancel for so long after its start, shielded; then it returns. A tree ends only after that."""
 
-    async def body(child: Child) -> None:
+    async def body(child: Child, *args: object) -> None:
         child.started()
         with trio.CancelScope(shield=True):
             await trio.sleep(seconds)
@@ -143,7 +143,7 @@ def stuck(seconds: float) -> Body:
 def deaf(times: int = 1) -> Body:
     """Swallows its cancel, so many `times`, and waits again; trio repeats it at each wait, so it leaves in the end."""
 
-    async def body(child: Child) -> None:
+    async def body(child: Child, *args: object) -> None:
         child.started()
         for _ in range(times):
             with suppress(trio.Cancelled):  # this is its vice
@@ -156,7 +156,7 @@ def deaf(times: int = 1) -> Body:
 def stalled(after: float = 0.0) -> Body:
     """Makes progress each second until `after`, and then none, though it lives on. For `ChildSpec.progress_within`."""
 
-    async def body(child: Child) -> None:
+    async def body(child: Child, *args: object) -> None:
         child.started()
         with trio.move_on_after(after):
             while True:

@@ -277,6 +277,7 @@ def _told(lines: LifecycleLines, event: dict[str, Any]) -> str:
         ("child_stopping", {"seconds": 6.0, "reason": "SIGTERM"}, "is asked to stop within 6 s: SIGTERM"),
         ("child_stopped", {}, "has stopped"),
         ("child_stuck", {"seconds": 5.0, "reason": "at x.py:7"}, "does not stop after 5 s: at x.py:7"),
+        ("child_called_off", {"reason": "by a call"}, "is not started again: by a call"),
         ("child_removed", {"reason": "deleted"}, "is no longer in the tree: deleted"),
         ("mail_lost", {"reason": "3 in the mailbox m"}, "lost messages: 3 in the mailbox m"),
         ("supervisor_gave_up", {"reason": "more than 5"}, "gave up: more than 5"),

@@ -154,6 +154,7 @@ def test_every_kind_of_event_has_a_line(stream: io.StringIO, kind: LifecycleKind
             "went on after an error",
             {"error": "ValueError: 7", "exception": "Traceback …"},
         ),
+        ("child_called_off", {"reason": "by a call"}, "info", "is not started again", {"reason": "by a call"}),
         ("child_removed", {"reason": "deleted"}, "debug", "is no longer in the tree", {"reason": "deleted"}),
         ("mail_lost", {"reason": "3 in the mailbox m"}, "warning", "lost messages", {"reason": "3 in the mailbox m"}),
         (

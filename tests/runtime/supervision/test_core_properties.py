@@ -293,6 +293,7 @@ class World:
             LifecycleKind.SUPERVISOR_GAVE_UP,
             LifecycleKind.SUPERVISOR_SHUT_DOWN,
             LifecycleKind.PLAN_CHANGED,
+            LifecycleKind.CHILD_CALLED_OFF,
             LifecycleKind.CHILD_REMOVED,
         )
         if report.kind in kinds_of_the_whole:

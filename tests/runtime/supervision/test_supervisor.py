@@ -13,9 +13,11 @@ import trio.lowlevel
 import trio.testing
 
 from penstock.runtime.supervision import (
+    CUT,
     Backoff,
     Body,
     Child,
+    ChildIsStuck,
     ChildSpec,
     Gates,
     Intensity,
@@ -29,6 +31,7 @@ from penstock.runtime.supervision import (
     Tree,
     UnknownGate,
 )
+from penstock.runtime.testing import run_virtual
 
 PLAIN = Backoff(minimum=1.0, maximum=10.0, jitter=0.0)
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
@@ -443,3 +446,39 @@ async def test_a_bug_in_the_supervisor_itself_still_stops_its_children(
             monkeypatch.setattr(type(run.core), "handle", broken)
             tree.stop("enough")
     assert diary.take() == "+a -a"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whoever_leaves_at_once_is_not_stuck_though_it_has_no_grace(seed: int) -> None:
+    """With a limit of 0 s it must not matter whether trio runs the child or its supervisor first."""
+
+    async def nested(child: Child) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            nursery.start_soon(trio.sleep_forever)
+            child.started()
+
+    async def tidy(child: Child) -> None:
+        child.started()
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.lowlevel.checkpoint()
+
+    async def main() -> None:
+        bodies = {"plain": Diary().polite("plain"), "nested": nested, "tidy": tidy}
+        specs = [ChildSpec(id=name, body=body, stop_within=CUT) for name, body in bodies.items()]
+        root = Supervisor("app", [*specs, ChildSpec(id="deaf", body=stuck, stop_within=0.0)])
+        tree = Tree(root)
+        async with running(tree):
+            with tree.subscribe() as events:
+                for name in bodies:
+                    await root.terminate_child(name)
+                with pytest.raises(ChildIsStuck):
+                    await root.terminate_child("deaf")
+                assert trio.current_time() == 0
+                late = [event.path for event in events.drain() if event.kind is LifecycleKind.CHILD_STUCK]
+                assert late == ["app/deaf"]
+
+    run_virtual(main, seed=seed)
