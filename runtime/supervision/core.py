@@ -369,7 +369,7 @@ class Core(Reconciler):
         elif known:
             del self.shut[event.name]
             self.roots.pop(event.name, None)
-            self._settled[event.name] = self.now + event.settle
+            self.settled[event.name] = self.now + event.settle
             for child in self._requiring(event.name):
                 self._release(child, event)
 
@@ -387,7 +387,7 @@ class Core(Reconciler):
         # The cause is gone: whatever backoff had built up says nothing any more.
         child.tallies.forget()
         child.failing = False
-        child.not_before, child.waited = max(self._settled.get(gate, self.now) for gate in child.spec.requires), True
+        child.not_before, child.waited = self.settled_at(child), True
         child.start_cause = f"gate:{event.name}"
         if self.held_by(child) is None:
             child.held_since = None

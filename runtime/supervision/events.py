@@ -228,7 +228,7 @@ class Journal:
             reason=clipped(report.reason, _REASON_LIMIT),
             error=report.error,
             seconds=report.seconds,
-            cause=self._cause(report.cause, scope),
+            cause=self._cause(report, scope),
         )
         self._last[_key(report, scope)] = event.sequence
         self.recent.append(event)
@@ -237,13 +237,22 @@ class Journal:
                 subscription._take(event)
         return event
 
-    def _cause(self, cause: str | None, scope: str) -> int | None:
+    def _cause(self, report: Report, scope: str) -> int | None:
+        cause = report.cause
         if cause is None:
             return None
-        return self._last.get(cause if cause.startswith("gate:") else f"{scope}|{cause}")
+        if not cause.startswith("gate:"):
+            return self._last.get(f"{scope}|{cause}")
+        # By now it may have turned again.
+        turned = LifecycleKind.GATE_OPENED if report.kind in _AFTER_AN_OPENING else LifecycleKind.GATE_SHUT
+        return self._last.get(f"{cause}|{turned.value}")
+
+
+_AFTER_AN_OPENING = (LifecycleKind.CHILD_STARTING, LifecycleKind.GATE_OPENED)
+"""What the opening of a gate brings about; all else comes of its shutting."""
 
 
 def _key(report: Report, scope: str) -> str:
     if report.kind in (LifecycleKind.GATE_SHUT, LifecycleKind.GATE_OPENED):
-        return f"gate:{report.subject}"
+        return f"gate:{report.subject}|{report.kind.value}"
     return f"{scope}|child:{report.subject}"

@@ -7,6 +7,7 @@ one cause is shown instead of many crashes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -103,6 +104,11 @@ class Gate:
         """Seconds that it must have been open before held children are started, so that a flapping dependency starts
         nobody: the longest of its own and of those that it stands behind."""
         return max([self._settle, *(gate.settle for gate in self._needs)])
+
+    @property
+    def settled_at(self) -> float:
+        """When it has been open for its settle time, in seconds of trio's clock; for one that never turned: always."""
+        return -math.inf if self._changed_at is None or not self._open else self._changed_at + self.settle
 
     @property
     def since(self) -> datetime:

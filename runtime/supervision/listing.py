@@ -95,7 +95,10 @@ def counts_of(run: Run) -> ChildCounts:
 
 def _entry(child: ChildState, run: Run) -> ChildEntry:
     name = child.spec.id
-    return ChildEntry(id=name, handle=run.handle_of(name), state=state_of(child, run.core), kind=child.spec.kind)
+    handle = run.handle_of(name)
+    if handle is not None and not handle.is_alive:
+        handle = None  # its end is known, and not yet taken in
+    return ChildEntry(id=name, handle=handle, state=state_of(child, run.core), kind=child.spec.kind)
 
 
 def _is_active(child: ChildState) -> bool:

@@ -83,6 +83,7 @@ class Plan:
             removed=tuple(name for name in before if name not in after),
             changed=tuple(name for name, spec in after.items() if name in before and before[name] != spec),
             flags=tuple(name for name in _FLAGS if getattr(self, name) != getattr(new, name)),
+            is_reordered=[name for name in before if name in after] != [name for name in after if name in before],
         )
 
     def with_children(self, children: Iterable[ChildSpec]) -> Plan:
@@ -105,19 +106,22 @@ class Changes:
         removed: ids that are gone; their children run on under their old specification.
         changed: ids whose specification is another one; it holds from the child's next stop or start on.
         flags: names of the flags that differ; they hold at once.
+        is_reordered: whether those that stay stand in another order; it holds at once.
     """
 
     added: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
+    is_reordered: bool = False
 
     def __bool__(self) -> bool:
-        return bool(self.added or self.removed or self.changed or self.flags)
+        return bool(self.added or self.removed or self.changed or self.flags or self.is_reordered)
 
     def __str__(self) -> str:
         said = [(name, getattr(self, name)) for name in ("added", "removed", "changed", "flags")]
-        return "; ".join(f"{name}: {', '.join(names)}" for name, names in said if names) or "nothing"
+        told = [f"{name}: {', '.join(names)}" for name, names in said if names]
+        return "; ".join([*told, "another order"] if self.is_reordered else told) or "nothing"
 
 
 def built(builder: Builder, owner: str, flags: Plan) -> Plan:

@@ -62,6 +62,7 @@ class Reconciler:
         roots: for gates that are shut because of another one: which.
         is_pool: its children have no order, and all stop at once; the plan's children are none, and come by calls.
         max_children: how many it may have, stopped ones included; None: any number.
+        settled: from when on gates that were opened again count as open for whoever is to be started.
     """
 
     plan: Plan
@@ -70,12 +71,12 @@ class Reconciler:
     roots: dict[str, str] = field(factory=dict)
     is_pool: bool = False
     max_children: int | None = None
+    settled: dict[str, float] = field(factory=dict)
     phase: Phase = Phase.NEW
     children: Roster = Factory(Roster)
     budget: Budget = field(init=False)
     now: float = 0.0
     _ahead: deque[ChildState] = Factory(deque)
-    _settled: dict[str, float] = Factory(dict)  # from when on each gate that was opened again counts as open
     _slot: float = -math.inf
     _error: BaseException | None = None
     _bowed_out: str | None = None
@@ -87,7 +88,13 @@ class Reconciler:
 
     def __attrs_post_init__(self) -> None:
         self.budget = budget_of(self.plan.intensity)
-        self._ahead.extend(self.children.append(spec) for spec in self.plan.children)
+        for spec in self.plan.children:
+            child = self.children.append(spec)
+            self._ahead.append(child)
+            settled = self.settled_at(child)
+            if settled > -math.inf:
+                child.not_before, child.waited = settled, True
+                self._alarms.set(settled, Alarm.WAKE, child)
 
     @property
     def strategy(self) -> Strategy:
@@ -103,6 +110,10 @@ class Reconciler:
         """The first shut gate that `child` requires, or None."""
         shut = self.shut
         return next((gate for gate in child.spec.requires if gate in shut), None) if shut else None
+
+    def settled_at(self, child: ChildState) -> float:
+        """When the last of the gates that `child` requires counts as open, if none turns until then."""
+        return max((self.settled.get(gate, -math.inf) for gate in child.spec.requires), default=-math.inf)
 
     def wants(self, child: ChildState) -> bool:
         """Whether `child` should be running now.

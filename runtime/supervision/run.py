@@ -134,7 +134,8 @@ class Run:
         turned = [_turned(gate) for gate in self._watched.values() if not gate.is_open]
         shut = {event.name: event.cause for event in turned}
         roots = {event.name: event.root or event.name for event in turned}
-        self.core = Core(self.plan, chance, shut, roots, self.is_pool, self.max_children)
+        settled = {name: gate.settled_at for name, gate in self._watched.items()}
+        self.core = Core(self.plan, chance, shut, roots, self.is_pool, self.max_children, settled)
 
     @property
     def is_over(self) -> bool:
@@ -281,7 +282,12 @@ class Run:
 
     def _step(self, event: Event, nursery: trio.Nursery) -> None:
         # A frame of its own: events and actions hold what a child was given, and the manager's next wait may be long.
-        for action in self.core.handle(event, trio.current_time()):
+        actions = self.core.handle(event, trio.current_time())
+        if isinstance(event, ChildEnded):
+            running = self.running.get(event.id)
+            if running is not None and running.handle.incarnation == event.incarnation:
+                del self.running[event.id]  # not before: whoever waits for its start is still to get its handle
+        for action in actions:
             self._perform(action, nursery)
 
     def _post(self, event: Event) -> None:
@@ -379,7 +385,6 @@ class Run:
         registered = spec.name
 
         def ended(outcome: Outcome) -> None:
-            self.running.pop(name, None)
             if registered is not None:
                 self.house.names.release(registered, handle)
             self._post(ChildEnded(name, incarnation, outcome))

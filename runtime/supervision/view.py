@@ -116,7 +116,8 @@ def _with_children(view: ChildView, declaration: Declaration, run: Run | None) -
     """A supervisor's view, with what it is as a supervisor; without a `run` as it was declared."""
     if run is None:
         specs = () if declaration.is_pool else declaration.own_specs
-        children = tuple(_waiting(spec, view.path) for spec in specs)
+        state = "ended" if view.state in ("stopping", "stuck", "ended") else "waiting"
+        children = tuple(_without_task(spec, view.path, state) for spec in specs)
         return evolve(view, strategy=_strategy(declaration, None), children=children)
     return evolve(
         view,
@@ -132,8 +133,8 @@ def _strategy(declaration: Declaration, run: Run | None) -> str:
     return (declaration.plan if run is None else run.core.plan).strategy.value
 
 
-def _waiting(spec: ChildSpec, above: str) -> ChildView:
-    view = ChildView(id=spec.id, path=f"{above}/{spec.id}", kind=spec.kind.value, state="waiting", name=spec.name)
+def _without_task(spec: ChildSpec, above: str, state: str) -> ChildView:
+    view = ChildView(id=spec.id, path=f"{above}/{spec.id}", kind=spec.kind.value, state=state, name=spec.name)
     if isinstance(spec.body, Nested):
         return _with_children(view, spec.body.declaration, None)
     return view

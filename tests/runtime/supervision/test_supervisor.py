@@ -23,6 +23,7 @@ from penstock.runtime.supervision import (
     Intensity,
     Journal,
     LifecycleKind,
+    Plan,
     Restart,
     RestartLimitExceeded,
     StartFailed,
@@ -482,3 +483,32 @@ def test_whoever_leaves_at_once_is_not_stuck_though_it_has_no_grace(seed: int) -
                 assert late == ["app/deaf"]
 
     run_virtual(main, seed=seed)
+
+
+async def test_a_child_that_is_ready_and_gone_in_one_tick_leaves_its_handle(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Who asked for it is told which incarnation it was, and not that there was nothing to run."""
+
+    async def brief(child: Child) -> None:
+        child.started("done")
+
+    root = Supervisor("app")
+    tree = Tree(root)
+    async with running(tree):
+        handle = await root.start_child(spec("brief", brief, restart=Restart.TEMPORARY))
+        assert handle is not None
+        assert (handle.info, handle.is_alive, await handle.wait_ended()) == ("done", False, None)
+
+
+async def test_a_change_of_order_alone_is_a_change(autojump_clock: trio.testing.MockClock) -> None:
+    diary = Diary()
+    root = Supervisor("app", [spec(name, diary.polite(name)) for name in "ab"])
+    tree = Tree(root)
+    async with running(tree):
+        changes = await root.reload(Plan([*reversed(root.plan.children)]))
+        assert changes
+        assert str(changes) == "another order"
+        assert tree.journal.recent[-1].kind is LifecycleKind.PLAN_CHANGED
+        diary.take()
+    assert diary.take() == "-a -b"

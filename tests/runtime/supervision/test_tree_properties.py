@@ -127,6 +127,7 @@ class Life:
     core: Core
     shut: dict[str, str]
     roots: dict[str, str]
+    settled: dict[str, float]
     lots: list[float] = field(factory=list)
     fed: list[tuple[Event, float]] = field(factory=list)
     decided: list[tuple[float, Action]] = field(factory=list)
@@ -154,7 +155,7 @@ def core_of(record: Record) -> type[Core]:
 
         def __attrs_post_init__(self) -> None:
             super().__attrs_post_init__()
-            self.life = Life(self, dict(self.shut), dict(self.roots))
+            self.life = Life(self, dict(self.shut), dict(self.roots), dict(self.settled))
             chance = self.chance
             self.chance = lambda: self.life.lots.append(chance()) or self.life.lots[-1]  # type: ignore[func-returns-value]
 
@@ -350,7 +351,7 @@ def check_budget(life: Life) -> None:
 def check_model(life: Life) -> None:
     """A fresh core that is fed the same decides the same: nothing but its input decides."""
     lots = iter(life.lots)
-    model = Core(life.core.plan, lambda: next(lots), dict(life.shut), dict(life.roots))
+    model = Core(life.core.plan, lambda: next(lots), dict(life.shut), dict(life.roots), settled=dict(life.settled))
     again = [(now, action) for event, now in life.fed for action in model.handle(event, now)]
     assert [(now, _plain(action)) for now, action in again] == [(now, _plain(action)) for now, action in life.decided]
 
@@ -394,7 +395,10 @@ def _is_quiet(record: Record) -> bool:
         elif event.kind in ENDS or event.kind is LifecycleKind.CHILD_READY:
             leaving.discard(event.path)
     spoilers = {*ENDS[:2], LifecycleKind.CHILD_STARTING, LifecycleKind.CHILD_STUCK}
-    return not leaving and not any(event.kind in spoilers for event in events)
+    return not leaving and not any(
+        event.kind in spoilers or (event.kind is LifecycleKind.CHILD_STOPPING and event.reason.startswith("held"))
+        for event in events
+    )
 
 
 def _is_report(action: Action, kind: LifecycleKind) -> bool:
