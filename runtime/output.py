@@ -10,7 +10,9 @@ from typing import Any
 import attrs
 import click
 
-__all__ = ["duration", "echo_json", "echo_table", "printable", "table", "width"]
+from .printable import printable
+
+__all__ = ["duration", "echo_json", "echo_table", "table", "width"]
 
 _GAP = "  "
 
@@ -55,11 +57,6 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02} min"
-
-
-def printable(text: str) -> str:
-    """The text on one line: line breaks, terminal codes and whatever else does not print are spelt out."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def width(text: str) -> int:

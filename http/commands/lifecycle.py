@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from ...runtime.output import duration, printable, width
+from ...runtime.output import duration, width
+from ...runtime.printable import printable
 from ...runtime.supervision import ErrorInfo, LifecycleEvent, LifecycleKind
 from ...runtime.telemetry.lifecycle import Story, Told
 

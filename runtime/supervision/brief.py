@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import reprlib
 
+from ..printable import printable
+
 __all__ = ["brief", "clipped", "ends_of", "one_line"]
 
 _VALUE_LIMIT = 500
@@ -34,17 +36,11 @@ def clipped(text: str, limit: int) -> str:
 
 def one_line(text: str, limit: int) -> str:
     """A text on one line, clipped: line breaks, terminal codes and whatever else does not print are spelt out."""
-    return clipped(_spelt(text[: limit + 1]), limit)
+    return clipped(printable(text[: limit + 1]), limit)
 
 
 def ends_of(text: str, limit: int) -> str:
     """A text on one line, clipped in the middle: of a path the root and the child itself stay readable."""
     ends = text if len(text) <= 2 * limit else text[:limit] + text[-limit:]
-    shown, half = _spelt(ends), (limit - 1) // 2
+    shown, half = printable(ends), (limit - 1) // 2
     return shown if len(shown) <= limit else f"{shown[:half]}…{shown[-half:]}"
-
-
-def _spelt(text: str) -> str:
-    if text.isprintable():
-        return text
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)

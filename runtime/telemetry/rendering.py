@@ -14,6 +14,7 @@ from datetime import UTC, date, datetime
 from typing import Any
 
 from ..masking import mask, mask_text
+from ..printable import printable
 
 __all__ = ["ConsoleLine", "JsonLine"]
 
@@ -64,12 +65,12 @@ class ConsoleLine:
         parts = [
             self._paint("2", clock),
             self._paint(_COLOURS.get(facts.level, "0"), f"{facts.level:<8}"),
-            self._paint("1", _printable(facts.text).ljust(_EVENT_WIDTH if facts.rest else 0)),
-            *(self._paint("36", f"{_printable(str(key))}=") + _word(value) for key, value in facts.rest.items()),
+            self._paint("1", printable(facts.text).ljust(_EVENT_WIDTH if facts.rest else 0)),
+            *(self._paint("36", f"{printable(str(key))}=") + _word(value) for key, value in facts.rest.items()),
         ]
         line = " ".join(parts)
         if facts.exception:
-            line += "\n" + "\n".join(f"    {_printable(each)}" for each in facts.exception.splitlines())
+            line += "\n" + "\n".join(f"    {printable(each)}" for each in facts.exception.splitlines())
         return line
 
     def _paint(self, colour: str, text: str) -> str:
@@ -125,7 +126,7 @@ def _plain(value: Any) -> Any:
 
 def _word(value: Any) -> str:
     """A value on the console: bare where it is one word or has a form of its own, else quoted."""
-    text = _printable(_text(value))
+    text = printable(_text(value))
     if isinstance(value, dict | list) or (text and not set(text) & {" ", "=", '"'}):
         return text
     return '"' + text.replace('"', '\\"') + '"'
@@ -145,10 +146,3 @@ def _text(value: Any) -> str:
         except (TypeError, ValueError):  # a key that JSON cannot have
             return mask_text(repr(value))
     return str(_plain(value))
-
-
-def _printable(text: str) -> str:
-    """The text with line breaks, terminal codes and whatever else does not print spelt out."""
-    if text.isprintable():
-        return text
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from attrs import frozen
 
-from penstock.runtime.output import duration, echo_json, echo_table, printable, table, width
+from penstock.runtime.output import duration, echo_json, echo_table, table, width
+from penstock.runtime.printable import printable
 
 
 def test_columns_are_aligned_numbers_to_the_right_and_no_line_ends_in_blanks() -> None:
