@@ -10,10 +10,11 @@ import pytest
 import trio
 import trio.lowlevel
 import trio.testing
-from trees import Diary, look, make, of_kind, running, spec
+from trees import child, look, make, of_kind
 
 from penstock.runtime.supervision import Child, Intensity, LifecycleKind, Restart, StartFailed
 from penstock.runtime.supervision.outcome import ErrorInfo, outcome_of
+from penstock.runtime.testing import Diary, running
 
 
 @dataclass
@@ -62,7 +63,7 @@ async def test_an_error_of_any_shape_is_a_crash_and_no_more(
         await trio.sleep(1)
         await body(child)  # type: ignore[operator]
 
-    async with running(make(spec("good", diary.polite("good")), spec("bad", bad))) as tree:
+    async with running(make(child("good", diary.of("good")), child("bad", bad))) as tree:
         await trio.sleep(3)
         view = look(tree, "app/bad")
         assert (view.state, view.incarnation) == ("running", 2)
@@ -79,7 +80,7 @@ async def test_an_error_beside_a_cancelled_is_told_of_a_child_that_was_stopped(
         child.started()
         await cancelled_inside_a_group(child)
 
-    tree = make(spec("torn", body))
+    tree = make(child("torn", body))
     with tree.subscribe() as events:
         async with running(tree):
             pass
@@ -114,7 +115,7 @@ async def test_a_child_that_swallows_its_cancel_and_returns_has_stopped(autojump
         except trio.Cancelled:
             return  # rude, but over
 
-    async with running(make(spec("rude", swallows))):
+    async with running(make(child("rude", swallows))):
         pass
     assert trio.current_time() == 0
 
@@ -128,7 +129,7 @@ async def test_a_late_started_of_a_child_that_was_cancelled_changes_nothing(
         finally:
             child.started()
 
-    tree = make(spec("late", late))
+    tree = make(child("late", late))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(tree.run)
         await trio.testing.wait_all_tasks_blocked()
@@ -146,7 +147,7 @@ async def test_what_ends_the_process_outweighs_a_cancel_from_outside(autojump_cl
         finally:
             raise SystemExit(3)
 
-    tree = make(spec("exits", exits))
+    tree = make(child("exits", exits))
     with pytest.RaisesGroup(SystemExit, flatten_subgroups=True):
         with trio.CancelScope() as scope:
             async with running(tree):
@@ -161,7 +162,7 @@ async def test_a_permanent_child_that_never_says_started_and_returns_fails_the_s
         await trio.sleep(1)
 
     with pytest.raises(StartFailed, match=r"forgetful.*returned before it was ready"):
-        await make(spec("forgetful", forgetful)).run()
+        await make(child("forgetful", forgetful)).run()
 
 
 class Ballast:
@@ -181,7 +182,7 @@ async def test_a_crash_leaves_no_cycle_that_keeps_its_frames(autojump_clock: tri
 
     gc.disable()
     try:
-        async with running(make(spec("heavy", heavy, restart=Restart.TRANSIENT), intensity=Intensity(100, 60.0))):
+        async with running(make(child("heavy", heavy, restart=Restart.TRANSIENT), intensity=Intensity(100, 60.0))):
             await trio.sleep(30)
             assert len(kept) > 3
             assert [ref() for ref in kept[:-1]] == [None] * (len(kept) - 1)

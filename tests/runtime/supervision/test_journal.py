@@ -5,22 +5,20 @@ from __future__ import annotations
 import pytest
 import trio
 import trio.testing
-from trees import Diary, make, of_kind, running, spec
+from trees import child, make, of_kind
 
 from penstock.runtime.supervision import (
-    Child,
     Gates,
     InvalidSpec,
     LifecycleEvent,
     LifecycleKind,
     Strategy,
-    Supervisor,
-    Tree,
 )
+from penstock.runtime.testing import flaky, running
 
 
 async def test_a_subscription_ends_when_the_tree_has_ended(autojump_clock: trio.testing.MockClock) -> None:
-    tree = make(spec("a", Diary().polite("a")))
+    tree = make(child("a"))
     seen: list[LifecycleEvent] = []
 
     async def follow() -> None:
@@ -69,7 +67,7 @@ async def test_gates_of_a_tree_that_has_ended_are_refused(autojump_clock: trio.t
 
 
 async def test_two_tasks_may_share_a_subscription(autojump_clock: trio.testing.MockClock) -> None:
-    tree = make(spec("a", Diary().polite("a")))
+    tree = make(child("a"))
     taken: list[int] = []
 
     with tree.subscribe() as events:
@@ -90,7 +88,7 @@ async def test_two_tasks_may_share_a_subscription(autojump_clock: trio.testing.M
 
 
 async def test_following_a_full_buffer_lets_others_run(autojump_clock: trio.testing.MockClock) -> None:
-    tree = make(*(spec(f"c{number}", Diary().polite("")) for number in range(20)))
+    tree = make(*(child(f"c{number}") for number in range(20)))
     with tree.subscribe() as events:
         async with running(tree):
             with trio.testing.assert_checkpoints():
@@ -100,15 +98,8 @@ async def test_following_a_full_buffer_lets_others_run(autojump_clock: trio.test
 async def test_the_stops_of_a_group_restart_name_the_crash_that_caused_them(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async def crashes(child: Child) -> None:
-        child.started()
-        await trio.sleep(1)
-        if child.incarnation == 1:
-            raise RuntimeError("broke")
-        await trio.sleep_forever()
-
-    leaves = [spec("bad", crashes), spec("victim", Diary().polite("victim"))]
-    tree = Tree(Supervisor("app", leaves, strategy=Strategy.REST_FOR_ONE))
+    leaves = [child("bad", flaky("crash stay")), child("victim")]
+    tree = make(*leaves, strategy=Strategy.REST_FOR_ONE)
     with tree.subscribe() as events:
         async with running(tree):
             await trio.sleep(5)

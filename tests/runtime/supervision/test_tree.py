@@ -7,9 +7,10 @@ import math
 import pytest
 import trio
 import trio.testing
-from trees import PLAIN, Diary, look, make, of_kind, running, spec, stuck_for
+from trees import PLAIN, child, look, make, of_kind
 
 from penstock.runtime.supervision import (
+    Backoff,
     Child,
     Gates,
     Intensity,
@@ -21,17 +22,13 @@ from penstock.runtime.supervision import (
     Supervisor,
     Tree,
 )
-
-
-async def broken(child: Child) -> None:
-    raise OSError("no such device")
-
+from penstock.runtime.testing import Diary, bad_starter, naughty, running, slow_leaver, slow_starter, stuck
 
 # Run, stop, ready -------------------------------------------------------------------------------------------------
 
 
 async def test_ready_says_no_when_the_start_fails(autojump_clock: trio.testing.MockClock) -> None:
-    tree = make(spec("broken", broken))
+    tree = make(child("broken", bad_starter(1)))
     said: list[bool] = []
 
     async def ask() -> None:
@@ -47,10 +44,7 @@ async def test_ready_says_no_when_the_start_fails(autojump_clock: trio.testing.M
 
 
 async def test_ready_says_no_when_the_tree_is_stopped_before_it_is_up(autojump_clock: trio.testing.MockClock) -> None:
-    async def never(child: Child) -> None:
-        await trio.sleep_forever()
-
-    tree = make(spec("never", never))
+    tree = make(child("never", slow_starter(math.inf)))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(tree.run)
         await trio.testing.wait_all_tasks_blocked()
@@ -61,7 +55,7 @@ async def test_ready_says_no_when_the_tree_is_stopped_before_it_is_up(autojump_c
 async def test_a_stop_before_the_run_is_not_forgotten(autojump_clock: trio.testing.MockClock) -> None:
     """A SIGTERM may come before the tree's task has had its first turn."""
     diary = Diary()
-    tree = make(spec("a", diary.polite("a")))
+    tree = make(child("a", diary.of("a")))
     tree.stop("SIGTERM")
     await tree.run()
     assert diary.take() == ""
@@ -92,7 +86,7 @@ async def test_a_child_may_order_the_stop(autojump_clock: trio.testing.MockClock
         tree.stop("a child wants it")
         await trio.sleep_forever()
 
-    tree = make(spec("a", diary.polite("a")), spec("suicidal", suicidal))
+    tree = make(child("a", diary.of("a")), child("suicidal", suicidal))
     await tree.run()
     assert diary.take() == "+a -a"
     assert trio.current_time() == 1
@@ -101,7 +95,7 @@ async def test_a_child_may_order_the_stop(autojump_clock: trio.testing.MockClock
 def test_the_tree_can_be_looked_at_before_and_after(autojump_clock: trio.testing.MockClock) -> None:
     gates = Gates()
     gates.add("redis", shut="away")
-    tree = make(spec("a", broken, requires=("redis",)), gates=gates)
+    tree = make(child("a", requires=("redis",)), gates=gates)
     assert look(tree, "app/a").state == "waiting"
 
     async def main() -> None:
@@ -119,8 +113,8 @@ def test_the_tree_can_be_looked_at_before_and_after(autojump_clock: trio.testing
 
 async def test_a_cut_keeps_the_order_between_sub_supervisors(autojump_clock: trio.testing.MockClock) -> None:
     diary = Diary()
-    first = Supervisor("first", [spec("a", diary.polite("a"))])
-    second = Supervisor("second", [spec("b", diary.slow("b", 3.0))])
+    first = Supervisor("first", [child("a", diary.of("a"))])
+    second = Supervisor("second", [child("b", diary.of("b", slow_leaver(3.0)))])
     async with running(make(first.spec(), second.spec())) as tree:
         diary.take()
         tree.stop("SIGTERM", cut=True)
@@ -132,9 +126,9 @@ async def test_a_stuck_child_deep_below_does_not_hold_up_the_stop_of_the_others(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     diary = Diary()
-    leaves = [spec("before", diary.polite("before")), spec("stuck", stuck_for(1000.0), stop_within=5.0)]
+    leaves = [child("before", diary.of("before")), child("stuck", stuck(1000.0), stop_within=5.0)]
     deep = Supervisor("mid", [Supervisor("low", leaves).spec()])
-    tree = make(spec("first", diary.polite("first")), deep.spec())
+    tree = make(child("first", diary.of("first")), deep.spec())
     with tree.subscribe() as events:
         async with running(tree):
             diary.take()
@@ -158,12 +152,7 @@ async def test_a_cut_reaches_the_bottom_and_ends_a_drain_there(autojump_clock: t
         finally:
             cut.append(child.cut.is_set())
 
-    async def crashes(child: Child) -> None:
-        child.started()
-        await trio.sleep(1)
-        raise RuntimeError("broke")
-
-    leaves = [spec("crashes", crashes), spec("drains", drains, drain_within=600.0)]
+    leaves = [child("crashes", naughty()), child("drains", drains, drain_within=600.0)]
     inner = Supervisor("inner", leaves, strategy=Strategy.ONE_FOR_ALL)
     async with running(make(inner.spec())) as tree:
         await trio.sleep(2)
@@ -185,7 +174,7 @@ async def test_a_clean_up_can_hurry_when_the_second_order_gives_no_grace(
             with trio.move_on_after(4.0, shield=True):
                 await child.cut.wait()
 
-    inner = Supervisor("inner", [spec("thorough", thorough)])
+    inner = Supervisor("inner", [child("thorough", thorough)])
     async with running(make(inner.spec())) as tree:
         tree.stop("SIGTERM")
         await trio.sleep(1)
@@ -205,7 +194,7 @@ async def test_neither_a_hold_nor_a_cancel_from_outside_is_a_cut(autojump_clock:
         finally:
             cut.append(child.cut.is_set())
 
-    inner = Supervisor("inner", [spec("watches", watches, drain_within=60.0)])
+    inner = Supervisor("inner", [child("watches", watches, drain_within=60.0)])
     tree = make(inner.spec(requires=("redis",)), gates=gates)
     with trio.CancelScope() as scope:
         async with running(tree):
@@ -225,7 +214,7 @@ async def test_a_held_sub_supervisor_stops_in_order_and_comes_back_whole(
     gates = Gates()
     gates.add("redis", settle=0.0)
     diary = Diary()
-    inner = Supervisor("inner", [spec("a", diary.polite("a")), spec("b", diary.slow("b", 2.0))])
+    inner = Supervisor("inner", [child("a", diary.of("a")), child("b", diary.of("b", slow_leaver(2.0)))])
     tree = make(inner.spec(requires=("redis",)), gates=gates, intensity=Intensity(0, 60.0))
     async with running(tree):
         gates["redis"].shut("away")
@@ -242,7 +231,7 @@ async def test_a_gate_that_flaps_within_one_tick_still_respawns_who_needs_it(
     gates = Gates()
     gates.add("redis", settle=0.5)
     diary = Diary()
-    async with running(make(spec("a", diary.polite("a"), requires=("redis",)), gates=gates)):
+    async with running(make(child("a", diary.of("a"), requires=("redis",)), gates=gates)):
         gates["redis"].shut("reset by peer")
         gates["redis"].open()
         await trio.sleep(1)
@@ -252,12 +241,7 @@ async def test_a_gate_that_flaps_within_one_tick_still_respawns_who_needs_it(
 async def test_the_snapshot_never_shows_an_old_incarnation_s_children(autojump_clock: trio.testing.MockClock) -> None:
     """Taken between every two steps of the scheduler: what is below a starting supervisor belongs to this start."""
 
-    async def bad(child: Child) -> None:
-        child.started()
-        await trio.sleep(1)
-        raise RuntimeError("broke")
-
-    inner = Supervisor("inner", [spec("bad", bad)], intensity=Intensity(0, 60.0))
+    inner = Supervisor("inner", [child("bad", naughty())], intensity=Intensity(0, 60.0))
     tree = make(inner.spec(restart=Restart.TRANSIENT, backoff=PLAIN), intensity=Intensity(100, 600.0))
     seen: set[tuple[str, str]] = set()
 
@@ -277,18 +261,13 @@ async def test_the_snapshot_never_shows_an_old_incarnation_s_children(autojump_c
 async def test_the_snapshot_shows_the_latest_cause_of_a_gate(autojump_clock: trio.testing.MockClock) -> None:
     gates = Gates()
     redis = gates.add("redis", shut="not probed yet")
-    async with running(make(spec("a", broken, requires=("redis",)), gates=gates)) as tree:
+    async with running(make(child("a", requires=("redis",)), gates=gates)) as tree:
         redis.shut("connection refused")
         assert look(tree, "app/a").cause == "connection refused"
 
 
 async def test_in_the_stop_nobody_is_shown_as_about_to_start(autojump_clock: trio.testing.MockClock) -> None:
-    async def bad(child: Child) -> None:
-        child.started()
-        await trio.sleep(1)
-        raise RuntimeError("broke")
-
-    tree = make(spec("bad", bad), spec("slow", Diary().slow("slow", 5.0)))
+    tree = make(child("bad", naughty()), child("slow", slow_leaver(5.0)))
     async with running(tree):
         await trio.sleep(1.5)
         assert look(tree, "app/bad").next_start_in == pytest.approx(0.5)
@@ -300,7 +279,5 @@ async def test_in_the_stop_nobody_is_shown_as_about_to_start(autojump_clock: tri
 
 @pytest.mark.parametrize("options", [{"minimum": math.inf, "maximum": math.inf}, {"maximum": math.inf}])
 def test_a_backoff_that_never_ends_is_refused(options: dict[str, float]) -> None:
-    from penstock.runtime.supervision import Backoff
-
     with pytest.raises(InvalidSpec, match="finite"):
         Backoff(**options)

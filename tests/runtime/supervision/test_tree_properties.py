@@ -37,7 +37,7 @@ from penstock.runtime.supervision.core import Core
 from penstock.runtime.supervision.events import Report
 from penstock.runtime.supervision.messages import Action, Answer, Event, Finish, Refuse
 from penstock.runtime.supervision.run import Run
-from penstock.runtime.testing import run_virtual
+from penstock.runtime.testing import run_virtual, tasks_waiting
 
 GATES = ("redis", "postgres")
 OF_A_SUPERVISOR = (LifecycleKind.TREE_READY, LifecycleKind.SUPERVISOR_GAVE_UP, LifecycleKind.PLAN_CHANGED)
@@ -239,16 +239,7 @@ async def _keep(tree: Tree, record: Record, scope: trio.CancelScope) -> None:
     except SupervisionError as error:
         record.error = error
         scope.cancel()
-    assert [task.name for task in _tasks() if task.name.startswith(f"{tree.root.id}/")] == [], "nobody runs on"
-
-
-def _tasks() -> Iterator[trio.lowlevel.Task]:
-    waiting = [trio.lowlevel.current_root_task()]
-    while waiting:
-        task = waiting.pop()
-        if task is not None:
-            yield task
-            waiting.extend(child for nursery in task.child_nurseries for child in nursery.child_tasks)
+    assert [line for line in tasks_waiting() if line.startswith(f"{tree.root.id}/")] == [], "nobody runs on"
 
 
 async def _follow(tree: Tree, record: Record, task_status: trio.TaskStatus[None]) -> None:
