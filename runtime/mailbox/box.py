@@ -7,6 +7,7 @@ import math
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from inspect import iscoroutinefunction
 from typing import Any, Generic, TypeVar
 
 import trio
@@ -77,6 +78,8 @@ class Mailbox(Generic[T]):
             raise ValueError(f"wait_within of mailbox {name!r} must be seconds, 0 or more, not {wait_within!r}")
         if wait_within != math.inf and overflow is not Overflow.WAIT:
             raise ValueError(f"wait_within of mailbox {name!r} is for Overflow.WAIT; with {overflow.name} nobody waits")
+        if on_undelivered is not None and (not callable(on_undelivered) or iscoroutinefunction(on_undelivered)):
+            raise ValueError(f"on_undelivered of mailbox {name!r} must be an ordinary function, not {on_undelivered!r}")
         self.name = name
         self.capacity = capacity
         self.overflow = overflow

@@ -75,7 +75,7 @@ def _add(core: Core, call: AddChild) -> None:
         core.emit(Refuse(call.ticket, error))
         return
     if core.max_children is not None and len(core.children) >= core.max_children:
-        text = f"the pool has {core.max_children} children, which is all that it may have"
+        text = f"the pool {core.path} has {core.max_children} children, which is all that it may have"
         core.emit(Refuse(call.ticket, PoolFull(text)))
         return
     child = core.children.append(call.spec)
@@ -109,7 +109,7 @@ def _terminate(core: Core, call: TerminateChild) -> None:
     if child is None:
         core.emit(Refuse(call.ticket, NotFound(f"there is no child {call.id!r}")))
         return
-    if call.incarnation is not None and call.incarnation < max(child.was_ready, 1):
+    if call.incarnation is not None and call.incarnation < child.was_ready:
         core.emit(Answer(call.ticket))  # that one is dead; what runs now is another
         return
     child.leavers.append(call.ticket)
@@ -203,7 +203,7 @@ def refuse_start(core: Core, child: ChildState, error: BaseException | None, why
     elif isinstance(error, AlreadyStarted):
         core.emit(Refuse(ticket, error))  # its name is somebody else's
     else:
-        failed = StartFailed(f"{child.spec.id} could not be started: {why}")
+        failed = StartFailed(f"{core.label(child)} could not be started: {why}")
         failed.spec, failed.__cause__ = child.spec, error
         core.emit(Refuse(ticket, failed))
     if child.status is Status.DOWN and (core.is_pool or child.is_temporary or (is_new and not done)):
@@ -213,7 +213,7 @@ def refuse_start(core: Core, child: ChildState, error: BaseException | None, why
 
 def refuse_leavers(core: Core, child: ChildState) -> None:
     """Tell the calls that wait for `child` to leave that it does not."""
-    text = f"{child.spec.id} was cancelled and has not left within {child.spec.leaves_within:g} s; it is reported"
+    text = f"{core.label(child)} was cancelled and has not left within {child.spec.leaves_within:g} s; it is reported"
     core.answer_leave(child, ChildIsStuck(text))
 
 

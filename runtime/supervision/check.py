@@ -77,7 +77,8 @@ def inspect(root: Declaration, gates: Gates) -> list[Finding]:
 def _places(declaration: Declaration, path: str, above: tuple[int, ...]) -> Iterator[_Place]:
     budgets = (*above, _restarts(declaration.plan.intensity))
     for spec in declaration.own_specs:
-        place = _Place(f"{path}/{spec.id}", spec, budgets)
+        # A pool that is started again is empty: above it nothing multiplies for its children.
+        place = _Place(f"{path}/{spec.id}", spec, budgets[-1:] if declaration.is_pool else budgets)
         yield place
         if isinstance(spec.body, Nested):
             yield from _places(spec.body.declaration, place.path, budgets)

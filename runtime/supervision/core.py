@@ -36,10 +36,10 @@ from .messages import (
     TerminateChild,
     Tick,
 )
-from .outcome import ErrorInfo, Outcome, text_of
+from .outcome import ErrorInfo, Outcome, text_of, what_of
 from .policy import directive_of, rule_for
 from .reconciler import Reconciler
-from .spec import AutoShutdown, Directive, Restart, Rule, Strategy
+from .spec import AutoShutdown, ChildSpec, Directive, Restart, Rule, Strategy
 from .state import Alarm, ChildState
 
 __all__ = ["Core"]
@@ -222,9 +222,9 @@ class Core(Reconciler):
         if not child.goal:
             self._left_for_good(child, end)
         elif child.starter is not None:
-            self._start_failed(child, end.error, text_of(end.error))
+            self._start_failed(child, end.error, what_of(end.error))
         elif self._is_first_start(child) and not end.was_bounced:
-            self._fail_start(child, text_of(end.error), end.error)
+            self._fail_start(child, what_of(end.error), end.error)
         elif directive_of(rule) is Directive.ESCALATE:
             self._escalate(child, end.error)
         elif child.is_temporary or directive_of(rule) is Directive.STOP:
@@ -240,7 +240,7 @@ class Core(Reconciler):
 
     def _end_for_good(self, child: ChildState, *, is_bystander: bool) -> None:
         """It ended by itself and is not started again: over, and perhaps the end of its supervisor."""
-        self._over(child, "a temporary child has ended")
+        self._over(child, "it has ended")
         if child.spec.significant and not is_bystander:
             self._significant_end(child)
 
@@ -270,7 +270,7 @@ class Core(Reconciler):
         return self.phase is Phase.STARTING and bool(self._ahead) and self._ahead[0] is child
 
     def _fail_start(self, child: ChildState, why: str, error: BaseException | None) -> None:
-        failed = StartFailed(f"{child.spec.id} could not be started: {why}")
+        failed = StartFailed(f"{self.label(child)} could not be started: {why}")
         failed.__cause__ = error
         self._give_up(failed)
 
@@ -324,12 +324,12 @@ class Core(Reconciler):
 
     def _exceeded(self, child: ChildState, error: BaseException | None, limit: str) -> None:
         last = "returned" if error is None else str(ErrorInfo.of(error))
-        exceeded = RestartLimitExceeded(f"{limit}; the last was of {child.spec.id}: {last}")
+        exceeded = RestartLimitExceeded(f"{limit}; the last was of {self.label(child)}: {last}")
         exceeded.__cause__ = error
         self._tell_and_give_up(child, exceeded)
 
     def _escalate(self, child: ChildState, error: BaseException) -> None:
-        escalated = Escalated(f"{child.spec.id}: {ErrorInfo.of(error)}; its policy escalates this")
+        escalated = Escalated(f"{self.label(child)}: {ErrorInfo.of(error)}; its policy escalates this")
         escalated.__cause__ = error
         self._tell_and_give_up(child, escalated)
 
@@ -428,7 +428,7 @@ class Core(Reconciler):
             case Alarm.WAKE:
                 self.touch(child)
             case Alarm.START_LIMIT:
-                self._condemn(child, StartTimeout(f"{name} was not ready within {spec.start_within:g} s"))
+                self._condemn(child, StartTimeout(_late(self.label(child), spec)))
             case Alarm.CANCEL if not child.cancelled:
                 self.cancel(child, f"not finished after {spec.drain_within:g} s of drain")
             case Alarm.STUCK if not child.stuck:
@@ -436,10 +436,14 @@ class Core(Reconciler):
             case Alarm.PROGRESS:
                 self.emit(CheckProgress(name, child.incarnation))
             case Alarm.HOLD_LIMIT if not self.is_stopping and (gate := self.held_by(child)) is not None:
-                what = f"{name} was held for {spec.hold_within:g} s by the gate {self.name_of(gate)}"
+                what = f"{self.label(child)} was held for {spec.hold_within:g} s by the gate {self.name_of(gate)}"
                 self._tell_and_give_up(child, HeldTooLong(f"{what}: {self.shut[gate]}"))
 
 
 def _word_of(end: _End) -> str:
     """What it said on its way out, if it said something."""
     return "" if end.bowed_out is None else f"bowed out: {end.bowed_out}".removesuffix(": ")
+
+
+def _late(label: str, spec: ChildSpec) -> str:
+    return f"{label} was not ready within {spec.start_within:g} s: it has not called child.started()"

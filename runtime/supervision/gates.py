@@ -123,8 +123,13 @@ class Gate:
         """Say that it is not there, and why. Takes effect at once; never blocks.
 
         A gate that is shut already stays shut since when it was; only the cause is brought up to date.
+
+        Raises:
+            TypeError: `cause` is no text; nothing has changed.
         """
-        self._cause, self._own_open = cause, False
+        if not isinstance(cause, str):
+            raise TypeError(f"the cause for which gate {self.name!r} is shut must be text, not {brief(cause)}")
+        self._cause, self._own_open = cause or "no cause was given", False
         self._look(None)
 
     def open(self) -> None:
@@ -192,11 +197,16 @@ class Gates(Mapping[str, Gate]):
     """The gates of one tree, by name.
 
     Args:
-        journal: where their changes are entered; a `Tree` brings its own to the gates that it is given.
+        journal: where their changes are entered; the tree that they are given to enters its own beside them.
+
+    Attributes:
+        journal: as given, or a fresh one.
+        tree: the id of the root of the tree that they belong to; None as long as they belong to none.
     """
 
     def __init__(self, journal: Journal | None = None) -> None:
         self.journal = journal or Journal()
+        self.tree: str | None = None
         self._gates: dict[str, Gate] = {}
 
     def add(self, name: str, *, settle: float = 0.25, shut: str | None = None, requires: Iterable[str] = ()) -> Gate:
@@ -217,6 +227,8 @@ class Gates(Mapping[str, Gate]):
             raise InvalidSpec(f"there is a gate named {name!r} already")
         if not settle >= 0:
             raise InvalidSpec(f"settle of gate {name!r} must be 0 or more seconds, not {brief(settle)}")
+        if shut is not None and not isinstance(shut, str):
+            raise InvalidSpec(f"shut of gate {name!r} must be the cause, as text, or None, not {brief(shut)}")
         if isinstance(requires, str):
             raise InvalidSpec(
                 f"requires of gate {name!r} must be a collection of names, not the string {brief(requires)}"
@@ -246,8 +258,7 @@ class Gates(Mapping[str, Gate]):
         """Raise `UnknownGate` for the first of `names` that was never added, naming `owner`."""
         for name in names:
             if name not in self._gates:
-                known = ", ".join(sorted(self._gates)) or "none"
-                raise UnknownGate(f"{owner} requires the gate {name!r}, which does not exist; known: {known}")
+                raise UnknownGate(f"{owner} requires the gate {name!r}, which does not exist; known: {self._known()}")
 
     def view(self) -> tuple[GateView, ...]:
         """All gates at one moment, in the order in which they were added."""
@@ -257,7 +268,10 @@ class Gates(Mapping[str, Gate]):
         try:
             return self._gates[name]
         except KeyError:
-            raise UnknownGate(f"there is no gate named {name!r}") from None
+            raise UnknownGate(f"there is no gate named {name!r}; known: {self._known()}") from None
+
+    def _known(self) -> str:
+        return ", ".join(sorted(self._gates)) or "none (pass them to the Tree: gates=…)"
 
     def __contains__(self, name: object) -> bool:
         return name in self._gates

@@ -28,7 +28,8 @@ class ChildEntry:
 
     Attributes:
         id: its name among its siblings.
-        handle: its living incarnation; None while there is none.
+        handle: its living incarnation; None while there is none. In a pool, whose children have no other name, that
+            of the last one, or of the one to come where a gate has held it from the start; not alive then.
         state: as `ChildView.state`.
         kind: worker or supervisor.
     """
@@ -98,6 +99,8 @@ def _entry(child: ChildState, run: Run) -> ChildEntry:
     handle = run.handle_of(name)
     if handle is not None and not handle.is_alive:
         handle = None  # its end is known, and not yet taken in
+    if handle is None and run.is_pool:
+        handle = run.stand_in(name, max(child.incarnation, 1))
     return ChildEntry(id=name, handle=handle, state=state_of(child, run.core), kind=child.spec.kind)
 
 

@@ -13,8 +13,9 @@ import trio
 from attrs import field, frozen
 
 from .brief import clipped
+from .errors import SupervisionError
 
-__all__ = ["ErrorInfo", "Outcome", "outcome_of", "text_of"]
+__all__ = ["ErrorInfo", "Outcome", "outcome_of", "text_of", "what_of"]
 
 # Control flow, not errors: what a `Cancelled` may carry as its context in correct code.
 _HARMLESS = (trio.WouldBlock, trio.EndOfChannel, trio.TooSlowError, StopAsyncIteration, StopIteration)
@@ -123,6 +124,14 @@ def _whole_text_of(error: BaseException) -> str:
         return str(error)
     except Exception:  # noqa: BLE001 - a broken __str__ must not break the supervisor
         return "(its text cannot be shown)"
+
+
+def what_of(error: BaseException) -> str:
+    """An error in a sentence: its text, behind its type where that is none of ours, which name themselves."""
+    text = text_of(error)
+    if isinstance(error, SupervisionError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _captured(error: BaseException) -> str | traceback.TracebackException:

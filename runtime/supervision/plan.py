@@ -36,7 +36,7 @@ def _shown(specs: Iterable[Any]) -> str:
     return brief([getattr(each, "id", each) for each in specs])
 
 
-def _specs(value: object) -> tuple[Any, ...]:
+def _specs(value: Iterable[ChildSpec | Mapping[str, Any]]) -> tuple[Any, ...]:
     if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
         raise InvalidSpec(f"the children of a supervisor must be a collection of specifications, not {brief(value)}")
     return tuple(value)

@@ -62,6 +62,7 @@ class Reconciler:
         roots: for gates that are shut because of another one: which.
         is_pool: its children have no order, and all stop at once; the plan's children are none, and come by calls.
         max_children: how many it may have, stopped ones included; None: any number.
+        path: of a pool, whose children have nothing but numbers for names.
         settled: from when on gates that were opened again count as open for whoever is to be started.
     """
 
@@ -71,6 +72,7 @@ class Reconciler:
     roots: dict[str, str] = field(factory=dict)
     is_pool: bool = False
     max_children: int | None = None
+    path: str = ""
     settled: dict[str, float] = field(factory=dict)
     phase: Phase = Phase.NEW
     children: Roster = Factory(Roster)
@@ -128,6 +130,10 @@ class Reconciler:
             and not self.is_stopping
             and (self.held_by(child) is None or child.is_up)
         )
+
+    def label(self, child: ChildState) -> str:
+        """The name of a child in an error."""
+        return f"{self.path}/{child.spec.id}" if self.path else child.spec.id
 
     def touch(self, child: ChildState) -> None:
         """Note that something about `child` has changed."""

@@ -135,7 +135,8 @@ class Run:
         shut = {event.name: event.cause for event in turned}
         roots = {event.name: event.root or event.name for event in turned}
         settled = {name: gate.settled_at for name, gate in self._watched.items()}
-        self.core = Core(self.plan, chance, shut, roots, self.is_pool, self.max_children, settled)
+        pool = self.path if self.is_pool else ""
+        self.core = Core(self.plan, chance, shut, roots, self.is_pool, self.max_children, settled=settled, path=pool)
 
     @property
     def is_over(self) -> bool:
@@ -345,6 +346,12 @@ class Run:
         """The handle of the living incarnation of that child, or None."""
         running = self.running.get(name)
         return None if running is None else running.handle
+
+    def stand_in(self, name: str, incarnation: int) -> ChildHandle:
+        """A handle of a child of a pool that has no task now."""
+        handle = ChildHandle(Child(f"{self.path}/{name}", incarnation, on_ready=lambda: None), self)
+        handle._end(None)
+        return handle
 
     def owns(self, handle: ChildHandle) -> bool:
         """Whether that is an incarnation of a child of this life."""

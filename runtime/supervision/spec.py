@@ -119,6 +119,12 @@ _LONGEST = sys.float_info.max
 """A whole number beyond it could not be added to a time."""
 
 
+def _whose(instance: object) -> str:
+    """Which child it is about, for the end of an error about one field of many."""
+    name = instance.id if isinstance(instance, ChildSpec) else None
+    return f" (child {name!r})" if isinstance(name, str) and len(name) <= 100 else ""
+
+
 def _limit(instance: object, attribute: Any, value: Any) -> None:
     """A limit in seconds: a number, 0 or more; `math.inf` is allowed and means *no limit*."""
     if (
@@ -126,7 +132,9 @@ def _limit(instance: object, attribute: Any, value: Any) -> None:
         or not isinstance(value, int | float)
         or not (0 <= value <= _LONGEST or value == math.inf)
     ):
-        raise InvalidSpec(f"{attribute.name} must be a number of seconds, 0 or more, not {brief(value)}")
+        raise InvalidSpec(
+            f"{attribute.name} must be a number of seconds, 0 or more, not {brief(value)}{_whose(instance)}"
+        )
 
 
 def _finite(instance: object, attribute: Any, value: Any) -> None:
@@ -138,13 +146,17 @@ def _finite(instance: object, attribute: Any, value: Any) -> None:
 def _positive(instance: object, attribute: Any, value: Any) -> None:
     _limit(instance, attribute, value)
     if value == 0 or value == math.inf:
-        raise InvalidSpec(f"{attribute.name} must be a finite number of seconds above 0, not {brief(value)}")
+        raise InvalidSpec(
+            f"{attribute.name} must be a finite number of seconds above 0, not {brief(value)}{_whose(instance)}"
+        )
 
 
 def _instance_of(kind: type) -> Callable[[object, Any, Any], None]:
     def check(instance: object, attribute: Any, value: Any) -> None:
         if not isinstance(value, kind):
-            raise InvalidSpec(f"{attribute.name} must be a {kind.__name__}, not {brief(value)}")
+            choices = f": one of {', '.join(map(str, kind))}" if issubclass(kind, enum.Enum) else ""
+            what = f"{attribute.name} must be a {kind.__name__}, not {brief(value)}{_whose(instance)}"
+            raise InvalidSpec(what + choices)
 
     return check
 
@@ -172,19 +184,19 @@ def _collection(name: str, value: object) -> tuple[Any, ...]:
     return tuple(value)
 
 
-def _requires(value: object) -> tuple[str, ...]:
+def _requires(value: Iterable[str]) -> tuple[str, ...]:
     return _collection("requires", value)
 
 
-def _opens(value: object) -> tuple[str, ...]:
+def _opens(value: Iterable[str]) -> tuple[str, ...]:
     return _collection("opens", value)
 
 
-def _policy(value: object) -> tuple[Rule, ...]:
+def _policy(value: Iterable[Rule]) -> tuple[Rule, ...]:
     return _collection("policy", value)
 
 
-def _mailboxes(value: object) -> tuple[Mailbox[Any], ...]:
+def _mailboxes(value: Iterable[Mailbox[Any]]) -> tuple[Mailbox[Any], ...]:
     return _collection("mailboxes", value)
 
 

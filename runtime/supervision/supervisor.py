@@ -7,7 +7,7 @@ from typing import Any
 
 from .brief import brief
 from .declaration import Declaration
-from .errors import NotFound
+from .errors import InvalidSpec, NotFound
 from .handle import ChildHandle
 from .listing import ChildCounts, ChildEntry, counts_of, entries_of, entry_of
 from .messages import AddChild, DeleteChild, Reload, RestartChild, TerminateChild
@@ -236,8 +236,10 @@ class Supervisor(Declaration):
         builder = self._builder if plan is None else plan
         if isinstance(builder, Plan):
             return builder
+        if builder is not None and not callable(builder):
+            raise InvalidSpec(f"a supervisor goes over to a Plan, or to what a builder makes, not to {brief(builder)}")
         if builder is None:
-            raise ValueError(f"supervisor {self.id!r} has no builder: give the plan that it is to go over to")
+            raise InvalidSpec(f"supervisor {self.id!r} has no builder: give the plan that it is to go over to")
         return built(builder, f"supervisor {self.id!r}", self._plan.with_children(()))
 
     def __repr__(self) -> str:

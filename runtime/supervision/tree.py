@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from .brief import brief
 from .check import Finding, inspect
+from .declaration import Declaration
 from .errors import Ignore, InvalidSpec, Shutdown
 from .events import Journal, LifecycleKind, Report, Subscription
 from .gates import Gates
@@ -20,7 +22,6 @@ from .outcome import text_of
 from .view import Snapshot, view_of_root
 
 if TYPE_CHECKING:
-    from .declaration import Declaration
     from .names import Names
 
 __all__ = ["Ending", "Tree"]
@@ -49,13 +50,21 @@ class Tree:
     """
 
     def __init__(self, root: Declaration, *, gates: Gates | None = None, seed: int | None = None) -> None:
+        if not isinstance(root, Declaration):
+            raise InvalidSpec(f"the root of a tree is a Supervisor or a Pool, not {brief(root)}")
+        if gates is not None and not isinstance(gates, Gates):
+            raise InvalidSpec(f"the gates of a tree are a Gates object, not {brief(gates)}")
         self.root = root
         self.gates = gates if gates is not None else Gates()
         self.journal: Journal = self.gates.journal
         self._stopping: str | None = None
+        self._is_cut = False
         self._begun = False
         if self.journal.is_closed:
             raise InvalidSpec(f"the gates of {root.id!r} belonged to a tree that has ended; make new ones")
+        if self.gates.tree is not None:
+            text = f"the gates of {root.id!r} are in a tree already, that of {self.gates.tree!r}"
+            raise InvalidSpec(f"{text}; make new ones, a tree has its own")
         self.gates.check_chains()
         chosen = random.SystemRandom().getrandbits(32) if seed is None else seed
         self._house = House(self.gates, self.journal, root.id, chosen)
@@ -65,6 +74,7 @@ class Tree:
         wrong = [finding for finding in self.check() if finding.severity == "error"]
         if wrong:
             raise InvalidSpec("; ".join(f"{finding.path}: {finding.text}" for finding in wrong))
+        self.gates.tree = root.id
 
     @property
     def names(self) -> Names:
@@ -132,7 +142,10 @@ class Tree:
             return
         if self._stopping is None:
             self._stopping = reason
-            self._report(LifecycleKind.TREE_STOPPING, reason)
+            self._report(LifecycleKind.TREE_STOPPING, f"{reason}, without grace" if cut else reason)
+        elif cut and not self._is_cut:
+            self._report(LifecycleKind.TREE_STOPPING, f"{reason} again: without grace")
+        self._is_cut = self._is_cut or cut
         if self.root.run is not None:
             self.root.run.stop(reason, Grace.CUT if cut else Grace.DRAIN)
 

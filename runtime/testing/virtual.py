@@ -11,7 +11,7 @@ import trio
 from trio.testing import MockClock
 
 from .scheduler import seed_scheduler
-from .waiting import within
+from .waiting import Overdue, within
 from .watchdog import Watchdog
 
 __all__ = ["DAY", "run_virtual", "virtual_time"]
@@ -68,7 +68,7 @@ def run_virtual(
 
 
 def virtual_time(
-    *, seeds: int | Iterable[int] = 1, limit: float = 30 * DAY, watchdog: float = 60.0
+    seeds: int | Iterable[int] = 1, *, limit: float = 30 * DAY, watchdog: float = 60.0
 ) -> Callable[[Callable[P, Awaitable[None]]], Callable[P, None]]:
     """Decorator: make an async test an ordinary one, which runs it in virtual time under each of several seeds.
 
@@ -78,7 +78,8 @@ def virtual_time(
         @virtual_time(seeds=20)
         async def test_the_actor_survives_a_day_of_outage() -> None: …
 
-    A failure does not end the row: the first error is raised at the end, with all seeds that failed in its notes.
+    A failure does not end the row, unless it is an `Overdue`: the first error is raised at the end, with all seeds that
+    failed in its notes.
 
     Args:
         seeds: how many (0, 1, 2, …), or which: ``seeds=[7]`` repeats a failure.
@@ -88,6 +89,8 @@ def virtual_time(
     Raises:
         ValueError: there is no seed, so nothing would be tested.
     """
+    if callable(seeds):
+        raise TypeError("virtual_time makes the decorator: write @virtual_time(), with brackets")
     chosen = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
     if not chosen:
         raise ValueError(f"seeds must be a number of 1 or more, or some seeds, not {seeds!r}")
@@ -101,6 +104,8 @@ def virtual_time(
                     run_virtual(partial(test, *args, **kwargs), seed=seed, limit=limit, watchdog=watchdog)
                 except Exception as error:  # noqa: BLE001 - the first is raised below
                     failed[seed] = error
+                    if isinstance(error, Overdue):
+                        break  # it has cost its whole limit, and the other seeds may, too
             if failed:
                 first = next(iter(failed.values()))
                 first.add_note(f"{len(failed)} of {len(chosen)} seeds failed: {', '.join(map(str, failed))}")

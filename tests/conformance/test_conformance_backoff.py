@@ -10,6 +10,7 @@ import pytest
 import trio
 from playing import Play, begun, spec
 from trio.testing import MockClock
+from worlds import GROUPS, make
 
 from penstock.runtime.supervision import (
     Backoff,
@@ -34,7 +35,6 @@ from penstock.runtime.testing import Misbehaved, running, slow_starter, steady
 
 AT_ONCE = Backoff(minimum=0.0, maximum=0.0)
 PLENTY = Intensity(10_000, 1.0)
-GROUPS = [Strategy.ONE_FOR_ALL, Strategy.REST_FOR_ONE]
 
 
 class Starts:
@@ -81,7 +81,7 @@ def crashing_at(*instants: float | tuple[float, type[Exception]]) -> Body:
 
 
 def app(*specs: ChildSpec, **options: Any) -> Tree:
-    return Tree(Supervisor("app", specs, **{"intensity": PLENTY, **options}), seed=1)
+    return make(*specs, **{"intensity": PLENTY, **options})
 
 
 def distances(instants: list[float]) -> list[float]:

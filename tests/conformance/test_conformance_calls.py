@@ -11,7 +11,7 @@ import pytest
 import trio
 from playing import Play, begun, spec
 from trio.testing import MockClock, assert_no_checkpoints
-from worlds import PLAIN, child, counts, handles, idle, states
+from worlds import KEPT, NO_BUDGET, PLAIN, child, counts, handles, idle, states
 
 from penstock.runtime.supervision import (
     AlreadyPresent,
@@ -34,11 +34,9 @@ from penstock.runtime.supervision import (
     Tree,
 )
 from penstock.runtime.supervision.messages import AddChild, Begin, DeleteChild, RestartChild, TerminateChild
-from penstock.runtime.testing import Diary, Misbehaved, flaky, naughty, running, slow_leaver, slow_starter
+from penstock.runtime.testing import Diary, Misbehaved, flaky, naughty, running, slow_leaver, slow_starter, steady
 
-NO_BUDGET = Intensity(0, 3600.0)
 ENDLESS = Intensity(100_000, 1.0)
-KEPT = [Restart.PERMANENT, Restart.TRANSIENT]
 
 
 async def asked(call: Callable[[Any], Any], root: Supervisor | Pool) -> Any:
@@ -809,3 +807,17 @@ async def test_otp_055_stopping_one_in_the_loop_ends_the_loop(autojump_clock: Mo
         assert counts(pool) == (1, 0, 0, 0)
         await trio.sleep(50)
         assert counts(pool) == (1, 0, 0, 0)
+
+
+async def test_otp_049_a_pool_child_that_was_held_from_the_start_has_a_handle_too(autojump_clock: MockClock) -> None:
+    """Held since it was added, it stands in the list under the handle of its first incarnation, and can be stopped."""
+    gates = Gates()
+    gates.add("redis", shut="not there")
+    pool = Pool("pool", ChildSpec(id="c", body=steady(), requires=("redis",)), max_children=1)
+    async with running(Tree(pool, gates=gates)):
+        assert await pool.start_child() is None
+        (entry,) = pool.which_children()
+        assert entry.handle is not None
+        assert (entry.state, entry.handle.is_alive, entry.handle.incarnation) == ("held", False, 1)
+        await pool.terminate_child(entry.handle)
+        assert pool.which_children() == []

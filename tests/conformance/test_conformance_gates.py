@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from itertools import permutations
 from typing import Any
 
@@ -10,20 +9,19 @@ import pytest
 import trio
 from playing import Play, spec
 from trio.testing import MockClock
+from worlds import PLAIN, child, look, of_kind
 
 from penstock.runtime.supervision import (
     Backoff,
     Body,
     Child,
     ChildSpec,
-    ChildView,
     Directive,
     GateCycle,
     Gates,
     HeldTooLong,
     Intensity,
     InvalidSpec,
-    LifecycleEvent,
     LifecycleKind,
     RestartLimitExceeded,
     Rule,
@@ -35,7 +33,6 @@ from penstock.runtime.supervision import (
 from penstock.runtime.supervision.messages import Begin, ChildReady, GateTurned, ProgressSeen
 from penstock.runtime.testing import Diary, Misbehaved, naughty, outage, running, shut, slow_leaver, stalled, steady
 
-PLAIN = Backoff(minimum=1.0, maximum=10.0, jitter=0.0)
 NEVER_AGAIN = Intensity(0, 1.0)
 
 
@@ -56,17 +53,7 @@ class Starts:
 
 
 def needing(name: str, body: Body | None = None, *gates: str, **options: Any) -> ChildSpec:
-    return ChildSpec(id=name, body=body or steady(), requires=gates, **{"backoff": PLAIN, **options})
-
-
-def look(tree: Tree, path: str) -> ChildView:
-    view = tree.snapshot().find(path)
-    assert view is not None
-    return view
-
-
-def of_kind(events: Iterable[LifecycleEvent], kind: LifecycleKind) -> list[LifecycleEvent]:
-    return [event for event in events if event.kind is kind]
+    return child(name, body, requires=gates, **options)
 
 
 # 135 -----------------------------------------------------------------------------------------------------------------

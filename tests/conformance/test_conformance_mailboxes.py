@@ -9,13 +9,13 @@ import pytest
 import trio
 from attrs import frozen
 from trio.testing import MockClock
+from worlds import PLAIN, child, of_kind
 
 from penstock.runtime import AskTimeout, Deadlock, Mailbox, MailboxClosed, Overflow, Overloaded, PeerDied, Reply
 from penstock.runtime.supervision import (
     Backoff,
     Body,
     Child,
-    ChildSpec,
     Gates,
     Intensity,
     LifecycleEvent,
@@ -30,7 +30,6 @@ from penstock.runtime.supervision import (
 )
 from penstock.runtime.testing import Misbehaved, bad_starter, naughty, running, shut, steady
 
-PLAIN = Backoff(minimum=1.0, maximum=10.0, jitter=0.0)
 NEVER_AGAIN = Intensity(0, 1.0)
 
 
@@ -53,17 +52,13 @@ def reads(box: Mailbox[Any], work: Callable[[Any], Any]) -> Body:
     return body
 
 
-def child(name: str, body: Body, **options: Any) -> ChildSpec:
-    return ChildSpec(id=name, body=body, **{"backoff": PLAIN, **options})
-
-
 def state(tree: Tree, path: str) -> str:
     view = tree.snapshot().find(path)
     return "gone" if view is None else view.state
 
 
 def lost(events: Subscription) -> list[LifecycleEvent]:
-    return [event for event in events.drain() if event.kind is LifecycleKind.MAIL_LOST]
+    return of_kind(events.drain(), LifecycleKind.MAIL_LOST)
 
 
 # 124 -----------------------------------------------------------------------------------------------------------------

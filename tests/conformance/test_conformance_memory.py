@@ -15,11 +15,11 @@ import pytest
 import trio
 import trio.testing
 from trio.testing import MockClock
+from worlds import KEPT, PLAIN, child, events_of
 
 from penstock.runtime.supervision import (
     AlreadyPresent,
     AlreadyStarted,
-    Backoff,
     Body,
     Child,
     ChildHandle,
@@ -58,14 +58,6 @@ from penstock.runtime.supervision.messages import (
 )
 from penstock.runtime.supervision.outcome import Outcome
 from penstock.runtime.testing import Misbehaved, flaky, naughty, running, steady
-
-PLAIN = Backoff(minimum=1.0, maximum=10.0, jitter=0.0)
-KEEPING = [Restart.PERMANENT, Restart.TRANSIENT]
-
-
-def child(name: str, body: Body | None = None, /, **options: Any) -> ChildSpec:
-    return ChildSpec(id=name, body=body or steady(), **{"backoff": PLAIN, **options})
-
 
 # 105, 106: what a child was given ------------------------------------------------------------------------------------
 
@@ -145,7 +137,7 @@ async def test_otp_105_nothing_is_kept_of_what_temporary_children_were_given(aut
         assert givers.kept == 0
 
 
-@pytest.mark.parametrize("restart", KEEPING)
+@pytest.mark.parametrize("restart", KEPT)
 async def test_otp_105_what_children_need_for_their_restart_is_kept(
     restart: Restart, autojump_clock: MockClock
 ) -> None:
@@ -452,9 +444,9 @@ RESTARTED = [
 
 @contextmanager
 def watching(tree: Tree, into: list[LifecycleEvent]) -> Iterator[None]:
-    with tree.subscribe() as events:
+    with events_of(tree) as told:
         yield
-        into.extend(events.drain())
+    into.extend(told)
 
 
 async def test_otp_110_a_restart_is_reported_once_and_nothing_else_is(autojump_clock: MockClock) -> None:

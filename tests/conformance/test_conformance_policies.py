@@ -11,6 +11,7 @@ import trio
 from attrs import frozen
 from playing import Play, begun, spec
 from trio.testing import MockClock
+from worlds import PLAIN, look
 
 from penstock.runtime import Mailbox
 from penstock.runtime.supervision import (
@@ -18,7 +19,6 @@ from penstock.runtime.supervision import (
     Body,
     Child,
     ChildSpec,
-    ChildView,
     Directive,
     Escalated,
     InvalidSpec,
@@ -34,8 +34,6 @@ from penstock.runtime.supervision import (
 from penstock.runtime.supervision.messages import Begin
 from penstock.runtime.supervision.policy import directive_of, rule_for
 from penstock.runtime.testing import Diary, flaky, naughty, running, steady
-
-PLAIN = Backoff(minimum=1.0, maximum=10.0, jitter=0.0)
 
 POLICY = (
     Rule(LookupError, Directive.STOP),
@@ -56,12 +54,6 @@ NEAREST = [
     (Exception, Directive.RESTART),
 ]
 """What each error must lead to under `POLICY`; the last two are listed nowhere."""
-
-
-def look(tree: Tree, path: str) -> ChildView:
-    view = tree.snapshot().find(path)
-    assert view is not None
-    return view
 
 
 def kinds(events: Iterable[LifecycleEvent], path: str) -> list[str]:

@@ -9,6 +9,7 @@ import pytest
 import trio
 from playing import Play, begun, spec
 from trio.testing import MockClock
+from worlds import PLAIN, child, handles, states
 
 from penstock.runtime.supervision import (
     CUT,
@@ -40,25 +41,10 @@ from penstock.runtime.supervision import (
     UnknownGate,
 )
 from penstock.runtime.supervision.messages import Begin, GateTurned, Reload, RestartChild, Status
-from penstock.runtime.testing import Diary, Misbehaved, flaky, naughty, running, slow_leaver, steady
-
-PLAIN = Backoff(minimum=1.0, maximum=10.0, jitter=0.0)
+from penstock.runtime.testing import Diary, Misbehaved, flaky, naughty, running, slow_leaver
 
 Mode = AutoShutdown
 NEVER, ANY, ALL = Mode.NEVER, Mode.ANY_SIGNIFICANT, Mode.ALL_SIGNIFICANT
-
-
-def child(name: str, body: Body | None = None, /, **options: Any) -> ChildSpec:
-    return ChildSpec(id=name, body=body or steady(), **{"backoff": PLAIN, **options})
-
-
-def handles(root: Supervisor) -> dict[str, object]:
-    return {entry.id: entry.handle for entry in root.which_children()}
-
-
-def states(root: Supervisor) -> dict[str, str]:
-    """In start order."""
-    return {entry.id: entry.state for entry in reversed(root.which_children())}
 
 
 # 97: flags -----------------------------------------------------------------------------------------------------------

@@ -9,10 +9,10 @@ import pytest
 import trio
 from playing import Play, spec
 from trio.testing import MockClock, wait_all_tasks_blocked
+from worlds import GROUPS, HOUR, PLAIN, counts, end, events_of
 
 from penstock.runtime.supervision import (
     AlreadyPresent,
-    Backoff,
     Body,
     Child,
     ChildHandle,
@@ -30,26 +30,11 @@ from penstock.runtime.supervision.messages import Begin, Status
 from penstock.runtime.supervision.outcome import ErrorInfo
 from penstock.runtime.testing import Diary, Misbehaved, running, steady
 
-PLAIN = Backoff(minimum=1.0, maximum=10.0, jitter=0.0)
-
-HOUR = 3600.0
-
 ONE = "app/one"
 
 
 def child(name: str, body: Body, restart: Restart, **options: object) -> ChildSpec:
     return ChildSpec(id=name, body=body, **{"restart": restart, "backoff": PLAIN, **options})  # type: ignore[arg-type]
-
-
-def end(way: str) -> None:
-    """End in that way."""
-    match way:
-        case "bow out":
-            raise Shutdown
-        case "bow out with a word":
-            raise Shutdown("enough")
-        case "crash":
-            raise Misbehaved
 
 
 def ends(*ways: str) -> Body:
@@ -80,18 +65,13 @@ def alive(root: Supervisor, name: str) -> ChildHandle:
     return entry.handle
 
 
-def counts(root: Supervisor) -> tuple[int, int, int, int]:
-    said = root.count_children()
-    return said.specs, said.active, said.supervisors, said.workers
-
-
 @contextmanager
 def life_of(tree: Tree, path: str) -> Iterator[list[LifecycleEvent]]:
     """The events of one child, filled after the block."""
     told: list[LifecycleEvent] = []
-    with tree.subscribe() as events:
+    with events_of(tree) as events:
         yield told
-        told.extend(event for event in events.drain() if event.path == path)
+    told.extend(event for event in events if event.path == path)
 
 
 def kinds(events: list[LifecycleEvent]) -> str:
@@ -325,11 +305,9 @@ def begun_with(restart: Restart, strategy: Strategy) -> Play:
 
 # 65: temporary bystanders --------------------------------------------------------------------------------------------
 
-IN_GROUPS = [Strategy.ONE_FOR_ALL, Strategy.REST_FOR_ONE]
-
 
 @pytest.mark.parametrize("way", ["return", "bow out", "crash"])
-@pytest.mark.parametrize("strategy", IN_GROUPS)
+@pytest.mark.parametrize("strategy", GROUPS)
 async def test_otp_065_a_temporary_bystander_of_a_group_restart_is_gone_for_good(
     strategy: Strategy, way: str, autojump_clock: MockClock
 ) -> None:
@@ -356,7 +334,7 @@ async def test_otp_065_a_temporary_bystander_of_a_group_restart_is_gone_for_good
         assert trio.current_time() == HOUR
 
 
-@pytest.mark.parametrize("strategy", IN_GROUPS)
+@pytest.mark.parametrize("strategy", GROUPS)
 def test_core_065_a_temporary_bystander_of_a_group_restart_is_gone_for_good(strategy: Strategy) -> None:
     """The core stops the temporary bystander, removes it, and starts the permanent child alone."""
     play = Play([spec("lasting"), spec("passing", restart=Restart.TEMPORARY)], strategy)

@@ -6,10 +6,10 @@ import pytest
 import trio
 from playing import Play, spec
 from trio.testing import MockClock
+from worlds import LEAVING, PLAIN, end
 
 from penstock.runtime.supervision import (
     AutoShutdown,
-    Backoff,
     Body,
     Child,
     ChildSpec,
@@ -25,12 +25,9 @@ from penstock.runtime.supervision import (
     Tree,
 )
 from penstock.runtime.supervision.messages import Begin, Phase, TerminateChild
-from penstock.runtime.testing import Diary, Misbehaved, flaky, running, slow_leaver, steady
-
-PLAIN = Backoff(minimum=1.0, maximum=10.0, jitter=0.0)
+from penstock.runtime.testing import Diary, flaky, running, slow_leaver, steady
 
 MODES = list(AutoShutdown)
-LEAVING = [AutoShutdown.ANY_SIGNIFICANT, AutoShutdown.ALL_SIGNIFICANT]
 
 BY_ITSELF = ["return", "bow out", "bow out with a word", "crash", "kill"]
 WAYS = ["stop", *BY_ITSELF]
@@ -48,15 +45,8 @@ def ends(way: str, at: float = 1.0) -> Body:
         if child.incarnation == 1:
             with trio.move_on_after(at if way not in ("stop", "kill") else float("inf")):
                 await trio.sleep_forever()
-            match way:
-                case "return":
-                    return
-                case "bow out":
-                    raise Shutdown
-                case "bow out with a word":
-                    raise Shutdown("done")
-                case "crash":
-                    raise Misbehaved
+            end(way)
+            return
         while True:
             child.progress()
             await trio.sleep(0.5)

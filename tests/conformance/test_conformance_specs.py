@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import trio
 from trio.testing import MockClock
-from worlds import PLAIN, child, handles, idle, states
+from worlds import LEAVING, PLAIN, child, handles, idle, states
 
 from penstock.runtime.mailbox import Mailbox
 from penstock.runtime.supervision import (
@@ -37,7 +37,6 @@ from penstock.runtime.supervision import (
 )
 from penstock.runtime.testing import Diary, running, steady
 
-LEAVING = [AutoShutdown.ANY_SIGNIFICANT, AutoShutdown.ALL_SIGNIFICANT]
 MORTAL = [Restart.TRANSIENT, Restart.TEMPORARY]
 
 

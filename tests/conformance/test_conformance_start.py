@@ -9,7 +9,7 @@ import pytest
 import trio
 from playing import Play, begun, spec
 from trio.testing import MockClock
-from worlds import child, counts, fails, handles, idle, ignores, in_turn, states
+from worlds import KEPT, NO_BUDGET, child, counts, fails, handles, idle, ignores, in_turn, states
 
 from penstock.runtime.supervision import (
     AlreadyStarted,
@@ -35,10 +35,6 @@ from penstock.runtime.supervision import (
 from penstock.runtime.supervision.messages import AddChild, Begin, RestartChild, StopOrdered, TerminateChild
 from penstock.runtime.telemetry.lifecycle import Story
 from penstock.runtime.testing import Diary, Misbehaved, naughty, running, slow_leaver, slow_starter
-
-KEPT = [Restart.PERMANENT, Restart.TRANSIENT]
-NO_BUDGET = Intensity(0, 3600.0)
-"""The first restart would be the end: a start that fails for a caller is none."""
 
 
 def loud(events: Iterable[LifecycleEvent]) -> list[str]:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 import pytest
 import trio
 from playing import Play, begun, spec
 from trio.testing import MockClock
+from worlds import child, end, events_of, handles, of_kind
 
 from penstock.runtime.supervision import (
     CUT,
-    Backoff,
     Body,
     Child,
-    ChildHandle,
     ChildIsStuck,
-    ChildSpec,
     Ending,
     LifecycleEvent,
     LifecycleKind,
@@ -32,8 +29,6 @@ from penstock.runtime.supervision.messages import AddChild, Begin, Phase, StopOr
 from penstock.runtime.supervision.outcome import ErrorInfo
 from penstock.runtime.testing import Diary, Misbehaved, deaf, flaky, running, slow_leaver, steady, stuck
 
-PLAIN = Backoff(minimum=1.0, maximum=10.0, jitter=0.0)
-
 MISBEHAVED = ErrorInfo.of(Misbehaved()).type
 
 ENDS = {
@@ -46,21 +41,6 @@ ENDS = {
 
 STOPPED = {way: (LifecycleKind.CHILD_STOPPED, reason, error) for way, (_, reason, error) in ENDS.items()}
 """The same ways, of who is told to go."""
-
-
-def child(name: str, body: Body, **options: object) -> ChildSpec:
-    return ChildSpec(id=name, body=body, **{"backoff": PLAIN, **options})  # type: ignore[arg-type]
-
-
-def end(way: str) -> None:
-    """End in that way."""
-    match way:
-        case "bow out":
-            raise Shutdown
-        case "bow out with a word":
-            raise Shutdown("enough")
-        case "crash":
-            raise Misbehaved
 
 
 class Log:
@@ -93,15 +73,6 @@ class Log:
         return body
 
 
-@contextmanager
-def events_of(tree: Tree) -> Iterator[list[LifecycleEvent]]:
-    """A list that has, after the block, all events that came in it."""
-    told: list[LifecycleEvent] = []
-    with tree.subscribe() as events:
-        yield told
-        told.extend(events.drain())
-
-
 def ends_in(events: list[LifecycleEvent]) -> dict[str, list[tuple[LifecycleKind, str, str | None]]]:
     """How each child ended, each time: kind, reason, type of the error."""
     kinds = {LifecycleKind.CHILD_RETURNED, LifecycleKind.CHILD_CRASHED, LifecycleKind.CHILD_STOPPED}
@@ -114,7 +85,7 @@ def ends_in(events: list[LifecycleEvent]) -> dict[str, list[tuple[LifecycleKind,
 
 
 def paths_of(events: list[LifecycleEvent], kind: LifecycleKind) -> list[str]:
-    return [event.path for event in events if event.kind is kind]
+    return [event.path for event in of_kind(events, kind)]
 
 
 ON_ORDER = [(LifecycleKind.CHILD_STOPPED, "", None)]
@@ -437,10 +408,6 @@ def five(diary: Diary, third: Body) -> Supervisor:
     bodies = {name: third if name == "3" else steady() for name in "12345"}
     specs = [child(name, diary.of(name, body)) for name, body in bodies.items()]
     return Supervisor("app", specs, strategy=Strategy.REST_FOR_ONE)
-
-
-def handles(root: Supervisor) -> dict[str, ChildHandle | None]:
-    return {entry.id: entry.handle for entry in root.which_children()}
 
 
 async def test_otp_037_rest_for_one_stops_the_later_ones_backwards_and_starts_them_in_order(

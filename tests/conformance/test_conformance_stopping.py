@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterable
 from contextlib import suppress
 
 import pytest
@@ -13,13 +12,13 @@ import trio
 import trio.testing
 from playing import Play, begun, spec
 from trio.testing import MockClock
+from worlds import PLAIN, look, of_kind
 
 from penstock.runtime.supervision import (
     Backoff,
     Body,
     Child,
     ChildSpec,
-    ChildView,
     Ending,
     LifecycleEvent,
     LifecycleKind,
@@ -30,8 +29,6 @@ from penstock.runtime.supervision import (
 from penstock.runtime.supervision.messages import Begin, ChildEnded, Grace, StopOrdered
 from penstock.runtime.supervision.outcome import Outcome
 from penstock.runtime.testing import Diary, bad_starter, deaf, running, slow_leaver, slow_starter, steady, stuck
-
-PLAIN = Backoff(minimum=1.0, maximum=10.0, jitter=0.0)
 
 
 class Log:
@@ -50,16 +47,6 @@ class Log:
                 self.left.append((name, trio.current_time()))
 
         return noted
-
-
-def look(tree: Tree, path: str) -> ChildView:
-    view = tree.snapshot().find(path)
-    assert view is not None
-    return view
-
-
-def of_kind(events: Iterable[LifecycleEvent], kind: LifecycleKind) -> list[LifecycleEvent]:
-    return [event for event in events if event.kind is kind]
 
 
 def drains(seconds: float) -> Body:
@@ -384,7 +371,8 @@ async def test_own_132_the_second_one_cuts_all_graces_to_zero(
     assert left == expected
     assert trio.current_time() == at
     assert of_kind(told, LifecycleKind.CHILD_STUCK) == []
-    assert len(of_kind(told, LifecycleKind.TREE_STOPPING)) == 1
+    reasons = [event.reason for event in of_kind(told, LifecycleKind.TREE_STOPPING)]
+    assert reasons == ["SIGTERM", f"{second.name} again: without grace"]
 
 
 async def test_own_132_further_signals_change_nothing(autojump_clock: MockClock) -> None:

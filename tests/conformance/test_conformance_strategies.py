@@ -8,6 +8,7 @@ import pytest
 import trio
 from playing import Play, begun, spec
 from trio.testing import MockClock, wait_all_tasks_blocked
+from worlds import HOUR, PLAIN, child, counts, handles, states
 
 from penstock.runtime.supervision import (
     AlreadyPresent,
@@ -33,16 +34,10 @@ from penstock.runtime.supervision import (
 from penstock.runtime.supervision.messages import Begin, Status, StopOrdered
 from penstock.runtime.testing import Diary, Misbehaved, flaky, running, steady
 
-PLAIN = Backoff(minimum=1.0, maximum=10.0, jitter=0.0)
 NO_PAUSE = Backoff(minimum=0.0, maximum=0.0, jitter=0.0)
-HOUR = 3600.0
 TWO_AN_HOUR = Intensity(2, HOUR)
 FOUR_AN_HOUR = Intensity(4, HOUR)
 ANY_NUMBER = Intensity(10_000, HOUR)
-
-
-def child(name: str, body: Body, **options: object) -> ChildSpec:
-    return ChildSpec(id=name, body=body, **{"backoff": PLAIN, **options})  # type: ignore[arg-type]
 
 
 class Troupe:
@@ -94,10 +89,6 @@ class Troupe:
         return self.diary.take()
 
 
-def handles(root: Supervisor | Pool) -> dict[str, ChildHandle | None]:
-    return {entry.id: entry.handle for entry in reversed(root.which_children())}
-
-
 def alive(root: Supervisor | Pool) -> dict[str, ChildHandle]:
     """The handles of the children; all must run."""
     for entry in root.which_children():
@@ -110,15 +101,6 @@ def alive(root: Supervisor | Pool) -> dict[str, ChildHandle]:
 def lives(root: Supervisor | Pool) -> dict[str, int]:
     """How often each child that runs was started."""
     return {name: handle.incarnation for name, handle in alive(root).items()}
-
-
-def states(root: Supervisor | Pool) -> dict[str, str]:
-    return {entry.id: entry.state for entry in reversed(root.which_children())}
-
-
-def counts(root: Supervisor | Pool) -> tuple[int, int, int, int]:
-    said = root.count_children()
-    return said.specs, said.active, said.supervisors, said.workers
 
 
 async def until(at: float) -> None:

@@ -2,40 +2,68 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-import trio
+from trees import PLAIN, child, look, make, of_kind
 
 from penstock.runtime.supervision import (
-    Backoff,
+    AutoShutdown,
     Body,
     Child,
     ChildCounts,
     ChildHandle,
-    ChildSpec,
     Ignore,
+    Intensity,
+    LifecycleEvent,
     Pool,
+    Restart,
+    Shutdown,
+    Strategy,
     Supervisor,
+    Tree,
 )
 from penstock.runtime.testing import Misbehaved, steady
 
-__all__ = ["PLAIN", "child", "counts", "fails", "handles", "idle", "ignores", "in_turn", "states"]
+__all__ = [
+    "GROUPS",
+    "HOUR",
+    "KEPT",
+    "LEAVING",
+    "NO_BUDGET",
+    "PLAIN",
+    "child",
+    "counts",
+    "end",
+    "events_of",
+    "fails",
+    "handles",
+    "idle",
+    "ignores",
+    "in_turn",
+    "look",
+    "make",
+    "of_kind",
+    "states",
+]
 
-PLAIN = Backoff(minimum=1.0, maximum=10.0, jitter=0.0)
+HOUR = 3600.0
 
+NO_BUDGET = Intensity(0, HOUR)
+"""The first restart would be the end."""
 
-def child(name: str, body: Body | None = None, /, **options: Any) -> ChildSpec:
-    """A specification with a backoff of whole seconds; without a body it works well."""
-    return ChildSpec(id=name, body=body or steady(), **{"backoff": PLAIN, **options})
+KEPT = [Restart.PERMANENT, Restart.TRANSIENT]
+"""Whose specification stays when the child has ended."""
+
+GROUPS = [Strategy.ONE_FOR_ALL, Strategy.REST_FOR_ONE]
+
+LEAVING = [AutoShutdown.ANY_SIGNIFICANT, AutoShutdown.ALL_SIGNIFICANT]
 
 
 # Bodies that take arguments, for pools too. --------------------------------------------------------------------------
 
 
-async def idle(child: Child, *args: object) -> None:
-    """Works well."""
-    child.started()
-    await trio.sleep_forever()
+idle: Body = steady()
 
 
 async def ignores(child: Child, *args: object) -> None:
@@ -58,6 +86,17 @@ def in_turn(*bodies: Body) -> Body:
     return body
 
 
+def end(way: str) -> None:
+    """End in that way, as a body's last act; the way "return" is to do nothing."""
+    match way:
+        case "bow out":
+            raise Shutdown
+        case "bow out with a word":
+            raise Shutdown("enough")
+        case "crash":
+            raise Misbehaved
+
+
 # What a supervisor says. ---------------------------------------------------------------------------------------------
 
 
@@ -75,3 +114,12 @@ def counts(root: Supervisor | Pool) -> tuple[int, int, int, int]:
     """Specifications, active, supervisors, workers: in the order of the list."""
     said: ChildCounts = root.count_children()
     return said.specs, said.active, said.supervisors, said.workers
+
+
+@contextmanager
+def events_of(tree: Tree) -> Iterator[list[LifecycleEvent]]:
+    """A list that has, after the block, all events that came in it."""
+    told: list[LifecycleEvent] = []
+    with tree.subscribe() as events:
+        yield told
+        told.extend(events.drain())
