@@ -18,6 +18,7 @@ from penstock.runtime.supervision import (
     AlreadyStarted,
     Child,
     ChildHandle,
+    Gates,
     Intensity,
     IsAPool,
     Kind,
@@ -813,7 +814,7 @@ async def test_otp_049_a_pool_child_that_was_held_from_the_start_has_a_handle_to
     """Held since it was added, it stands in the list under the handle of its first incarnation, and can be stopped."""
     gates = Gates()
     gates.add("redis", shut="not there")
-    pool = Pool("pool", ChildSpec(id="c", body=steady(), requires=("redis",)), max_children=1)
+    pool = Pool("pool", child("c", steady(), requires=("redis",)), max_children=1)
     async with running(Tree(pool, gates=gates)):
         assert await pool.start_child() is None
         (entry,) = pool.which_children()
