@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import click
@@ -21,7 +21,12 @@ PAUSE = 1.0
 """Seconds between two attempts."""
 
 
-def follow(remote: Remote, path: str, position: str = "") -> Iterator[Sent]:
+def follow(
+    remote: Remote,
+    path: str,
+    position: str = "",
+    ended: Callable[[], str] = lambda: "the stream of events has ended",
+) -> Iterator[Sent]:
     """The events at `path`, for ever: a connection that is lost is made again, behind the last event that came.
 
     What becomes of the connection stands on standard error, once, not at each attempt.
@@ -30,6 +35,7 @@ def follow(remote: Remote, path: str, position: str = "") -> Iterator[Sent]:
         remote: the running system.
         path: of the stream.
         position: the id of the event to begin behind; by default where `path` says.
+        ended: what to say when the stream ends.
 
     Raises:
         CommandError: there never was a connection; or it could not be made again within `PATIENCE`; or the server
@@ -47,7 +53,7 @@ def follow(remote: Remote, path: str, position: str = "") -> Iterator[Sent]:
                 for event in events:
                     position = event.id or position
                     yield event
-            reason = "the stream of events has ended"
+            reason = ended()
         except (Unreachable, Refused) as error:
             temporary = isinstance(error, Unreachable) or error.status == 503
             if not opened and (not temporary or lost_at is None or time.monotonic() - lost_at > PATIENCE):

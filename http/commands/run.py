@@ -17,7 +17,7 @@ from ...runtime.cli import CommandError, load_settings
 from ...runtime.embedded import DataDirectory, DataDirectoryError, EmbeddedServerError
 from ...runtime.postgres import MigrationFailed, PostgresRejected
 from ...runtime.supervision import Escalated, HeldTooLong, RestartLimitExceeded, StartFailed, stop_on_signals
-from ...runtime.telemetry import LifecycleLog, close_logging, configure_logging, get_logger
+from ...runtime.telemetry import close_logging, configure_logging, get_logger, log_lifecycle
 from ..configuration import Settings
 from ..front_end import CannotListen, check_binds, front_end
 from .servers import wait_for_servers
@@ -74,7 +74,7 @@ async def _run(system: System, settings: Settings, directory: DataDirectory) -> 
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(stop_on_signals, deployment.tree)
-            nursery.start_soon(_tell_lifecycle, deployment)
+            await nursery.start(log_lifecycle, deployment.tree)
             nursery.start_soon(_greet, deployment)
             await deployment.run()
             nursery.cancel_scope.cancel(reason="the system has stopped")
@@ -93,12 +93,6 @@ def _tell_findings(deployment: Deployment) -> None:
     """What is worth knowing of the tree before it starts: a system's own children may be declared without limits."""
     for finding in deployment.tree.check():
         (log.warning if finding.severity == "warning" else log.debug)(finding.text, child=finding.path)
-
-
-async def _tell_lifecycle(deployment: Deployment) -> None:
-    """Everything that happens to the tree, into the log, to the very end."""
-    with deployment.tree.subscribe() as events:
-        await LifecycleLog().follow(events)
 
 
 async def _greet(deployment: Deployment) -> None:

@@ -61,7 +61,14 @@ def _follow(remote: Remote, state: dict[str, Any], as_json: bool) -> None:
     colour = False if os.environ.get("NO_COLOR") else None  # None: on a terminal
     if not as_json:
         click.echo(click.style("\nWhat happens from now on (Ctrl-C ends):", dim=True), color=colour)
-    for sent in follow_events(remote, "/api/v1/tree/events", str(state["sequence"])):
+    stops = False
+
+    def ended() -> str:
+        # The front end is the first to leave: of the rest of the stop nothing is heard here.
+        return "the system stops, and says no more" if stops else "the stream of events has ended"
+
+    for sent in follow_events(remote, "/api/v1/tree/events", str(state["sequence"]), ended):
+        stops = '"tree_stopping"' in sent.data or (stops and '"child_starting"' not in sent.data)
         click.echo(sent.data if as_json else _line(lines, sent), color=colour)
 
 

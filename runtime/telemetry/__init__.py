@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from .lifecycle import LifecycleLog
+from .lifecycle import LifecycleLog, log_lifecycle
 from .setup import close_logging, configure_logging, flush_logging, get_logger
 
-__all__ = ["LifecycleLog", "close_logging", "configure_logging", "flush_logging", "get_logger"]
+__all__ = ["LifecycleLog", "close_logging", "configure_logging", "flush_logging", "get_logger", "log_lifecycle"]

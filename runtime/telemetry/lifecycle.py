@@ -9,16 +9,20 @@ The words are found once, by `Story`; the log (`LifecycleLog`) and ``penstock tr
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
+import trio
 from attrs import frozen
 
 from ..output import duration
 from ..supervision.events import LifecycleEvent, LifecycleKind, Subscription
 from .setup import get_logger
 
-__all__ = ["LifecycleLog", "Story", "Told"]
+if TYPE_CHECKING:
+    from ..supervision.tree import Tree
+
+__all__ = ["LifecycleLog", "Story", "Told", "log_lifecycle"]
 
 
 @frozen(kw_only=True)
@@ -38,6 +42,17 @@ class Told:
     words: str
     facts: dict[str, Any]
     said: tuple[str, ...] = ()
+
+
+async def log_lifecycle(tree: Tree, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    """Log everything that happens to `tree`, to the very end: see `LifecycleLog`.
+
+    ``await nursery.start(log_lifecycle, tree)`` before the tree is run, and nothing is missed. Returns when the tree
+    has ended. Call `configure_logging` first, or set up the standard library's logging in any other way.
+    """
+    with tree.subscribe() as events:
+        task_status.started()
+        await LifecycleLog().follow(events)
 
 
 class LifecycleLog:

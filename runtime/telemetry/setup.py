@@ -37,16 +37,17 @@ def get_logger(name: str) -> structlog.stdlib.BoundLogger:
     return cast("structlog.stdlib.BoundLogger", logger)
 
 
-def configure_logging(settings: LogSettings, stream: TextIO | None = None) -> None:
+def configure_logging(settings: LogSettings | None = None, stream: TextIO | None = None) -> None:
     """Send the log, and that of every library, to `stream` in the form that the settings say.
 
     May be called again; the last call holds. Lines are written by a thread (see `LineWriter`): nothing here waits for
     the stream. Libraries log from ``info`` up even where ours log ``debug``: some write whole headers at that level.
 
     Args:
-        settings: level and format.
+        settings: level and format. Default: those of `LogSettings`.
         stream: default standard error, so that standard output holds nothing but what was asked for.
     """
+    settings = LogSettings() if settings is None else settings
     stream = sys.stderr if stream is None else stream
     terminal = _is_terminal(stream)
     form: ConsoleLine | JsonLine

@@ -155,7 +155,9 @@ async def test_a_connection_that_is_cut_is_made_again_and_no_event_is_lost_or_to
 async def test_a_server_that_is_started_anew_is_followed_from_its_beginning(serving: Any, free_port: int) -> None:
     bind = f"127.0.0.1:{free_port}"
     async with _following_when_up(serving, bind) as following:
-        await following.until("stops, children in reverse order: the test is over", "the stream of events has ended")
+        await following.until(
+            "stops, children in reverse order: the test is over", "the system stops, and says no more"
+        )
         async with serving(bind=bind):
             await following.until("connected again after", "event-system              is up")
             assert await following.interrupt() == 0

@@ -23,6 +23,24 @@ def test_the_example_runs_and_shows_what_its_page_says() -> None:
     assert run.stdout.strip() in PAGE
 
 
+def test_the_program_with_signals_and_a_log_does_what_its_page_says() -> None:
+    """It says what its check finds and what happens, stops at a SIGTERM, and ends with 0; the page shows its heart."""
+    example = DOCS / "examples" / "service.py"
+    heart = example.read_text().partition("    async with trio.open_nursery()")[2].partition("\n\n")[0]
+    assert heart in PAGE
+    with subprocess.Popen([sys.executable, "-u", example], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program:
+        assert program.stderr is not None
+        told = b""
+        while b"service is up" not in told:
+            told += program.stderr.readline()
+        program.terminate()
+        out, rest = program.communicate(timeout=60)
+    assert program.returncode == 0
+    assert b"an ordered stop takes 5 s at the most" in out
+    assert b"service stops, children in reverse order" in rest
+    assert b"SIGTERM" in rest
+
+
 @pytest.mark.parametrize("name", runtime.__all__)
 def test_each_public_name_is_what_its_module_has_and_stands_on_the_page(name: str) -> None:
     home = mailbox if name in mailbox.__all__ else supervision
