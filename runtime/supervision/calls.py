@@ -85,7 +85,14 @@ def _add(core: Core, call: AddChild) -> None:
         core._ahead.append(child)  # it has its turn behind the others
         return
     child.begun = True
-    core.touch(child)
+    _from_now_on(core, child)
+
+
+def _from_now_on(core: Core, child: ChildState) -> None:
+    """Let it start as soon as its gates are open and have settled."""
+    child.not_before = max(core.now, core.settled_at(child))
+    child.waited = child.not_before > core.now
+    core.wake(child)
     core.tell_held(child)
 
 
@@ -113,8 +120,8 @@ def _terminate(core: Core, call: TerminateChild) -> None:
         core.emit(Answer(call.ticket))  # that one is dead; what runs now is another
         return
     child.leavers.append(call.ticket)
-    was_wanted, child.goal, child.failing = child.goal, False, False
-    core.touch(child)
+    was_wanted = child.goal
+    core.put_down(child)
     if child.stuck:
         refuse_leavers(core, child)
     elif child.is_up and core.strategy is Strategy.ONE_FOR_ONE:
@@ -136,11 +143,16 @@ def _restart(core: Core, call: RestartChild) -> None:
     if error is not None or child is None:
         core.emit(Refuse(call.ticket, error or NotFound(call.id)))
         return
-    child.starter, child.goal, child.begun = call.ticket, True, True
-    child.not_before, child.waited, child.start_cause = core.now, False, None
+    child.starter, child.goal, child.start_cause = call.ticket, True, None
     child.tallies.forget()
-    core.touch(child)
-    core.tell_held(child)
+    if core.phase is Phase.STARTING:
+        # Its turn was passed by while it was stopped, or is still to come.
+        if child not in core._ahead:
+            child.begun = False
+            core._ahead.append(child)
+        return
+    child.begun = True
+    _from_now_on(core, child)
 
 
 def _delete(core: Core, call: DeleteChild) -> None:
@@ -195,8 +207,7 @@ def refuse_start(core: Core, child: ChildState, error: BaseException | None, why
     `is_over`: it has returned before it was ready, which for other than permanent children is a step that is done.
     """
     ticket, is_new, child.starter, child.is_new = child.starter, child.is_new, None, False
-    child.goal = False
-    core.touch(child)
+    core.put_down(child)
     done = is_over and child.spec.restart is not Restart.PERMANENT
     if done:
         core.emit(Answer(ticket))
@@ -218,8 +229,10 @@ def refuse_leavers(core: Core, child: ChildState) -> None:
 
 
 def refuse_all(core: Core) -> None:
-    """The supervisor stops: tell the calls that wait for a start."""
+    """The supervisor stops: tell the calls that wait for a start, or for the turn of a stop."""
     for child in core.children:
         ticket, child.starter = child.starter, None
         if ticket is not None:
             core.emit(Refuse(ticket, NotRunning(f"the supervisor stopped before {child.spec.id} was up")))
+        if child.is_up and child.leavers:
+            core.answer_leave(child, NotRunning(f"the supervisor stops, and {child.spec.id} with it"))

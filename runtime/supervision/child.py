@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from .errors import Ignore, Shutdown
 from .outcome import outcome_of
 from .policy import directive_of, rule_for
 from .spec import Directive
@@ -89,6 +90,8 @@ class Child:
         """
         try:
             yield
+        except (Shutdown, Ignore):
+            raise  # a word to the supervisor, and no error
         except Exception as error:
             fatal = outcome_of(error).fatal  # a MemoryError is an Exception, and nobody's to swallow
             if fatal or directive_of(rule_for(error, self._policy)) is not Directive.RESUME:

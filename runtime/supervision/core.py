@@ -246,8 +246,7 @@ class Core(Reconciler):
 
     def _over(self, child: ChildState, why: str) -> None:
         """It keeps its specification and its place, for a call or its group; unless it is temporary, or of a pool."""
-        child.goal, child.failing = False, False
-        self.touch(child)
+        self.put_down(child)
         if child.is_temporary or self.is_pool:
             self.answer_leave(child)
             self.remove(child, why)
@@ -307,7 +306,7 @@ class Core(Reconciler):
         if member is not child:
             member.goal = member.goal or not member.is_temporary
             member.bounce = member.status is not Status.DOWN
-        self._wake(member)
+        self.wake(member)
         self.tell_held(member)
 
     def _group(self, child: ChildState) -> list[ChildState]:
@@ -348,6 +347,8 @@ class Core(Reconciler):
         if self.phase is Phase.DONE:
             return
         tightened, self._grace = grace > self._grace, max(grace, self._grace)
+        # Whoever gives the order may not have listened yet when it was told who is stuck.
+        self._told_stuck = False
         if self.phase is not Phase.STOPPING:
             self._stop_reason, self.phase = reason, Phase.STOPPING
             calls.refuse_all(self)
@@ -379,6 +380,8 @@ class Core(Reconciler):
     def _recall(self, child: ChildState, gate: str) -> None:
         if child.is_up:
             child.recalled = child.recalled or gate
+        elif child.status is Status.STOPPING and not child.cancelled and not self.is_stopping:
+            self.cancel(child, f"{self.name_of(gate)} is shut: there is nothing to finish any more")
         self.touch(child)
         if child.status is not Status.STOPPING and child.begun:
             self.tell_held(child)
@@ -391,7 +394,7 @@ class Core(Reconciler):
         child.start_cause = f"gate:{event.name}"
         if self.held_by(child) is None:
             child.held_since = None
-        self._wake(child)
+        self.wake(child)
 
     # Time -----------------------------------------------------------------------------------------------------------
 

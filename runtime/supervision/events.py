@@ -188,6 +188,7 @@ class Journal:
         self.sequence = 0
         self.is_closed = False
         self._last: dict[str, int] = {}
+        self._removed: deque[str] = deque()
         self._subscriptions: list[Subscription] = []
 
     @contextmanager
@@ -231,11 +232,22 @@ class Journal:
             cause=self._cause(report, scope),
         )
         self._last[_key(report, scope)] = event.sequence
+        if report.kind is LifecycleKind.CHILD_REMOVED:
+            self._forget_soon(_key(report, scope))
         self.recent.append(event)
         if not self.is_closed:
             for subscription in self._subscriptions:
                 subscription._take(event)
         return event
+
+    def _forget_soon(self, key: str) -> None:
+        """A child is gone: children of a pool come by the thousand, each with a name of its own.
+
+        Not at once: what it leaves behind, lost mail say, names it as its cause.
+        """
+        self._removed.append(key)
+        if len(self._removed) > _REMEMBERED:
+            self._last.pop(self._removed.popleft(), None)
 
     def _cause(self, report: Report, scope: str) -> int | None:
         cause = report.cause
@@ -247,6 +259,9 @@ class Journal:
         turned = LifecycleKind.GATE_OPENED if report.kind in _AFTER_AN_OPENING else LifecycleKind.GATE_SHUT
         return self._last.get(f"{cause}|{turned.value}")
 
+
+_REMEMBERED = 100
+"""So many children that are gone may still be named as a cause."""
 
 _AFTER_AN_OPENING = (LifecycleKind.CHILD_STARTING, LifecycleKind.GATE_OPENED)
 """What the opening of a gate brings about; all else comes of its shutting."""

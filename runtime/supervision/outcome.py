@@ -102,9 +102,12 @@ def outcome_of(raised: BaseException | None) -> Outcome:
 
 def _leaves(raised: BaseException) -> Iterator[BaseException]:
     """The errors within groups, in order, and those behind a `Cancelled`; by a stack, for groups may be deep."""
-    stack = [raised]
+    stack, seen = [raised], set()
     while stack:
         error = stack.pop()
+        if id(error) in seen:
+            continue  # `raise group.exceptions[0]` makes a circle of the error and the group that holds it
+        seen.add(id(error))
         if isinstance(error, BaseExceptionGroup):
             stack.extend(reversed(error.exceptions))
         elif not isinstance(error, trio.Cancelled):

@@ -78,10 +78,14 @@ class Tallies:
         """The count that an error under `rule` is entered in."""
         own = rule is not None and (rule.backoff is not None or rule.limit is not None)
         key = rule.error if rule is not None and own else None
-        if key not in self._of:
-            limit = rule.limit if rule is not None and own else None
-            self._of[key] = Tally(budget=None if limit is None else budget_of(limit))
-        return self._of[key]
+        limit = rule.limit if rule is not None and own else None
+        tally = self._of.setdefault(key, Tally())
+        if limit is None:
+            tally.budget = None
+        else:
+            # A change of plan may have brought another limit.
+            tally.budget = budget_of(limit) if tally.budget is None else tally.budget.change(limit)
+        return tally
 
     def forget(self) -> None:
         """Begin all rows of crashes anew; budgets keep what was spent."""

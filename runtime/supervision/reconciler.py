@@ -31,7 +31,6 @@ from .messages import (
     Status,
     Stuck,
 )
-from .nested import Nested
 from .plan import Plan
 from .roster import Roster
 from .spec import CUT, Strategy
@@ -79,7 +78,8 @@ class Reconciler:
     budget: Budget = field(init=False)
     now: float = 0.0
     _ahead: deque[ChildState] = Factory(deque)
-    _slot: float = -math.inf
+    _next_turn: float = -math.inf
+    _turn_set: float = -math.inf
     _error: BaseException | None = None
     _bowed_out: str | None = None
     _stop_reason: str = ""
@@ -195,13 +195,15 @@ class Reconciler:
             self.emit(Stuck())
 
     def _stop_unwanted(self) -> None:
+        recalled, withdrawing = self.children.recalled, self.children.withdrawing
+        # They go before all others: behind a shut gate nobody waits for somebody's drain.
+        while (self.is_pool or not withdrawing) and (child := recalled.first()) is not None:
+            gate = child.recalled or ""
+            cause = self.shut.get(gate, "it was shut, and is open again")
+            self.order_stop(child, f"held: {self.name_of(gate)}: {cause}", drain=False, cause=f"gate:{gate}")
         unwanted, leaving = self.children.unwanted, self.children.leaving
         while (self.is_pool or not leaving) and (child := unwanted.first()) is not None:
-            if child.recalled is not None:
-                cause = self.shut.get(child.recalled, "it was shut, and is open again")
-                reason = f"held: {self.name_of(child.recalled)}: {cause}"
-                self.order_stop(child, reason, drain=False, cause=f"gate:{child.recalled}")
-            elif not child.goal:
+            if not child.goal:
                 self.order_stop(child, CALLED_OFF, drain=True)
             else:
                 reason = f"{self.strategy.value}: stopped with its group"
@@ -210,17 +212,17 @@ class Reconciler:
     def _start_due(self) -> None:
         """Start whoever may start: each for itself, and those who come back from a pause in turn."""
         while (child := self.children.due.first()) is not None:
-            if not child.waited or not self.plan.stagger:
-                self._start(child)
-            elif self.now >= self._slot:
-                self._slot = self.now + self.plan.stagger
-                self._start(child)
-            else:
-                child.not_before, child.waited = self._slot, False
-                self._slot += self.plan.stagger
-                self._wake(child)
+            self._start(child)
+        while (child := self.children.returning.first()) is not None:
+            if self.now < self._next_turn:
+                if self._turn_set != self._next_turn:
+                    self._turn_set = self._next_turn
+                    self._alarms.set(self._next_turn, Alarm.TURN, child)
+                return
+            self._next_turn = self.now + self.plan.stagger
+            self._start(child)
 
-    def _wake(self, child: ChildState) -> None:
+    def wake(self, child: ChildState) -> None:
         """Have it looked at when its time has come."""
         if child.not_before > self.now:
             self._alarms.set(child.not_before, Alarm.WAKE, child)
@@ -231,7 +233,7 @@ class Reconciler:
         if self.children.leaving or self.children.unwanted:
             return
         child = self.children.awaited.first()  # also a stuck one, which comes back before those that stand behind it
-        if child is not None and child in self.children.due:
+        if child is not None and (child in self.children.due or child in self.children.returning):
             self._start(child)
 
     # Orders ---------------------------------------------------------------------------------------------------------
@@ -240,7 +242,7 @@ class Reconciler:
         child.incarnation += 1
         self.children.alive += 1
         child.status, child.started_at, child.ready_at = Status.STARTING, self.now, None
-        child.held_since, child.waited = None, False
+        child.held_since, child.kept_since, child.waited = None, None, False
         self.touch(child)
         self._alarms.set(self.now + child.spec.start_within, Alarm.START_LIMIT, child)
         self.report(LifecycleKind.CHILD_STARTING, child, cause=child.start_cause)
@@ -249,12 +251,14 @@ class Reconciler:
             # It is never started again, so nothing of what it was given is kept: that may be large. But a supervisor
             # is known by its body, and with it what belongs to those below.
             child.args = ()
-            if not self.is_pool and not isinstance(child.spec.body, Nested):
+            if not self.is_pool and not child.is_nested:
                 child.spec = child.spec.over(_forgotten)
 
     def order_stop(self, child: ChildState, reason: str, *, drain: bool, cause: str | None = None) -> None:
         """Begin the stop of a child that is up: its drain, or at once its cancel."""
-        drain = drain and child.status is Status.RUNNING and child.spec.stop_within is not CUT
+        # A supervisor that is still starting has children that may be up, and have something to finish.
+        works = child.status is Status.RUNNING or child.is_nested
+        drain = drain and works and child.spec.stop_within is not CUT
         grace = child.spec.drain_within if drain else 0.0
         child.status = Status.STOPPING
         self.touch(child)
@@ -289,6 +293,7 @@ class Reconciler:
         if gate is None or child.held_since is not None or not child.goal or self.is_stopping:
             return
         child.held_since = self.now
+        child.kept_since = self.now if child.kept_since is None else child.kept_since
         self.watch_hold(child)
         reason = f"{self.name_of(gate)}: {self.shut[gate]}"
         self.report(LifecycleKind.CHILD_HELD, child, reason=reason, cause=f"gate:{gate}")
@@ -296,8 +301,13 @@ class Reconciler:
 
     def watch_hold(self, child: ChildState) -> None:
         """Set the alarm for the limit of a hold that is under way."""
-        if child.held_since is not None:
-            self._alarms.set(child.held_since + child.spec.hold_within, Alarm.HOLD_LIMIT, child)
+        if child.kept_since is not None:
+            self._alarms.set(child.kept_since + child.spec.hold_within, Alarm.HOLD_LIMIT, child)
+
+    def put_down(self, child: ChildState) -> None:
+        """It is not to run any more, until a call or its group says so."""
+        child.goal, child.failing, child.held_since, child.kept_since = False, False, None, None
+        self.touch(child)
 
     def answer_start(self, child: ChildState, *, is_up: bool = False) -> None:
         """Tell the call that waits for it that `child` is up; or that there is no task, and nothing wrong."""

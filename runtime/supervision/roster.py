@@ -69,8 +69,11 @@ class Roster:
 
     Attributes:
         unwanted: those that are up, and should not be; the last comes first.
+        recalled: those of these whose gate was shut. They stand in `unwanted` no more.
+        withdrawing: those of the leaving that were recalled.
         leaving: those that were told to stop, and are not stuck; the last comes first.
         due: those that are down, should be up, and whose time has come.
+        returning: those of these who come back from a pause, and take turns. They stand in `due` no more.
         awaited: those that are not up, and will be: nobody of a group may start before them.
         up: those that work or are about to; the last comes first.
         alive: how many have a task.
@@ -79,12 +82,23 @@ class Roster:
     def __init__(self) -> None:
         self._by_id: dict[str, ChildState] = {}
         self._next_order = 0
-        self._queues = (self.unwanted, self.leaving, self.due, self.awaited, self.up) = (
-            Queue(backwards=True),
-            Queue(backwards=True),
-            Queue(),
-            Queue(),
-            Queue(backwards=True),
+        self.unwanted = Queue(backwards=True)
+        self.recalled = Queue(backwards=True)
+        self.leaving = Queue(backwards=True)
+        self.withdrawing = Queue()
+        self.due = Queue()
+        self.returning = Queue()
+        self.awaited = Queue()
+        self.up = Queue(backwards=True)
+        self._queues = (
+            self.unwanted,
+            self.recalled,
+            self.leaving,
+            self.withdrawing,
+            self.due,
+            self.returning,
+            self.awaited,
+            self.up,
         )
         self.alive = 0
 
@@ -138,9 +152,14 @@ class Roster:
         """Bring the queues up to date after a change of `child`; to be called after each one."""
         if child.gone:
             return
-        down = child.status is Status.DOWN
-        self.up.put(child, child.is_up)
-        self.unwanted.put(child, child.is_up and not wanted)
-        self.leaving.put(child, child.status is Status.STOPPING and not child.stuck)
-        self.due.put(child, down and wanted and child.begun and now >= child.not_before)
+        is_up, is_recalled = child.is_up, child.recalled is not None
+        leaves = child.status is Status.STOPPING and not child.stuck
+        may_start = child.status is Status.DOWN and wanted and child.begun and now >= child.not_before
+        self.up.put(child, is_up)
+        self.unwanted.put(child, is_up and not wanted and not is_recalled)
+        self.recalled.put(child, is_up and is_recalled)
+        self.leaving.put(child, leaves)
+        self.withdrawing.put(child, leaves and is_recalled)
+        self.due.put(child, may_start and not child.waited)
+        self.returning.put(child, may_start and child.waited)
         self.awaited.put(child, child.status is not Status.RUNNING and child.begun and child.goal and not held)

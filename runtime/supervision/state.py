@@ -12,6 +12,7 @@ from typing import Any
 from attrs import define, field
 
 from .messages import Status
+from .nested import Nested
 from .outcome import ErrorInfo
 from .policy import Tallies
 from .spec import ChildSpec, Restart
@@ -37,13 +38,14 @@ class ChildState:
         recalled: the gate that was shut while it ran. It must leave, also if that gate opens before its turn comes:
             what it holds of the far side is dead.
         held_since: when its hold was reported, or None while there is none.
+        kept_since: since when gates have kept it from running; an opening that is too short for a start ends it not.
         incarnation: how often it was started.
         was_ready: the last incarnation that was ready; 0 when none was.
         restarts: how often it was started again after it ended by itself.
         failing: it ended by itself and was not ready since.
         tallies: its crashes in a row, by the rule of its policy.
         not_before: the earliest time of its next start.
-        waited: that time was in the future when it was set: it returns from a pause, and may have to take its turn.
+        waited: that time was in the future when it was set: it returns from a pause, and takes its turn.
         ready_at: when this incarnation became ready, or None.
         condemned: why it is being stopped although it did not end by itself (start limit, stall).
         cancelled: its cancel has gone out.
@@ -65,6 +67,7 @@ class ChildState:
     bounce: bool = False
     recalled: str | None = None
     held_since: float | None = None
+    kept_since: float | None = None
     incarnation: int = 0
     was_ready: int = 0
     restarts: int = 0
@@ -82,6 +85,11 @@ class ChildState:
     starter: object | None = None
     is_new: bool = False
     leavers: list[object] = field(factory=list)
+
+    @property
+    def is_nested(self) -> bool:
+        """Whether it is a supervisor."""
+        return isinstance(self.spec.body, Nested)
 
     @property
     def is_up(self) -> bool:
@@ -103,6 +111,7 @@ class Alarm(enum.Enum):
     STUCK = "stuck"
     PROGRESS = "progress"
     HOLD_LIMIT = "hold_limit"
+    TURN = "turn"
 
 
 _RINGS_IN = {
@@ -112,6 +121,7 @@ _RINGS_IN = {
     Alarm.PROGRESS: {Status.RUNNING},
     Alarm.WAKE: {Status.DOWN, Status.STOPPING},
     Alarm.HOLD_LIMIT: {Status.DOWN, Status.STOPPING},
+    Alarm.TURN: set(Status),
 }
 """The status without which an alarm says nothing any more."""
 
@@ -145,9 +155,11 @@ class Alarms:
         return self._heap[0][0] if self._heap else math.inf
 
     def take(self, now: float) -> Iterator[tuple[Alarm, ChildState]]:
-        """Those that ring at `now`, in order."""
+        """Those that ring at `now`, in order. One that is set meanwhile rings the next time."""
+        due = []
         while self._heap and self._heap[0][0] <= now:
-            entry = heapq.heappop(self._heap)
+            due.append(heapq.heappop(self._heap))
+        for entry in due:
             if _is_live(entry):
                 yield entry[2], entry[3]
 
@@ -157,5 +169,7 @@ def _is_live(entry: _Entry) -> bool:
     if child.gone or child.incarnation != incarnation or child.status not in _RINGS_IN[alarm]:
         return False
     if alarm is Alarm.HOLD_LIMIT:
-        return child.held_since is not None and at == child.held_since + child.spec.hold_within
+        return child.goal and child.kept_since is not None and at == child.kept_since + child.spec.hold_within
+    if alarm is Alarm.TURN:
+        return True  # it is for all who wait for their turn
     return alarm is not Alarm.WAKE or at == child.not_before
