@@ -224,7 +224,9 @@ def refuse_start(core: Core, child: ChildState, error: BaseException | None, why
 
 def refuse_leavers(core: Core, child: ChildState) -> None:
     """Tell the calls that wait for `child` to leave that it does not."""
-    text = f"{core.label(child)} was cancelled and has not left within {child.spec.leaves_within:g} s; it is reported"
+    late = f"has not left within {child.spec.leaves_within:g} s"
+    why = "waits for somebody below it who does not leave" if child.is_nested else late
+    text = f"{core.label(child)} was cancelled and {why}; it is reported"
     core.answer_leave(child, ChildIsStuck(text))
 
 
