@@ -10,6 +10,7 @@ collected by pytest.
 from __future__ import annotations
 
 import argparse
+import gc
 import statistics
 import time
 from collections.abc import Callable
@@ -152,7 +153,10 @@ def medians(rounds: int, *measures: Callable[[], object]) -> list[list[float]]:
     taken: list[list[list[float]]] = [[] for _ in measures]
     for _ in range(rounds):
         for measure, values in zip(measures, taken, strict=True):
+            gc.collect()
+            gc.disable()  # its passes grow with all that is alive, also in a bare nursery: not what is asked here
             value = measure()
+            gc.enable()
             values.append(list(value) if isinstance(value, tuple) else [value])  # type: ignore[list-item]
     return [[statistics.median(column) for column in zip(*values, strict=True)] for values in taken]
 

@@ -286,6 +286,8 @@ class World:
             assert all(other not in self.alive or self.alive[other].stuck for other in later), "stops in reverse"
         elif first and not condemned and not (self.is_over(task.name) and self.strategy is Strategy.ONE_FOR_ONE):
             others = [other for other in self.alive.values() if other is not task and other.ordered_off]
+            if self.is_recalled(task.name):  # it waits for nobody but those who leave for the same reason
+                others = [other for other in others if self.is_recalled(other.name)]
             assert all(other.stuck for other in others), "one leaves after the other"
 
     def enter(self, report: Report) -> None:
@@ -324,6 +326,9 @@ class World:
             assert report.kind not in task.told
             assert not ENDS & set(task.told), "nothing is told of an incarnation after its end"
         task.told.append(report.kind)
+
+    def is_recalled(self, name: str) -> bool:
+        return self.core.children[name].recalled is not None
 
     def is_held(self, name: str) -> bool:
         child = self.core.children.get(name)
