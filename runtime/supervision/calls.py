@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from attrs import evolve
+
 from .errors import (
     AlreadyPresent,
     AlreadyStarted,
@@ -178,10 +180,11 @@ def _reload(core: Core, call: Reload) -> None:
     if core.phase is not Phase.RUNNING:
         core.emit(Refuse(call.ticket, NotRunning("the supervisor is still starting; reload it when it is up")))
         return
-    changes = core.plan.changes(call.plan)
-    core.budget = core.budget.change(call.plan.intensity)
-    core.plan = call.plan
-    for spec in call.plan.children:
+    plan = evolve(core.plan, **call.flags) if call.plan is None else call.plan
+    changes = core.plan.changes(plan)
+    core.budget = core.budget.change(plan.intensity)
+    core.plan = plan
+    for spec in plan.children:
         child = core.children.get(spec.id)
         if child is None:
             child = core.children.append(spec)
@@ -189,10 +192,10 @@ def _reload(core: Core, call: Reload) -> None:
         else:
             child.spec = spec
             core.watch_hold(child)
-    core.children.reorder(spec.id for spec in call.plan.children)
+    core.children.reorder(spec.id for spec in plan.children)
     for child in list(core.children):
         core.touch(child)
-    core.emit(TakeOver(call.plan))
+    core.emit(TakeOver(plan, call.template))
     if changes:
         core.emit(Report(kind=LifecycleKind.PLAN_CHANGED, subject="", reason=str(changes)))
     core.emit(Answer(call.ticket, value=changes))

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from .brief import brief
-from .errors import InvalidSpec, NotRunning
+from .errors import InvalidSpec, NotRunning, SupervisionError
 from .nested import Nested
 from .run import Run
 from .spec import Backoff, ChildSpec, Cut, Kind, Restart, Rule
@@ -27,6 +27,7 @@ class Declaration(ABC):
     Attributes:
         id: its name among its siblings, or the root's.
         run: its present or last life; None before the first.
+        bookings: how many calls are on their way that bring it; see `House.book`.
     """
 
     is_pool = False
@@ -38,7 +39,9 @@ class Declaration(ABC):
             raise InvalidSpec(f"{what}, not {brief(id)}")
         self.id = id
         self.run: Run | None = None
+        self.bookings = 0
         self._house: House | None = None
+        self._held: tuple[str, ...] = ()
 
     @property
     @abstractmethod
@@ -54,9 +57,14 @@ class Declaration(ABC):
     def make_plan(self) -> Plan:
         """What the next life begins with."""
 
-    def take_over(self, plan: Plan) -> None:
-        """A call has brought another plan."""
-        raise NotImplementedError
+    @abstractmethod
+    def take_over(self, plan: Plan, template: ChildSpec | None = None) -> None:
+        """A call has brought another plan; and, to a pool, perhaps another template."""
+
+    @property
+    def lasting_specs(self) -> tuple[ChildSpec, ...]:
+        """The specifications that children may yet be started from, whoever of them is there now."""
+        return self.own_specs
 
     def spec(
         self,
@@ -98,8 +106,44 @@ class Declaration(ABC):
         """
         self._check_place(house)
         self._house = house
+        try:
+            for spec in self.own_specs:
+                house.admit(spec)
+        except SupervisionError:
+            self.leave()
+            raise
+
+    def sit(self, house: House) -> None:
+        """Be bound to the place where it has been admitted."""
+        if self._house is None:
+            self._house = house
+
+    def leave(self) -> None:
+        """Be free for another place, with those below it, unless it is had, or may be soon."""
+        house = self._house
+        if house is None or self.bookings or house.mail.has(self):
+            return
+        self._house = None
         for spec in self.own_specs:
-            house.admit(spec)
+            if isinstance(spec.body, Nested) and spec.body.declaration._is_at(house.below(spec.id)):
+                spec.body.declaration.leave()
+
+    def hold_own(self) -> None:
+        """Have the mailboxes of those that it may yet start, and no others."""
+        assert self._house is not None  # noqa: S101 - bound before it is had
+        specs = self.lasting_specs
+        before, self._held = self._held, tuple(spec.id for spec in specs)
+        for spec in specs:
+            self._house.hold(self, spec)
+        for name in set(before).difference(self._held):
+            self._house.let_go(self, name, f"{self._house.path}/{name} is gone")
+
+    def let_go_own(self, reason: str) -> None:
+        """Have nothing any more."""
+        assert self._house is not None  # noqa: S101 - as above
+        before, self._held = self._held, ()
+        for name in before:
+            self._house.let_go(self, name, reason)
 
     def check_in(self, house: House) -> None:
         """Raise what `settle_in` would raise, and bind nobody."""
@@ -108,14 +152,19 @@ class Declaration(ABC):
             house.check(spec)
 
     def _check_place(self, house: House) -> None:
-        if self._house is not None and (self._house.journal is not house.journal or self._house.path != house.path):
+        if self._house is not None and not self._is_at(house):
             raise InvalidSpec(f"supervisor {self.id!r} is in a tree already, at {self._house.path}; build another one")
+
+    def _is_at(self, house: House) -> bool:
+        return self._house is not None and self._house.journal is house.journal and self._house.path == house.path
 
     async def serve(self, child: Child | None = None) -> None:
         """Start the children and keep them, until the stop; see `Tree.run` and `Run.serve`."""
         if self._house is None:
             raise RuntimeError(f"supervisor {self.id!r} belongs to no tree; build a Tree around its root")
         self.run = Run(self.make_plan(), self._house, child, self.is_pool, self.max_children, self.take_over)
+        self.run.hold_children()
+        self.hold_own()  # the root's own life is its last: it has what its children have
         await self.run.serve()
 
     def _live(self) -> Run:

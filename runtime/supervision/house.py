@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from attrs import Factory, define, evolve
 
-from .errors import InvalidSpec
+from ..mailbox import Mailbox
+from .errors import InvalidSpec, SupervisionError
 from .events import LifecycleKind, Report
 from .names import Names
 from .nested import Nested
 from .outcome import ErrorInfo
 
 if TYPE_CHECKING:
-    from ..mailbox import Mailbox
+    from .declaration import Declaration
     from .events import Journal
     from .gates import Gates
     from .spec import ChildSpec
 
+    _Thing: TypeAlias = Mailbox[Any] | Declaration
+
 __all__ = ["House"]
+
+_Claim = tuple[object, str]
+"""Who has something, and for the child at which path."""
 
 
 class Mail:
-    """The mailboxes of the children of a tree, each open as long as a specification names it.
+    """What the children of a tree have: their mailboxes, each open as long as somebody has it.
+
+    Three have the mailboxes of a specification, each in its own name: a supervisor that may start a child from it later
+    (its plan, a pool's template); the life of a supervisor, for a child that is there, up or down; and an incarnation,
+    which may outlive the specification it was started from. A supervisor among the children is had in the same way,
+    and has what is its own as long as it is had itself.
 
     Args:
         journal: is told of messages that nobody took.
@@ -33,28 +43,44 @@ class Mail:
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
-        self._owners: dict[Mailbox[Any], Counter[str]] = {}
+        self._things: dict[_Claim, tuple[_Thing, ...]] = {}
+        self._claims: dict[_Thing, dict[_Claim, None]] = {}
 
-    def take_in(self, spec: ChildSpec, path: str) -> None:
-        """The specification of the child at `path` has come."""
-        for mailbox in spec.mailboxes:
-            self._owners.setdefault(mailbox, Counter())[path] += 1
+    def has(self, thing: _Thing) -> bool:
+        """Whether somebody has it."""
+        return thing in self._claims
 
-    def let_go(self, spec: ChildSpec, path: str, reason: str) -> None:
-        """It is gone for good: close what was its alone."""
-        for mailbox in spec.mailboxes:
-            owners = self._owners.get(mailbox, Counter())
-            owners[path] -= 1
-            if owners[path] <= 0:
-                del owners[path]
-            if not owners and self._owners.pop(mailbox, None) is not None:
-                self._close(mailbox, path, reason)
+    def assign(self, owner: object, path: str, things: Iterable[_Thing], reason: str) -> None:
+        """Have `owner` have these for the child at `path`, and nothing else: close what nobody has any more."""
+        claim, now = (owner, path), tuple(things)
+        before = self._things.pop(claim, ())
+        if now:
+            self._things[claim] = now
+        for thing in now:
+            is_new = thing not in self._claims
+            self._claims.setdefault(thing, {})[claim] = None
+            if is_new and not isinstance(thing, Mailbox):
+                thing.hold_own()
+        for thing in before:
+            if thing not in now:
+                self._drop(thing, claim, reason)
+
+    def _drop(self, thing: _Thing, claim: _Claim, reason: str) -> None:
+        claims = self._claims.get(thing, {})
+        claims.pop(claim, None)
+        if claims or self._claims.pop(thing, None) is None:
+            return
+        if isinstance(thing, Mailbox):
+            self._close(thing, claim[1], reason)
+        else:
+            thing.let_go_own(reason)
 
     def close(self, reason: str) -> None:
         """The tree has ended: close all."""
-        owned, self._owners = self._owners, {}
-        for mailbox, owners in owned.items():
-            self._close(mailbox, next(iter(owners)), reason)
+        had, self._claims, self._things = self._claims, {}, {}
+        for thing, claims in had.items():
+            if isinstance(thing, Mailbox):
+                self._close(thing, next(iter(claims))[1], reason)
 
     def _close(self, mailbox: Mailbox[Any], path: str, reason: str) -> None:
         before = mailbox.statistics().undelivered
@@ -107,6 +133,30 @@ class House:
         if isinstance(spec.body, Nested):
             spec.body.declaration.settle_in(self.below(spec.id))
 
+    def book(self, specs: Iterable[ChildSpec]) -> None:
+        """Admit all of these or, if one cannot be, none; nobody else gets the supervisors among them until `unbook`.
+
+        Raises:
+            UnknownGate, InvalidSpec: as `admit`.
+        """
+        booked: list[ChildSpec] = []
+        try:
+            for spec in specs:
+                self.admit(spec)
+                booked.append(spec)
+                if isinstance(spec.body, Nested):
+                    spec.body.declaration.bookings += 1
+        except SupervisionError:
+            self.unbook(booked)
+            raise
+
+    def unbook(self, specs: Iterable[ChildSpec]) -> None:
+        """It is settled whether they were taken: the supervisors that were not may go elsewhere."""
+        for spec in specs:
+            if isinstance(spec.body, Nested):
+                spec.body.declaration.bookings -= 1
+                spec.body.declaration.leave()
+
     def check(self, spec: ChildSpec) -> None:
         """Raise what `admit` would raise; nobody settles in."""
         self._check_own(spec)
@@ -121,18 +171,15 @@ class House:
                 text = f"the mailbox {mailbox.name!r} of {path} is closed: it went with the child that had it"
                 raise InvalidSpec(f"{text}; give the new one a new mailbox")
 
-    def adopt(self, spec: ChildSpec) -> None:
-        """The mailboxes of this child, and of those below it, belong to the tree from now on."""
-        self.mail.take_in(spec, f"{self.path}/{spec.id}")
-        for below in _below(spec):
-            self.below(spec.id).adopt(below)
+    def hold(self, owner: object, spec: ChildSpec) -> None:
+        """Have `owner` have what belongs to this child, and to those below it; no more what it had for it before."""
+        path = f"{self.path}/{spec.id}"
+        things: tuple[_Thing, ...] = spec.mailboxes
+        if isinstance(spec.body, Nested):
+            spec.body.declaration.sit(self.below(spec.id))
+            things = (*things, spec.body.declaration)
+        self.mail.assign(owner, path, things, f"{path} was replaced")
 
-    def forget(self, spec: ChildSpec, reason: str) -> None:
-        """It is gone for good: close them."""
-        self.mail.let_go(spec, f"{self.path}/{spec.id}", reason)
-        for below in _below(spec):
-            self.below(spec.id).forget(below, reason)
-
-
-def _below(spec: ChildSpec) -> tuple[ChildSpec, ...]:
-    return spec.body.declaration.own_specs if isinstance(spec.body, Nested) else ()
+    def let_go(self, owner: object, name: str, reason: str) -> None:
+        """Have `owner` have nothing of the child of that name."""
+        self.mail.assign(owner, f"{self.path}/{name}", (), reason)

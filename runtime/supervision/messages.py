@@ -6,9 +6,10 @@ Plain data, all of it: the core is tested by feeding it the one and reading the 
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from typing import Any
 
-from attrs import frozen
+from attrs import Factory, frozen
 
 from .errors import SupervisionError
 from .events import Report
@@ -205,10 +206,15 @@ class DeleteChild:
 
 @frozen
 class Reload:
-    """Go over to another plan; answered with the `Changes`."""
+    """Go over to another plan; answered with the `Changes`.
+
+    A pool is given no plan, but the `flags` that are to change, by name, and perhaps another `template`.
+    """
 
     ticket: object
-    plan: Plan
+    plan: Plan | None
+    template: ChildSpec | None = None
+    flags: Mapping[str, Any] = Factory(dict)
 
 
 Call = AddChild | TerminateChild | RestartChild | DeleteChild | Reload
@@ -276,9 +282,10 @@ class AdoptChild:
 
 @frozen
 class TakeOver:
-    """A call has brought another plan, which holds from now on."""
+    """A call has brought another plan, and to a pool perhaps another template; they hold from now on."""
 
     plan: Plan
+    template: ChildSpec | None = None
 
 
 @frozen

@@ -6,6 +6,8 @@ import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from attrs import evolve
+
 from .brief import brief, clipped
 from .declaration import Declaration
 from .errors import InvalidSpec, IsAPool, NotFound
@@ -78,9 +80,12 @@ class Pool(Declaration):
         """No children: they come by calls."""
         return self._plan
 
-    def take_over(self, plan: Plan) -> None:
-        """Its flags have changed."""
+    def take_over(self, plan: Plan, template: ChildSpec | None = None) -> None:
+        """Its flags have changed, or its template. The children that are there keep theirs, and its mailboxes."""
         self._plan = plan
+        if template is not None:
+            self.template = template
+            self.hold_own()
 
     # Calls ----------------------------------------------------------------------------------------------------------
 
@@ -146,18 +151,17 @@ class Pool(Declaration):
             NotRunning: as above, or the pool is still starting.
         """
         run = self._live()
-        new = self.template if template is None else _one(template)
-        check_significant(new, AutoShutdown.NEVER)
-        run.house.admit(new)
-        old = run.core.plan
-        plan = Plan((), old.strategy, intensity or old.intensity, old.auto_shutdown, _or(stagger, old.stagger))
-        changes: Changes = await run.call(lambda ticket: Reload(ticket, plan))
-        if new is self.template:
-            return changes
-        run.house.adopt(new)
-        run.house.forget(self.template, f"the template of {run.path} was replaced")
-        replaced, self.template = self.template, new
-        return Changes(changed=(new.id,) if replaced != new else (), flags=changes.flags)
+        new = None if template is None else _one(template)
+        if new is not None:
+            check_significant(new, AutoShutdown.NEVER)
+        given: dict[str, Any] = {"intensity": intensity, "stagger": stagger}
+        flags = {name: value for name, value in given.items() if value is not None}
+        Plan(**flags)  # raises what they are refused for
+        before = self.template
+        changes: Changes = await run.call(
+            lambda ticket: Reload(ticket, None, new, flags), () if new is None else (new,)
+        )
+        return changes if new is None or new == before else evolve(changes, changed=(new.id,))
 
     def which_children(self) -> list[ChildEntry]:
         """All children, the newest first. Never blocks; raises `NotRunning`."""
@@ -220,7 +224,3 @@ def _one(template: object) -> ChildSpec:
 
 def _named(given: object) -> str:
     return given.id if isinstance(given, ChildSpec) else brief(given)
-
-
-def _or(given: float | None, otherwise: float) -> float:
-    return otherwise if given is None else given

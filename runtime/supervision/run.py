@@ -108,7 +108,7 @@ class Run:
         child: its own `Child`, where it is a child itself; None for the root.
         is_pool: see `Reconciler`.
         max_children: see `Reconciler`.
-        on_plan: told of the plan that a call brought, once it is taken over.
+        on_plan: told of the plan, and the template, that a call brought, once it is taken over.
     """
 
     plan: Plan
@@ -116,7 +116,7 @@ class Run:
     child: Child | None
     is_pool: bool = False
     max_children: int | None = None
-    on_plan: Callable[[Plan], None] = lambda plan: None
+    on_plan: Callable[[Plan, ChildSpec | None], None] = lambda plan, template: None
     core: Core = field(init=False)
     running: dict[str, Incarnation] = Factory(dict)
     bowed_out: str | None = None
@@ -125,6 +125,7 @@ class Run:
     _error: BaseException | None = None
     _watched: dict[str, Gate] = Factory(dict)
     _tickets: set[_Ticket] = Factory(set)
+    _booked: dict[_Ticket, tuple[ChildSpec, ...]] = Factory(dict)
     _ended: bool = False
 
     def __attrs_post_init__(self) -> None:
@@ -164,12 +165,15 @@ class Run:
 
         Raises:
             NotRunning: the supervisor ended, or is stopping.
+            UnknownGate, InvalidSpec: what `specs` are refused for; see `House.admit`.
             SupervisionError: what the core refuses it with.
         """
         if self.has_ended:
             raise NotRunning(f"the supervisor {self.path} has ended: it takes no calls")
-        ticket = _Ticket()
-        for name in [name for spec in specs for name in spec.requires]:
+        ticket, brought = _Ticket(), tuple(specs)
+        self.house.book(brought)
+        self._booked[ticket] = brought
+        for name in [name for spec in brought for name in spec.requires]:
             self._watch_gate(name)
         self._tickets.add(ticket)
         self._post(make(ticket))
@@ -178,6 +182,11 @@ class Run:
         finally:
             self._tickets.discard(ticket)
         return ticket.taken()
+
+    def hold_children(self) -> None:
+        """Have the mailboxes of the children that it begins with."""
+        for spec in self.plan.children:
+            self.house.hold(self, spec)
 
     def _watch_gate(self, name: str) -> None:
         """Hear of a gate that no child has required so far."""
@@ -217,11 +226,16 @@ class Run:
         self._ended = True
         for gate in self._watched.values():
             gate.unlisten(self._gate_turned)
+        for running in self.running.values():
+            self.house.let_go(running.handle, running.child.id, f"{self.path} has ended")
         for child in self.core.children:
-            if not self.is_pool and not self.plan.has(child.spec.id):
-                self.house.forget(child.spec, f"{self.path} has ended")  # added by a call, and gone with this life
+            # What calls have added is gone with this life; the plan's children come back, or go with the whole tree.
+            if self.child is not None or not self.plan.has(child.spec.id):
+                self.house.let_go(self, child.spec.id, f"{self.path} has ended")
         for ticket in tuple(self._tickets):
             ticket.settle(None, NotRunning(f"the supervisor {self.path} has ended: it takes no calls"))
+        while self._booked:
+            self.house.unbook(self._booked.popitem()[1])
 
     def _raise_error(self) -> None:
         error, self._error = self._error, None
@@ -288,6 +302,7 @@ class Run:
             running = self.running.get(event.id)
             if running is not None and running.handle.incarnation == event.incarnation:
                 del self.running[event.id]  # not before: whoever waits for its start is still to get its handle
+                self.house.let_go(running.handle, event.id, f"{self.path}/{event.id} was replaced")
         for action in actions:
             self._perform(action, nursery)
 
@@ -320,16 +335,14 @@ class Run:
                 if isinstance(error, AlreadyStarted) and name is not None:
                     error.handle = self.handle_of(name)
                 self._settle(ticket, None, error)
-            case TakeOver(plan=plan):
+            case TakeOver(plan=plan, template=template):
                 self.plan = plan
-                self.on_plan(plan)
+                self.on_plan(plan, template)
+                self.hold_children()
             case AdoptChild(spec=spec):
-                if not self.is_pool:  # a pool's children share the template's mailboxes, which outlive each of them
-                    self.house.adopt(spec)
+                self.house.hold(self, spec)
             case ForgetChild(spec=spec):
-                # A child of the plan comes back with the next start of this supervisor; the root has none.
-                if not self.is_pool and (self.child is None or not self.plan.has(spec.id)):
-                    self.house.forget(spec, f"{self.path}/{spec.id} is gone")
+                self.house.let_go(self, spec.id, f"{self.path}/{spec.id} is gone")
             case Settled():
                 if self.child is not None:
                     self.child.started()
@@ -360,6 +373,7 @@ class Run:
     def _settle(self, ticket: object, value: Any, error: Exception | None = None) -> None:
         assert isinstance(ticket, _Ticket)  # noqa: S101 - the core hands back what it was given
         ticket.settle(value, error)
+        self.house.unbook(self._booked.pop(ticket, ()))
 
     def _enter(self, report: Report) -> None:
         if report.kind is LifecycleKind.CHILD_STUCK and not report.reason:
@@ -389,6 +403,7 @@ class Run:
                 self._post(ChildEnded(name, incarnation, Outcome(held, unasked=True)))
                 return
         self.running[name] = running
+        self.house.hold(handle, spec)
         registered = spec.name
 
         def ended(outcome: Outcome) -> None:

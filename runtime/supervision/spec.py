@@ -11,6 +11,7 @@ import difflib
 import enum
 import math
 import sys
+import types
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Concatenate, Final
 
@@ -305,6 +306,13 @@ class Rule:
             raise InvalidSpec(f"the limit of a rule must be an Intensity or a Decay, not {brief(self.limit)}")
 
 
+def _identity(body: object) -> object:
+    """Bodies are compared by what they are: an `__eq__` of their own may raise, and says nothing of what they run."""
+    if isinstance(body, types.MethodType):
+        return id(body.__self__), id(body.__func__)  # made anew by each look at it
+    return id(body)
+
+
 def _default_stop(self: ChildSpec) -> float:
     return math.inf if self.kind is Kind.SUPERVISOR else 5.0
 
@@ -338,7 +346,7 @@ class ChildSpec:
     """
 
     id: str = field(validator=_name)
-    body: Body = field(repr=False)
+    body: Body = field(repr=False, eq=_identity)
     kind: Kind = field(default=Kind.WORKER, validator=_instance_of(Kind))
     restart: Restart = field(default=Restart.PERMANENT, validator=_instance_of(Restart))
     significant: bool = field(default=False, validator=_instance_of(bool))

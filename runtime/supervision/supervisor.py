@@ -12,7 +12,7 @@ from .handle import ChildHandle
 from .listing import ChildCounts, ChildEntry, counts_of, entries_of, entry_of
 from .messages import AddChild, DeleteChild, Reload, RestartChild, TerminateChild
 from .plan import Builder, Changes, Plan, built
-from .spec import AutoShutdown, ChildSpec, Decay, Intensity, Strategy, check_significant
+from .spec import AutoShutdown, ChildSpec, Decay, Intensity, Strategy
 
 __all__ = ["Supervisor"]
 
@@ -68,35 +68,23 @@ class Supervisor(Declaration):
     def make_plan(self) -> Plan:
         """What the next life begins with: what its builder makes, or what it was given."""
         if self._builder is not None:
+            assert self._house is not None  # noqa: S101 - bound before it is started
             made = self._next_plan(None)
-            gone = [spec for spec in self._plan.children if not made.has(spec.id)]
-            self._admit(made)
+            self._house.book(made.children)
             self.take_over(made)
-            self._forget(gone)
+            self._house.unbook(made.children)
         return self._plan
 
-    def take_over(self, plan: Plan) -> None:
-        """Go over to a plan: the mailboxes of what is new in it are the tree's, those of what it replaces are closed.
+    @property
+    def lasting_specs(self) -> tuple[ChildSpec, ...]:
+        """Those of its plan, for its next life; the root has none."""
+        is_last = self.run is not None and self.run.child is None
+        return () if is_last else self._plan.children
 
-        A child that is gone from the plan runs on, with what belongs to it.
-        """
-        assert self._house is not None  # noqa: S101 - bound before it is started
-        before, self._plan = self._plan, plan
-        known, named = {id(spec) for spec in before.children}, {id(spec) for spec in plan.children}
-        for spec in plan.children:
-            if id(spec) not in known:
-                self._house.adopt(spec)
-        self._forget(spec for spec in before.children if id(spec) not in named and plan.has(spec.id))
-
-    def _admit(self, plan: Plan) -> None:
-        assert self._house is not None  # noqa: S101 - as above
-        for spec in plan.children:
-            self._house.admit(spec)
-
-    def _forget(self, specs: Iterable[ChildSpec]) -> None:
-        assert self._house is not None  # noqa: S101 - as above
-        for spec in specs:
-            self._house.forget(spec, f"{self._house.path}/{spec.id} was replaced")
+    def take_over(self, plan: Plan, template: ChildSpec | None = None) -> None:
+        """Go over to a plan. A child that is gone from it runs on, with what belongs to it."""
+        self._plan = plan
+        self.hold_own()
 
     # Calls ----------------------------------------------------------------------------------------------------------
 
@@ -118,9 +106,6 @@ class Supervisor(Declaration):
         """
         run = self._live()
         child = ChildSpec.of(spec)
-        if child.id not in run.core.children:
-            check_significant(child, run.core.plan.auto_shutdown)
-            run.house.admit(child)
         handle: ChildHandle | None = await run.call(lambda ticket: AddChild(ticket, child), [child])
         return handle
 
@@ -181,7 +166,6 @@ class Supervisor(Declaration):
         """
         run = self._live()
         new = self._next_plan(plan)
-        self._admit(new)
         changes: Changes = await run.call(lambda ticket: Reload(ticket, new), new.children)
         return changes
 

@@ -69,8 +69,7 @@ class Tree:
         chosen = random.SystemRandom().getrandbits(32) if seed is None else seed
         self._house = House(self.gates, self.journal, root.id, chosen)
         root.settle_in(self._house)
-        for spec in root.own_specs:
-            self._house.adopt(spec)
+        root.hold_own()
         wrong = [finding for finding in self.check() if finding.severity == "error"]
         if wrong:
             raise InvalidSpec("; ".join(f"{finding.path}: {finding.text}" for finding in wrong))

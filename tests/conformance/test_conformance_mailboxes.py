@@ -552,12 +552,15 @@ async def test_own_128_the_mailbox_of_a_pool_s_template_lives_as_long_as_the_poo
 async def test_own_128_a_specification_that_is_replaced_lets_go_of_what_the_new_one_does_not_name(
     autojump_clock: MockClock,
 ) -> None:
-    """A change of plan: the mailbox that both name stays open; the one that only the old one named is closed."""
+    """A change of plan: the mailbox that both name stays open; the one that only the old one named is closed as soon as
+    the incarnation that was started from the old one, and may still read it, has left."""
     both, old = Hook(), Hook()
     shared, single = full("shared", both, 1), full("single", old, 2)
     app = Supervisor("app", [child("a", steady(), mailboxes=[shared, single])])
     async with running(Tree(app)):
         await app.reload(Plan([child("a", steady(), mailboxes=[shared])]))
+        assert (both.given, old.given) == ([], [])
+        await app.terminate_child("a")
         assert (both.given, old.given) == ([], [([2], "app/a was replaced")])
     assert both.given == [([1], "the tree app has ended")]
 
