@@ -281,7 +281,7 @@ class World:
         )
         if self.is_pool:
             return
-        if first and self.stopping:
+        if first and self.stopping and not condemned:  # what it is condemned for may have come before the stop
             later = self.names[self.names.index(task.name) + 1 :]
             assert all(other not in self.alive or self.alive[other].stuck for other in later), "stops in reverse"
         elif first and not condemned and not (self.is_over(task.name) and self.strategy is Strategy.ONE_FOR_ONE):
