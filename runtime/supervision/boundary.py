@@ -6,6 +6,7 @@ that a body raises gets past this point, and nothing is lost.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Awaitable, Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ import trio
 from attrs import define, evolve
 
 from .brief import brief
-from .errors import InvalidSpec
+from .errors import InvalidSpec, SupervisionError
 from .handle import ChildHandle
 from .outcome import ErrorInfo, Outcome, outcome_of
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from .declaration import Declaration
     from .spec import Body
 
-__all__ = ["Incarnation"]
+__all__ = ["Incarnation", "judged", "sound"]
 
 
 @define(eq=False)
@@ -68,14 +69,14 @@ class Incarnation:
                 try:
                     await self._begin()
                 except BaseException as error:  # noqa: BLE001 - this is the boundary: it judges what came out
-                    raised = error.with_traceback(_beyond(error.__traceback__))
+                    # Not by the error's own word for it, which its author may have changed.
+                    raised = BaseException.with_traceback(error, _beyond(sys.exc_info()[2]))
         except BaseException as misnested:  # noqa: BLE001 - trio's word on a cancel scope that the body left open
             misnested.__context__ = raised
             raised = misnested
-        outcome = outcome_of(raised)
-        info = None if outcome.error is None else ErrorInfo.of(outcome.error)
-        self.handle._end(info)
-        report(evolve(outcome, unasked=not self.child.draining.is_set(), info=info))
+        outcome = judged(raised)
+        self.handle._end(outcome.info)
+        report(evolve(outcome, unasked=not self.child.draining.is_set()))
         del raised, outcome  # the traceback holds this frame: no cycle, whose garbage a storm would pile up
 
     async def _begin(self) -> None:
@@ -91,7 +92,7 @@ class Incarnation:
     def stuck_report(self, limit: float | None) -> str:
         """That it does not leave: its limit, since when, and at which lines of code it waits."""
         where = " < ".join(reversed(list(self._frames()))) or "unknown"
-        since = trio.current_time() - (self.cancelled_at or trio.current_time())
+        since = 0.0 if self.cancelled_at is None else trio.current_time() - self.cancelled_at
         return f"still running {since:g} s after the cancel (limit {limit or 0:g} s); waiting at {where}"
 
     def _frames(self) -> Iterator[str]:
@@ -99,6 +100,43 @@ class Incarnation:
             return
         for frame, line in self.task.iter_await_frames():
             yield f"{frame.f_code.co_qualname} ({frame.f_code.co_filename}:{line})"
+
+
+def judged(raised: BaseException | None) -> Outcome:
+    """What came out of a body, with its error taken down.
+
+    An error whose own code fails while it is looked at (its text, its class, the errors that it holds) is replaced by
+    one that names its type: nothing of its author's making may go wrong again, further on.
+    """
+    outcome = Outcome(raised)
+    try:
+        outcome = outcome_of(raised)
+        if outcome.error is None:
+            return outcome
+        isinstance(outcome.error, SupervisionError)  # as the supervisor will ask
+        return evolve(outcome, info=ErrorInfo.of(outcome.error))
+    except KeyboardInterrupt as interrupt:
+        return Outcome(interrupt, fatal=True, info=ErrorInfo.of(interrupt))
+    except BaseException as failed:  # noqa: BLE001 - as above: whatever it was
+        substitute = _substitute(outcome.error, failed)
+        return Outcome(substitute, fatal=outcome.fatal, info=ErrorInfo.of(substitute))
+
+
+def sound(error: Exception) -> Exception:
+    """The same for an error that a body has passed over: itself, or its substitute."""
+    try:
+        ErrorInfo.of(error)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as failed:  # noqa: BLE001 - as above
+        return _substitute(error, failed)
+    return error
+
+
+def _substitute(error: BaseException | None, failed: BaseException) -> Exception:
+    # Their classes by Python's own word, whatever a metaclass says.
+    what, why = type.__repr__(type(error)), type.__repr__(type(failed))
+    return RuntimeError(f"it raised an error of {what}, which cannot be looked at ({why})")
 
 
 def _beyond(trace: TracebackType | None) -> TracebackType | None:

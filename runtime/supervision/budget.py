@@ -5,6 +5,7 @@ Pure: the caller brings the time.
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from typing import Protocol
 
@@ -20,7 +21,7 @@ class Budget(Protocol):
         """Enter one restart at `now`; false if that is one more than the limit allows."""
 
     def left(self, now: float) -> int:
-        """Restarts that may still be made at `now`."""
+        """Restarts that may still be made at `now`; without a limit `sys.maxsize`."""
 
     def change(self, limit: Intensity | Decay) -> Budget:
         """This count against another limit; what was spent stays spent where both count alike."""
@@ -72,7 +73,7 @@ class _Decaying:
         return self._count <= self.limit.threshold
 
     def left(self, now: float) -> int:
-        return max(0, int(self.limit.threshold - self._now(now)))
+        return max(0, int(min(self.limit.threshold - self._now(now), sys.maxsize)))
 
     def change(self, limit: Intensity | Decay) -> Budget:
         changed = budget_of(limit)

@@ -204,18 +204,21 @@ def _reload(core: Core, call: Reload) -> None:
 # Bad news ------------------------------------------------------------------------------------------------------------
 
 
-def refuse_start(core: Core, child: ChildState, error: BaseException | None, why: str, *, is_over: bool) -> None:
+def refuse_start(
+    core: Core, child: ChildState, error: BaseException | None, why: str, *, is_over: bool, name_taken: bool = False
+) -> None:
     """The start that a call waits for has come to nothing; a child that the call brought is gone again.
 
     `is_over`: it has returned before it was ready, which for other than permanent children is a step that is done.
+    `name_taken`: it was not run; its own error is the answer.
     """
     ticket, is_new, child.starter, child.is_new = child.starter, child.is_new, None, False
     core.put_down(child)
     done = is_over and child.spec.restart is not Restart.PERMANENT
     if done:
         core.emit(Answer(ticket))
-    elif isinstance(error, AlreadyStarted):
-        core.emit(Refuse(ticket, error))  # its name is somebody else's
+    elif name_taken and isinstance(error, AlreadyStarted):
+        core.emit(Refuse(ticket, error))
     else:
         failed = StartFailed(f"{core.label(child)} could not be started: {why}")
         failed.spec, failed.__cause__ = child.spec, error

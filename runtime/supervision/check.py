@@ -51,10 +51,10 @@ class _Place:
 
     path: str
     spec: ChildSpec
-    budgets: tuple[int, ...]
+    budgets: tuple[float, ...]
 
     @property
-    def starts(self) -> int:
+    def starts(self) -> float:
         """How often it may be started before the tree gives up, if all its starts fail."""
         return math.prod(restarts + 1 for restarts in self.budgets)
 
@@ -74,7 +74,7 @@ def inspect(root: Declaration, gates: Gates) -> list[Finding]:
     return sorted(found, key=lambda finding: ("error", "warning", "note").index(finding.severity))
 
 
-def _places(declaration: Declaration, path: str, above: tuple[int, ...]) -> Iterator[_Place]:
+def _places(declaration: Declaration, path: str, above: tuple[float, ...]) -> Iterator[_Place]:
     budgets = (*above, _restarts(declaration.plan.intensity))
     for spec in declaration.own_specs:
         # A pool that is started again is empty: above it nothing multiplies for its children.
@@ -84,8 +84,10 @@ def _places(declaration: Declaration, path: str, above: tuple[int, ...]) -> Iter
             yield from _places(spec.body.declaration, place.path, budgets)
 
 
-def _restarts(limit: Intensity | Decay) -> int:
-    return limit.restarts if isinstance(limit, Intensity) else int(limit.threshold)
+def _restarts(limit: Intensity | Decay) -> float:
+    if isinstance(limit, Intensity):
+        return limit.restarts
+    return math.inf if limit.threshold == math.inf else math.floor(limit.threshold)
 
 
 # Errors --------------------------------------------------------------------------------------------------------------
@@ -161,6 +163,9 @@ def _multiplied(places: list[_Place]) -> Iterator[Finding]:
     if not workers:
         return
     worst = max(workers, key=lambda place: place.starts)
+    if worst.starts == math.inf:
+        yield Finding(worst.path, "warning", "crashing again and again, it is started for ever: a budget has no limit")
+        return
     product = " x ".join(str(restarts + 1) for restarts in worst.budgets)
     text = f"crashing again and again, it is started up to {worst.starts} times ({product}) before the tree gives up"
     severity = "warning" if worst.starts > MANY_RESTARTS else "note"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from .caller import check_caller
 from .errors import Ignore, Shutdown
 from .outcome import outcome_of
 from .policy import directive_of, rule_for
@@ -65,8 +66,9 @@ class Child:
         Never blocks. Fits `trio.TaskStatus`, so that it can be handed to trio's own servers as ``task_status``.
 
         Raises:
-            RuntimeError: it was called before.
+            RuntimeError: it was called before, or from another thread; nothing has changed.
         """
+        check_caller("Child.started")
         if self.ready:
             raise RuntimeError(f"{self.path} called started() twice")
         self.ready, self.info = True, value

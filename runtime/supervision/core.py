@@ -56,6 +56,7 @@ class _End:
         ignored: it said that there is nothing to run.
         was_bounced: its group was about to stop it.
         gate: the shut gate that it would have been stopped for.
+        name_taken: see `Outcome`.
     """
 
     error: BaseException | None
@@ -64,6 +65,7 @@ class _End:
     ignored: str | None
     was_bounced: bool
     gate: str | None
+    name_taken: bool
 
 
 @define(eq=False)
@@ -74,7 +76,8 @@ class Core(Reconciler):
         """Take in one event at `now` and return what is to be done, in order."""
         self.now = now
         self._take(event)
-        self.settle()
+        if not isinstance(event, GateTurned) or event.is_last:
+            self.settle()
         out, self._out = self._out, []
         return out
 
@@ -168,7 +171,8 @@ class Core(Reconciler):
             info = None
         else:
             info = outcome.info if error is outcome.error and outcome.info is not None else ErrorInfo.of(error)
-        return _End(error, info, bowed_out, ignored, child.bounce, child.recalled or self.held_by(child))
+        gate = child.recalled or self.held_by(child)
+        return _End(error, info, bowed_out, ignored, child.bounce, gate, outcome.name_taken)
 
     def _left(self, child: ChildState, end: _End) -> None:
         """It was told to, and has."""
@@ -222,7 +226,7 @@ class Core(Reconciler):
         if not child.goal:
             self._left_for_good(child, end)
         elif child.starter is not None:
-            self._start_failed(child, end.error, what_of(end.error))
+            self._start_failed(child, end.error, what_of(end.error), name_taken=end.name_taken)
         elif self._is_first_start(child) and not end.was_bounced:
             self._fail_start(child, what_of(end.error), end.error)
         elif directive_of(rule) is Directive.ESCALATE:
@@ -273,9 +277,9 @@ class Core(Reconciler):
         failed.__cause__ = error
         self._give_up(failed)
 
-    def _start_failed(self, child: ChildState, error: BaseException | None, why: str, *, is_over: bool = False) -> None:
+    def _start_failed(self, child: ChildState, error: BaseException | None, why: str, **facts: bool) -> None:
         """The start that a call waits for has come to nothing."""
-        calls.refuse_start(self, child, error, why, is_over=is_over)
+        calls.refuse_start(self, child, error, why, **{"is_over": False, **facts})
 
     # Restarts -------------------------------------------------------------------------------------------------------
 

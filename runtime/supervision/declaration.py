@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from .brief import brief
@@ -158,11 +158,15 @@ class Declaration(ABC):
     def _is_at(self, house: House) -> bool:
         return self._house is not None and self._house.journal is house.journal and self._house.path == house.path
 
-    async def serve(self, child: Child | None = None) -> None:
-        """Start the children and keep them, until the stop; see `Tree.run` and `Run.serve`."""
+    async def serve(self, child: Child | None = None, on_run: Callable[[Run], None] = lambda run: None) -> None:
+        """Start the children and keep them, until the stop; see `Tree.run` and `Run.serve`.
+
+        `on_run` is given the new life before it starts anybody.
+        """
         if self._house is None:
             raise RuntimeError(f"supervisor {self.id!r} belongs to no tree; build a Tree around its root")
         self.run = Run(self.make_plan(), self._house, child, self.is_pool, self.max_children, self.take_over)
+        on_run(self.run)
         self.run.hold_children()
         self.hold_own()  # the root's own life is its last: it has what its children have
         await self.run.serve()

@@ -8,14 +8,17 @@ one cause is shown instead of many crashes.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
+from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING
 
 import trio
 from attrs import frozen
 
 from .brief import brief
+from .caller import check_caller
 from .errors import GateCycle, InvalidSpec, UnknownGate
 from .events import Journal, LifecycleKind, Report
 
@@ -58,11 +61,12 @@ class Gate:
     ) -> None:
         self.name = name
         self.requires = requires
-        self._settle = settle
+        self._own_settle = self._settle = settle
         self._journal = journal
         self._cause = cause or ""
         self._own_open = cause is None
         self._open = self._own_open
+        self._root = None if cause is None else (name, self._cause)
         self._since = journal.wall()
         self._changed_at: float | None = None
         self._listeners: list[Callable[[Gate], None]] = []
@@ -86,10 +90,7 @@ class Gate:
 
         That is the gate that itself was shut, and stands behind no other shut one.
         """
-        if self._open:
-            return None
-        behind = next((gate for gate in self._needs if not gate._open), None)
-        return (self.name, self._cause) if behind is None else behind.root
+        return self._root
 
     @property
     def cause(self) -> str:
@@ -103,7 +104,7 @@ class Gate:
     def settle(self) -> float:
         """Seconds that it must have been open before held children are started, so that a flapping dependency starts
         nobody: the longest of its own and of those that it stands behind."""
-        return max([self._settle, *(gate.settle for gate in self._needs)])
+        return self._settle
 
     @property
     def settled_at(self) -> float:
@@ -126,17 +127,24 @@ class Gate:
 
         Raises:
             TypeError: `cause` is no text; nothing has changed.
+            RuntimeError: called from another thread; nothing has changed.
         """
+        check_caller("Gate.shut")
         if not isinstance(cause, str):
             raise TypeError(f"the cause for which gate {self.name!r} is shut must be text, not {brief(cause)}")
         self._cause, self._own_open = cause or "no cause was given", False
-        self._look(None)
+        self._look()
 
     def open(self) -> None:
-        """Say that it is there (again). Nothing happens if it was open, or while a gate that it requires is shut."""
+        """Say that it is there (again). Nothing happens if it was open, or while a gate that it requires is shut.
+
+        Raises:
+            RuntimeError: called from another thread; nothing has changed.
+        """
+        check_caller("Gate.open")
         if not self._own_open:
             self._cause, self._own_open = "", True
-            self._look(None)
+            self._look()
 
     async def wait_open(self) -> None:
         """Block until it is open; returns at once (after a checkpoint) if it is."""
@@ -151,7 +159,7 @@ class Gate:
             await self._turned.wait()
 
     def listen(self, listener: Callable[[Gate], None]) -> None:
-        """Call `listener(gate)` at each change, synchronously. It must not raise or block."""
+        """Call `listener(gate)` at each change, also of `root` alone, synchronously. It must not raise or block."""
         self._listeners.append(listener)
 
     def unlisten(self, listener: Callable[[Gate], None]) -> None:
@@ -162,20 +170,46 @@ class Gate:
         """From now on count as shut while `gate` is; called when the tree is built, of what `requires` names."""
         self._needs.append(gate)
         gate._needed_by.append(self)
-        self._inherit()
+        for each in self._dependents():
+            # Before anybody listens, so it is no event.
+            each._root = each._cause_now()
+            each._open = each._root is None
+            each._settle = max([each._own_settle, *(gate._settle for gate in each._needs)])
 
-    def _inherit(self) -> None:
-        """Begin shut if one that it stands behind is; before anybody listens, so it is no event."""
-        if self._open and not all(gate._open for gate in self._needs):
-            self._open = False
-            for gate in self._needed_by:
-                gate._inherit()
+    def _dependents(self) -> list[Gate]:
+        """It, and all that stand behind it, each after those that it stands behind itself."""
+        needs: dict[Gate, list[Gate]] = {}
+        ahead = [self]
+        while ahead:
+            gate = ahead.pop()
+            if gate not in needs:
+                needs[gate] = gate._needs
+                ahead.extend(gate._needed_by)
+        return [gate for gate in TopologicalSorter(needs).static_order() if gate in needs]
 
-    def _look(self, because: str | None) -> None:
-        """Turn if it is no longer what it was; `because` is the gate whose turning led here."""
-        is_open = self._own_open and all(gate._open for gate in self._needs)
-        if is_open is not self._open:
-            self._turn(is_open, because)
+    def _cause_now(self) -> tuple[str, str] | None:
+        """What `root` is to be, once those that it stands behind know theirs."""
+        behind = next((gate for gate in self._needs if not gate._open), None)
+        if behind is not None:
+            return behind._root
+        return None if self._own_open else (self.name, self._cause)
+
+    def _look(self) -> None:
+        """It was told something: turn, and have those turn that stand behind it, where they are not what they were."""
+        turned: list[Gate] = []
+        for gate in self._dependents():
+            root, before = gate._cause_now(), gate._root
+            if root == before:
+                continue
+            gate._root = root
+            if root is None or before is None:
+                # The first that was shut is the cause, and the last that was opened.
+                led = turned if before is None else reversed(turned)
+                because = next((each for each in led if each in gate._needs), None)
+                gate._turn(root is None, None if because is None else because.name)
+                turned.append(gate)
+            for listener in tuple(gate._listeners):
+                listener(gate)
 
     def _turn(self, is_open: bool, because: str | None) -> None:
         now = trio.current_time()
@@ -187,10 +221,6 @@ class Gate:
         cause = None if because is None else f"gate:{because}"
         report = Report(kind=kind, subject=self.name, reason=self.cause, seconds=seconds, cause=cause)
         self._journal.enter(report, path=self.name)
-        for listener in tuple(self._listeners):
-            listener(self)
-        for gate in tuple(self._needed_by):
-            gate._look(self.name)
 
 
 class Gates(Mapping[str, Gate]):
@@ -220,13 +250,14 @@ class Gates(Mapping[str, Gate]):
             requires: names of the gates behind which it stands; they may be added later.
 
         Raises:
-            InvalidSpec: there is a gate of that name, or `settle` is negative.
+            InvalidSpec: there is a gate of that name, or `settle` is no number of seconds, 0 or more and finite.
             GateCycle: it would stand behind itself.
         """
         if name in self._gates:
             raise InvalidSpec(f"there is a gate named {name!r} already")
-        if not settle >= 0:
-            raise InvalidSpec(f"settle of gate {name!r} must be 0 or more seconds, not {brief(settle)}")
+        is_number = isinstance(settle, int | float) and not isinstance(settle, bool)
+        if not is_number or not 0 <= settle <= sys.float_info.max:
+            raise InvalidSpec(f"settle of gate {name!r} must be 0 or more seconds, and finite, not {brief(settle)}")
         if shut is not None and not isinstance(shut, str):
             raise InvalidSpec(f"shut of gate {name!r} must be the cause, as text, or None, not {brief(shut)}")
         if isinstance(requires, str):
@@ -285,18 +316,9 @@ class Gates(Mapping[str, Gate]):
 
 def circle_in(needs: Mapping[str, Iterable[str]]) -> list[str]:
     """The first circle in a graph of needs, from a name back to itself; empty when there is none."""
-    done: set[str] = set()
-
-    def follow(name: str, way: list[str]) -> list[str]:
-        if name in way:
-            return [*way[way.index(name) :], name]
-        if name in done:
-            return []
-        for needed in needs.get(name, ()):
-            circle = follow(needed, [*way, name])
-            if circle:
-                return circle
-        done.add(name)
-        return []
-
-    return next((circle for name in needs if (circle := follow(name, []))), [])
+    try:
+        TopologicalSorter(needs).prepare()
+    except CycleError as error:
+        circle: list[str] = error.args[1]
+        return circle[::-1]
+    return []

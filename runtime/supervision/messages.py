@@ -129,7 +129,8 @@ class ChildResumed:
 class GateTurned:
     """A gate was shut or opened; `settle` seconds must pass after the opening before anybody is started.
 
-    `root` is the gate whose shutting is the cause, where that is another one, which this one requires.
+    `root` is the gate whose shutting is the cause, where that is another one, which this one requires. Of gates that
+    turn together only the last `is_last`: nobody is started or stopped before all of them are known.
     """
 
     name: str
@@ -137,6 +138,7 @@ class GateTurned:
     cause: str = ""
     settle: float = 0.0
     root: str = ""
+    is_last: bool = True
 
 
 @frozen

@@ -76,12 +76,14 @@ class Outcome:
         fatal: the error must end the process (`KeyboardInterrupt`, `SystemExit`, …); never restarted.
         unasked: it ended before an order to stop had reached it.
         info: the error as text, where it was taken down already.
+        name_taken: its body was not run, for its name is somebody else's; the error says whose.
     """
 
     error: BaseException | None = None
     fatal: bool = False
     unasked: bool = False
     info: ErrorInfo | None = None
+    name_taken: bool = False
 
 
 def outcome_of(raised: BaseException | None) -> Outcome:

@@ -24,11 +24,14 @@ _SEVERITY = {directive: number for number, directive in enumerate(Directive)}
 def rule_for(error: BaseException | None, policy: Sequence[Rule]) -> Rule | None:
     """The rule that `error` falls under, or None: of each leaf the rule of the nearest type, of these the severest.
 
-    A leaf that no rule matches takes the default, RESTART.
+    A leaf that no rule matches takes the default, RESTART; so does an error that cannot be looked at.
     """
     if error is None or not policy:
         return None
-    found = [_nearest(leaf, policy) for leaf in _leaves(error)]
+    try:
+        found = [_nearest(leaf, policy) for leaf in _leaves(error)]
+    except Exception:  # noqa: BLE001 - the attributes of an error are its author's
+        return None
     return max(found, key=lambda rule: _SEVERITY[directive_of(rule)], default=None)
 
 
@@ -38,8 +41,9 @@ def directive_of(rule: Rule | None) -> Directive:
 
 
 def _nearest(error: BaseException, policy: Sequence[Rule]) -> Rule | None:
-    by_type = {rule.error: rule for rule in policy}
-    return next((by_type[kind] for kind in type(error).__mro__ if kind in by_type), None)
+    # By identity: the equality and the hash of a class are its metaclass's.
+    by_type = {id(rule.error): rule for rule in policy}
+    return next((by_type[id(kind)] for kind in type(error).__mro__ if id(kind) in by_type), None)
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

@@ -6,6 +6,7 @@ child: a child's end comes back to it as an event.
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import trio
 from attrs import Factory, define, evolve, field
 
-from .boundary import Incarnation
+from .boundary import Incarnation, sound
+from .caller import check_caller
 from .child import Child
 from .core import Core
 from .errors import AlreadyStarted, NotRunning, Shutdown
@@ -272,16 +274,23 @@ class Run:
             nursery.cancel_scope.cancel(reason="all children have left")
 
     async def _manage(self, nursery: trio.Nursery) -> None:
-        self._inbox.appendleft(Begin())
         core, inbox = self.core, self._inbox
+        if not any(isinstance(event, StopOrdered) for event in inbox):
+            self._put_first(Begin())
         while core.phase is not Phase.DONE:
             if not inbox:
                 await self._wait(core.next_deadline())
             if not inbox:
                 inbox.append(Tick())
             while inbox:
-                self._step(inbox.popleft(), nursery)
+                self._step(self._next(), nursery)
             self._bell = trio.Event()
+
+    def _next(self) -> Event:
+        event = self._inbox.popleft()
+        if isinstance(event, GateTurned) and self._inbox and isinstance(self._inbox[0], GateTurned):
+            return evolve(event, is_last=False)
+        return event
 
     async def _wait(self, deadline: float) -> None:
         """Block until an event comes, or the deadline is there."""
@@ -307,11 +316,18 @@ class Run:
             self._perform(action, nursery)
 
     def _post(self, event: Event) -> None:
+        check_caller(f"what goes to {self.path}")
         self._inbox.append(event)
         self._bell.set()
 
     def _gate_turned(self, gate: Gate) -> None:
-        self._post(_turned(gate))
+        self._put_first(_turned(gate))
+        self._bell.set()
+
+    def _put_first(self, event: Event) -> None:
+        """Gates that turned come before all else: nobody is to be started whose gate is shut already."""
+        turns = sum(1 for _ in itertools.takewhile(lambda other: isinstance(other, GateTurned), self._inbox))
+        self._inbox.insert(turns, event)
 
     # Actions --------------------------------------------------------------------------------------------------------
 
@@ -389,7 +405,7 @@ class Run:
             incarnation,
             on_ready=lambda: self._post(ChildReady(name, incarnation)),
             on_stuck=lambda: self._post(ChildStuck(name, incarnation)),
-            on_resume=lambda error: self._post(ChildResumed(name, incarnation, error)),
+            on_resume=lambda error: self._post(ChildResumed(name, incarnation, sound(error))),
             policy=spec.policy,
         )
         handle = ChildHandle(child, self)
@@ -400,7 +416,8 @@ class Run:
                 self.house.names.register(spec.name, handle)
             except AlreadyStarted as held:
                 handle._end(ErrorInfo.of(held))
-                self._post(ChildEnded(name, incarnation, Outcome(held, unasked=True)))
+                clash = ChildEnded(name, incarnation, Outcome(held, unasked=True, name_taken=True))
+                nursery.start_soon(self._tell_clash, clash, name=path)
                 return
         self.running[name] = running
         self.house.hold(handle, spec)
@@ -412,6 +429,10 @@ class Run:
             self._post(ChildEnded(name, incarnation, outcome))
 
         nursery.start_soon(running.attend, ended, name=path)
+
+    async def _tell_clash(self, clash: ChildEnded) -> None:
+        # In a task: restarts without a pause would follow upon each other, and nobody else would have his turn.
+        self._post(clash)
 
 
 def _turned(gate: Gate) -> GateTurned:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from .brief import brief
+from .caller import check_caller
 from .check import Finding, inspect
 from .declaration import Declaration
 from .errors import Ignore, InvalidSpec, Shutdown
@@ -23,6 +24,7 @@ from .view import Snapshot, view_of_root
 
 if TYPE_CHECKING:
     from .names import Names
+    from .run import Run
 
 __all__ = ["Ending", "Tree"]
 
@@ -68,11 +70,12 @@ class Tree:
         self.gates.check_chains()
         chosen = random.SystemRandom().getrandbits(32) if seed is None else seed
         self._house = House(self.gates, self.journal, root.id, chosen)
-        root.settle_in(self._house)
-        root.hold_own()
+        root.check_in(self._house)
         wrong = [finding for finding in self.check() if finding.severity == "error"]
         if wrong:
             raise InvalidSpec("; ".join(f"{finding.path}: {finding.text}" for finding in wrong))
+        root.settle_in(self._house)  # last, so that who is refused may be given to another tree
+        root.hold_own()
         self.gates.tree = root.id
 
     @property
@@ -116,7 +119,7 @@ class Tree:
         ending = Ending.STOPPED
         try:
             if self._stopping is None:
-                await self.root.serve()
+                await self.root.serve(on_run=self._hand_over)
             else:
                 await trio.lowlevel.checkpoint()  # stopped before it began: nobody is started
         except Shutdown as shutdown:
@@ -126,17 +129,29 @@ class Tree:
             ending = Ending.IGNORED
             self._stopping = self._stopping or f"there is nothing to run: {text_of(ignored)}".removesuffix(": ")
         finally:
-            self._house.mail.close(f"the tree {self.root.id} has ended")
-            self._report(LifecycleKind.TREE_STOPPED, self._stopping or "")
-            self.journal.close()
+            try:
+                self._house.mail.close(f"the tree {self.root.id} has ended")  # runs hooks that are not ours
+            finally:
+                self._report(LifecycleKind.TREE_STOPPED, self._stopping or "")
+                self.journal.close()
         return ending
+
+    def _hand_over(self, run: Run) -> None:
+        """The root's builder may have ordered the stop, before there was anybody to stop."""
+        if self._stopping is not None:
+            run.stop(self._stopping, Grace.CUT if self._is_cut else Grace.DRAIN)
 
     def stop(self, reason: str, *, cut: bool = False) -> None:
         """Order the stop: the children leave in reverse order. Returns at once. `cut` leaves out all drains.
 
         A second call with `cut` hastens a stop that is under way: drains end, and who is leaving sees `Child.cut`; the
         order is kept. Before `run` it makes `run` return without starting anybody; after the end nothing happens.
+
+        Raises:
+            RuntimeError: called from another thread while the tree runs; nothing has changed.
         """
+        if self._begun:
+            check_caller("Tree.stop")
         if self.journal.is_closed:
             return
         if self._stopping is None:
