@@ -195,6 +195,10 @@ def _reload(core: Core, call: Reload) -> None:
     core.children.reorder(spec.id for spec in plan.children)
     for child in list(core.children):
         core.touch(child)
+        if child.status is Status.DOWN and core.held_by(child) is None:
+            child.held_since = None
+        elif child.status is Status.DOWN:
+            core.tell_held(child)
     core.emit(TakeOver(plan, call.template))
     if changes:
         core.emit(Report(kind=LifecycleKind.PLAN_CHANGED, subject="", reason=str(changes)))

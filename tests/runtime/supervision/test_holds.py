@@ -15,6 +15,7 @@ from penstock.runtime.supervision import (
     HeldTooLong,
     Ignore,
     Intensity,
+    Plan,
     Pool,
     Restart,
     Rule,
@@ -222,3 +223,25 @@ async def test_a_journal_does_not_remember_each_child_of_a_pool_for_ever(autojum
             assert handle is not None
             await pool.terminate_child(handle)
         assert len(tree.journal._last) < 150
+
+
+async def test_a_change_of_plan_begins_and_ends_the_holds_of_who_is_down(autojump_clock: MockClock) -> None:
+    """Who waits for a restart is held by a gate that it requires from now on, within its limit; and free without it."""
+    gates = Gates()
+    gates.add("redis", shut="away")
+
+    def crashing(**options: object) -> ChildSpec:
+        return child("a", naughty(1.0), backoff=Backoff(5.0, 5.0, jitter=0.0), **options)
+
+    root = Supervisor("app", [crashing()])
+    tree = Tree(root, gates=gates)
+    with pytest.raises(HeldTooLong):
+        async with running(tree):
+            await trio.sleep(2)
+            await root.reload(Plan([crashing(requires=("redis",))]))
+            assert look(tree, "app/a").state == "held"
+            await root.reload(Plan([crashing()]))
+            await trio.sleep(5)
+            assert look(tree, "app/a").incarnation == 2
+            await root.reload(Plan([crashing(requires=("redis",), hold_within=10.0)]))
+            await trio.sleep(100)
