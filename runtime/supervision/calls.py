@@ -147,12 +147,10 @@ def _restart(core: Core, call: RestartChild) -> None:
         return
     child.starter, child.goal, child.start_cause = call.ticket, True, None
     child.tallies.forget()
-    if core.phase is Phase.STARTING:
-        # Its turn was passed by while it was stopped, or is still to come.
-        if child not in core._ahead:
-            child.begun = False
-            core._ahead.append(child)
-        return
+    if core.phase is Phase.STARTING and not child.begun:
+        return  # its turn is still to come
+    if core.phase is Phase.STARTING and child not in core._ahead:
+        core._ahead.appendleft(child)  # its turn was passed by while it was stopped: it has it now, before all others
     child.begun = True
     _from_now_on(core, child)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from attrs import Factory, define, evolve
@@ -76,11 +77,12 @@ class Mail:
             thing.let_go_own(reason)
 
     def close(self, reason: str) -> None:
-        """The tree has ended: close all."""
+        """The tree has ended: close all, also when a hook raises what must not be held back."""
         had, self._claims, self._things = self._claims, {}, {}
-        for thing, claims in had.items():
-            if isinstance(thing, Mailbox):
-                self._close(thing, next(iter(claims))[1], reason)
+        with ExitStack() as closing:
+            for thing, claims in reversed(had.items()):
+                if isinstance(thing, Mailbox):
+                    closing.callback(self._close, thing, next(iter(claims))[1], reason)
 
     def _close(self, mailbox: Mailbox[Any], path: str, reason: str) -> None:
         before = mailbox.statistics().undelivered

@@ -20,8 +20,10 @@ from penstock.runtime.supervision.messages import (
     Grace,
     Phase,
     ProgressSeen,
+    RestartChild,
     Status,
     StopOrdered,
+    TerminateChild,
 )
 from penstock.runtime.supervision.outcome import Outcome
 
@@ -436,3 +438,19 @@ def test_the_documented_defaults_are_the_real_ones() -> None:
         0.5,
         60,
     )
+
+
+def test_who_is_stopped_and_restarted_while_the_others_start_has_its_turn_at_once() -> None:
+    """Its turn was passed by; those behind it wait until it is up, and the order of the group is kept."""
+    play = Play([spec("a"), spec("b"), spec("c")], strategy=Strategy.ONE_FOR_ALL)
+    play.slow_starters = {"b"}
+    play.tell(Begin())
+    assert play.take() == "+a +b"
+    play.tell(TerminateChild(1, "a"))
+    assert play.take() == "-a"
+    play.tell(RestartChild(2, "a"))
+    assert play.take() == "+a"
+    assert play.answers == {1: None, 2: ("a", 2)}
+    play.tell(ChildReady("b", 1))
+    assert play.take() == "+c"
+    assert play.settled
