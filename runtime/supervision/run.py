@@ -170,6 +170,7 @@ class Run:
             UnknownGate, InvalidSpec: what `specs` are refused for; see `House.admit`.
             SupervisionError: what the core refuses it with.
         """
+        check_caller(f"a call of {self.path}")
         if self.has_ended:
             raise NotRunning(f"the supervisor {self.path} has ended: it takes no calls")
         ticket, brought = _Ticket(), tuple(specs)
