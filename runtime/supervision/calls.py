@@ -140,10 +140,8 @@ def _terminate(core: Core, call: TerminateChild) -> None:
 
 
 def _restart(core: Core, call: RestartChild) -> None:
-    child = core.children.get(call.id)
-    error = NotFound(f"there is no child {call.id!r}") if child is None else _not_stopped(child)
-    if error is not None or child is None:
-        core.emit(Refuse(call.ticket, error or NotFound(call.id)))
+    child = _stopped(core, call)
+    if child is None:
         return
     child.starter, child.goal, child.start_cause = call.ticket, True, None
     child.tallies.forget()
@@ -156,13 +154,20 @@ def _restart(core: Core, call: RestartChild) -> None:
 
 
 def _delete(core: Core, call: DeleteChild) -> None:
+    child = _stopped(core, call)
+    if child is not None:
+        core.remove(child, "deleted by a call")
+        core.emit(Answer(call.ticket))
+
+
+def _stopped(core: Core, call: RestartChild | DeleteChild) -> ChildState | None:
+    """The child of a call that takes a stopped one; None, and the call is refused, if there is no such child."""
     child = core.children.get(call.id)
     error = NotFound(f"there is no child {call.id!r}") if child is None else _not_stopped(child)
-    if error is not None or child is None:
-        core.emit(Refuse(call.ticket, error or NotFound(call.id)))
-        return
-    core.remove(child, "deleted by a call")
-    core.emit(Answer(call.ticket))
+    if error is not None:
+        core.emit(Refuse(call.ticket, error))
+        return None
+    return child
 
 
 def _not_stopped(child: ChildState) -> SupervisionError | None:
