@@ -304,7 +304,8 @@ function drawStreams(streams) {
 }
 
 function drawAccess(access) {
-  redraw('access', access.events, () => {
+  const asked = access.observedAt !== null;
+  redraw('access', [access.events, asked], () => {
     const rows = access.events.map((event) => {
       const status = event.status;
       const tone = status === null || status >= 500 ? 'failed' : status >= 400 ? 'refused' : '';
@@ -315,7 +316,7 @@ function drawAccess(access) {
         element('td', { class: `number ${tone}` }, status === null ? 'no answer' : status),
         element('td', { class: 'number' }, event.ms === null ? '–' : numbers.format(event.ms)));
     });
-    if (!rows.length) rows.push(element('tr', {}, element('td', { colspan: 5, class: 'nothing' }, 'None yet.')));
+    if (!rows.length) rows.push(element('tr', {}, element('td', { colspan: 5, class: 'nothing' }, asked ? 'None yet.' : 'Not looked at yet.')));
     $('access').tBodies[0].replaceChildren(...rows);
   });
 }
