@@ -123,6 +123,7 @@ def redis_options(settings: ActorSettings, url: str) -> RedisOptions:
         response_timeout=settings.redis.response_timeout,
         stall_after=settings.redis.stall_after,
         client_name="penstock",
+        retry_for=0.0,  # the actors have gates and mailboxes of their own: they are told at once
     )
 
 

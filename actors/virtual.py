@@ -64,7 +64,7 @@ class VirtualDeployment:
         self.store = store
         self._away = ""
         self._backends = Backends(
-            redis_options=RedisOptions(),
+            redis_options=RedisOptions(retry_for=0.0),
             redis_connect=redis.connect,
             store=store,
             probe_postgres=self._probe,

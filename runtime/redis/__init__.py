@@ -7,6 +7,7 @@ from .errors import (
     InvalidRedisUrl,
     NotSent,
     OutcomeUnknown,
+    RedisClosed,
     RedisStalled,
     RedisUnavailable,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "OutcomeUnknown",
     "Pipeline",
     "Redis",
+    "RedisClosed",
     "RedisOptions",
     "RedisStalled",
     "RedisStatistics",

@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self, cast
 
+import redis.exceptions
 import trio
 from attrs import frozen
 
@@ -18,6 +20,7 @@ from .dedicated import DedicatedRedis
 from .link import Link, OnTrouble
 from .options import RedisOptions
 from .pipeline import Pipeline
+from .retry import READS, Retry
 from .routing import block_of, check_shared, command_name
 from .wire import Connect, connector
 
@@ -66,8 +69,12 @@ class Redis(Commands):
 
     Connects when a command needs it; the commands that all tasks issue in one tick of the scheduler travel together.
     Cancel a command when you like: unsent, it is taken back; sent, its reply is dropped when it comes. Commands that
-    block get a connection of their own. There are no retries inside: after a failure `NotSent` says that sending again
-    is safe, and `OutcomeUnknown` that the command may have run. Every command is a checkpoint.
+    block get a connection of their own. Every command is a checkpoint.
+
+    A command that failed is sent again, for `options.retry_for` seconds, when that can do no harm: it was never sent,
+    the server refused it for a reason that passes (it is loading, say), or it only reads. Anything else that was sent
+    and not answered raises `OutcomeUnknown`: it may have run. A connection on which a server answers READONLY is
+    replaced, since the master may be elsewhere now.
 
     The client owns its background tasks; leave it in the task that entered it. Leaving fails what is under way.
 
@@ -125,6 +132,8 @@ class Redis(Commands):
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         """Run one command; what every command method ends in.
 
+        May take `options.retry_for` seconds longer than one attempt; the last attempt's error is raised.
+
         Raises NotSent, OutcomeUnknown, CommandRefused, redis.exceptions.DataError (a value that Redis has no type for),
         redis.exceptions.ResponseError (the server's answer).
         """
@@ -132,16 +141,19 @@ class Redis(Commands):
         check_shared(name, args)
         if block_of(name, args) is not None:
             return await self._run_blocking(args, options)
-        raw = _FIRST if _compat.NEVER_DECODE in options else ()
+        raw = _FIRST if _compat.NEVER_DECODE in options else _NONE
         payload = _compat.pack_command(args)
-        link = self._opened()
-        mux = link.mux or await link.open()
-        reply = await mux.call(payload, 1, raw)
-        return shape(name, reply, options)
+        start = trio.current_time()
+        try:
+            return await self._attempt(name, payload, raw, options)
+        except redis.exceptions.RedisError as error:
+            failure = error
+        attempt = partial(self._attempt, name, payload, raw, options)
+        return await self._retry(start, name in READS).run(attempt, failure)
 
     def pipeline(self, transaction: bool = True) -> Pipeline:
         """Many commands in one burst: see `Pipeline`. With `transaction` (redis-py's default), in MULTI and EXEC."""
-        return Pipeline(self.options, self._burst, transaction=transaction)
+        return Pipeline(self.options, self._burst, transaction=transaction, retry=self._retry)
 
     @asynccontextmanager
     async def dedicated(self) -> AsyncIterator[DedicatedRedis]:
@@ -173,9 +185,27 @@ class Redis(Commands):
             last_error_at=self._last_error_at,
         )
 
-    async def _burst(self, payload: bytes, count: int, raw: frozenset[int]) -> Any:
-        mux = await self._opened().open()
-        return await mux.call(payload, count, raw)
+    async def _attempt(self, name: str, payload: bytes, raw: frozenset[int], options: dict[str, Any]) -> Any:
+        link = self._opened()
+        mux = link.mux or await link.open()
+        try:
+            return shape(name, await mux.call(payload, 1, raw), options)
+        except redis.exceptions.ReadOnlyError:
+            link.retire(mux)
+            raise
+
+    async def _burst(self, payload: bytes, count: int, raw: frozenset[int]) -> list[Any]:
+        link = self._opened()
+        mux = link.mux or await link.open()
+        replies = await mux.call(payload, count, raw)
+        if count == 1:
+            replies = [replies]
+        if any(isinstance(reply, redis.exceptions.ReadOnlyError) for reply in replies):
+            link.retire(mux)
+        return cast("list[Any]", replies)
+
+    def _retry(self, start: float, reads: bool) -> Retry:
+        return Retry(start + self.options.retry_for, reads, self._rng.random)
 
     async def _run_blocking(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         self._opened()
@@ -210,4 +240,5 @@ class Redis(Commands):
         return self._link
 
 
-_FIRST = frozenset({0})
+_FIRST: Final = frozenset({0})
+_NONE: Final[frozenset[int]] = frozenset()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Final
 
 import redis.exceptions
@@ -10,10 +11,11 @@ import trio
 from . import _compat
 from .backoff import Backoff
 from .commands import Commands, shape
-from .errors import NotSent, OutcomeUnknown, RedisStalled, RedisUnavailable
+from .errors import NotSent, OutcomeUnknown, RedisClosed, RedisStalled, RedisUnavailable
 from .link import OnTrouble
 from .mux import GRACE
 from .options import RedisOptions
+from .retry import READS, Retry
 from .routing import block_of, check_dedicated, command_name
 from .wire import STREAM_ERRORS, Connect, Wire, describe, open_wire
 
@@ -29,7 +31,8 @@ class DedicatedRedis(Commands):
     its own BLOCK plus `options.block_margin`. Any other command has `options.response_timeout`, and is reported as
     stalled after `options.stall_after`. When a deadline passes or a command is cancelled, the connection is closed: the
     server drops a blocked command as soon as it notices. (It may have answered already: entries read by such an
-    XREADGROUP are pending for this consumer.)
+    XREADGROUP are pending for this consumer.) What may safely be sent again is sent again for `options.retry_for`
+    seconds, as on the shared client.
     """
 
     def __init__(self, options: RedisOptions, connect: Connect, on_trouble: OnTrouble, backoff: Backoff) -> None:
@@ -57,15 +60,28 @@ class DedicatedRedis(Commands):
         same_connection = check_dedicated(name, args)
         block = block_of(name, args)
         payload = _compat.pack_command(args)
+        start = trio.current_time()
         if self._busy:
             raise trio.BusyResourceError("a dedicated Redis connection runs one command at a time")
         self._busy = True
         try:
-            wire = await self._connected(same_connection)
-            reply = await self._exchange(wire, payload, block, raw=_compat.NEVER_DECODE in options)
+            attempt = partial(self._attempt, name, payload, block, options, same_connection)
+            if same_connection:
+                return await attempt()
+            return await Retry(start + self.options.retry_for, name in READS, self._backoff.random).run(attempt)
         finally:
             self._busy = False
-        return shape(name, reply, options)
+
+    async def _attempt(
+        self, name: str, payload: bytes, block: float | None, options: dict[str, Any], same_connection: bool
+    ) -> Any:
+        wire = await self._connected(same_connection)
+        reply = await self._exchange(wire, payload, block, raw=_compat.NEVER_DECODE in options)
+        try:
+            return shape(name, reply, options)
+        except redis.exceptions.ReadOnlyError:
+            await self._drop()  # the master may be elsewhere now
+            raise
 
     async def aclose(self) -> None:
         """Close at once and for good; a command under way in another task gets OutcomeUnknown."""
@@ -76,7 +92,7 @@ class DedicatedRedis(Commands):
         address = self.options.address
         if self._closed:
             await trio.lowlevel.checkpoint()  # whoever sends again on NotSent must stay cancellable
-            raise NotSent(address, "the client is closed")
+            raise RedisClosed(address, "the client is closed")
         if self._wire is not None and self._wire.is_stale():
             await self._drop()
         if self._wire is None and same_connection:

@@ -13,6 +13,7 @@ __all__ = [
     "InvalidRedisUrl",
     "NotSent",
     "OutcomeUnknown",
+    "RedisClosed",
     "RedisStalled",
     "RedisUnavailable",
 ]
@@ -46,10 +47,14 @@ class NotSent(RedisUnavailable):
     """The command was never sent. Sending it again is safe, whatever it does. The cause is chained."""
 
 
+class RedisClosed(NotSent):
+    """The client was left (`async with` is over), or its connection closed for good: no attempt will ever succeed."""
+
+
 class OutcomeUnknown(RedisUnavailable):
     """The command was sent and no reply came: it may have been executed. The cause is chained.
 
-    Send it again only if it does no harm twice (a read, or a write that the receiver recognises).
+    Send it again only if it does no harm twice (a write that the receiver recognises). Reads were sent again already.
     """
 
 

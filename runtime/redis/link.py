@@ -8,7 +8,7 @@ import trio
 from attrs import define, field
 
 from .backoff import Backoff
-from .errors import NotSent, RedisStalled, RedisUnavailable
+from .errors import NotSent, RedisClosed, RedisStalled, RedisUnavailable
 from .mux import Mux
 from .options import RedisOptions
 from .wire import Connect, open_wire
@@ -89,13 +89,24 @@ class Link:
             self.mux.close()
             self._forget_mux()
 
+    def retire(self, mux: Mux) -> None:
+        """Give this connection no more calls; it is closed when those under way have their replies. Does not block.
+
+        The next call opens another one, after the backoff if this one was young. For a server that is not the one it
+        used to be: a demoted master, say.
+        """
+        if mux is self.mux:
+            self._rate()
+            self._forget_mux()
+            mux.retire()
+
     async def open(self) -> Mux:
         """The connection that there is, or a new one. Raises NotSent."""
         if self.mux is not None:
             return self.mux
         if self._closed:
             await trio.lowlevel.checkpoint()  # whoever sends again on NotSent must stay cancellable
-            raise NotSent(self._options.address, "the client is closed")
+            raise RedisClosed(self._options.address, "the client is closed")
         attempt = self._attempt
         if attempt is None:
             attempt = self._attempt = _Attempt()
@@ -126,13 +137,18 @@ class Link:
             self._attempt = None
             attempt.done.set()
 
-    def _broke(self, trouble: RedisUnavailable) -> None:
+    def _broke(self, mux: Mux, trouble: RedisUnavailable) -> None:
+        if mux is self.mux:
+            self._rate()
+            self._forget_mux()
+        self._on_trouble(trouble)
+
+    def _rate(self) -> None:
+        """Whether the connection that goes now was a success."""
         if trio.current_time() - self.since < _SETTLED_AFTER:
             self._backoff.failed()
         else:
             self._backoff.succeeded()
-        self._forget_mux()
-        self._on_trouble(trouble)
 
     def _stalled(self, trouble: RedisStalled) -> None:
         self._on_trouble(trouble)

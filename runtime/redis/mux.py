@@ -4,9 +4,12 @@ The writer sends whatever the tasks queued since it last ran, in one `send_all`;
 come in the order of the commands, to the waiting tasks. So the number of system calls falls as the load rises, without
 any delay being added at low load.
 
-States of a request: QUEUED -> SENT -> done, or abandoned by its task. A cancelled wait is never shielded and never
-hurts the connection: a QUEUED request is taken out (provably never sent), the reply of a SENT one is dropped when it
-comes.
+States of a request: (WAITING ->) QUEUED -> SENT -> done, or abandoned by its task. A cancelled wait is never shielded
+and never hurts the connection: a WAITING or QUEUED request is taken out (provably never sent), the reply of a SENT one
+is dropped when it comes.
+
+WAITING is what a limit makes of a request. Room is given to those who wait in the order in which they came, also to one
+that is large: nobody overtakes, so nobody starves.
 """
 
 from __future__ import annotations
@@ -39,8 +42,8 @@ class _Request:
     payload: bytes
     count: int  # replies that it gets
     raw: Container[int]  # which of them must not be decoded
-    replies: list[Any]
-    task: trio.lowlevel.Task | None = None  # None: nobody waits (any more)
+    task: trio.lowlevel.Task | None  # None: nobody waits (any more)
+    replies: list[Any] | None = None  # of a burst, those that have come
     sent: bool = False
 
 
@@ -59,7 +62,7 @@ class Mux:
         wire: Wire,
         options: RedisOptions,
         *,
-        on_break: Callable[[RedisUnavailable], None],
+        on_break: Callable[[Mux, RedisUnavailable], None],
         on_stall: Callable[[RedisStalled], None],
     ) -> None:
         self._wire = wire
@@ -70,19 +73,16 @@ class Mux:
         self._on_stall = on_stall
         self._queue: dict[_Request, None] = {}  # an ordered set: a cancelled request leaves at once, with its bytes
         self._queued_bytes = 0
+        self._waiting: dict[_Request, None] = {}  # ordered, too: for room in the queue
         self._pending: deque[_Request] = deque()
-        self._room = trio.lowlevel.ParkingLot()
+        self._due = 0  # replies of all that is queued or pending
         self._idle_writer: trio.lowlevel.Task | None = None
         self._idle_watchdog: trio.lowlevel.Task | None = None
         self._quiet_since = trio.current_time()
         self._scope = trio.CancelScope()
         self._broken: RedisUnavailable | None = None
+        self._retired = False
         self.sent = 0
-
-    @property
-    def usable(self) -> bool:
-        """Whether a call may be made."""
-        return self._broken is None
 
     @property
     def pending(self) -> int:
@@ -102,22 +102,21 @@ class Mux:
 
         Raises NotSent or OutcomeUnknown when the connection breaks.
         """
-        while self._broken is None and self._is_full():
-            await self._room.park()
-        if self._broken is not None:
-            raise NotSent(self._options.address, "the connection broke before the command was sent") from self._broken
-        request = _Request(payload, count, raw, [], trio.lowlevel.current_task())
-        self._queue[request] = None
-        self._queued_bytes += len(payload)
-        if self._idle_writer is not None:
-            trio.lowlevel.reschedule(self._idle_writer)
-            self._idle_writer = None
+        if self._broken is not None or self._retired:
+            await trio.lowlevel.checkpoint()  # whoever sends again on NotSent must stay cancellable
+            raise NotSent(
+                self._options.address, "the connection was gone before the command was sent"
+            ) from self._broken
+        request = _Request(payload, count, raw, trio.lowlevel.current_task())
+        if self._waiting or not self._has_room(request):
+            self._waiting[request] = None
+        else:
+            self._enqueue(request)
 
         def abandon(_: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
             request.task = None
             if not request.sent:
-                del self._queue[request]
-                self._queued_bytes -= len(payload)
+                self._take_back(request)
             return trio.lowlevel.Abort.SUCCEEDED
 
         return await trio.lowlevel.wait_task_rescheduled(abandon)
@@ -139,10 +138,50 @@ class Mux:
         """End `run` and fail what is under way; `on_break` is not called. Does not block."""
         self._fail_all(RedisUnavailable(self._options.address, "the link was closed"))
 
-    def _is_full(self) -> bool:
-        return (
-            self._queued_bytes >= self._max_queued_bytes or len(self._queue) + len(self._pending) >= self._max_pending
+    def retire(self) -> None:
+        """Take no more calls; end `run` when those under way have their replies. Does not block."""
+        self._retired = True
+        self._fail_waiting(RedisUnavailable(self._options.address, "the connection was given up"))
+        self._close_if_over()
+
+    def _close_if_over(self) -> None:
+        if self._retired and not self._queue and not self._pending:
+            self.close()
+
+    def _has_room(self, request: _Request) -> bool:
+        """Whether the limits allow it. What is beyond a limit by itself has room when there is nothing else."""
+        due, queued = self._due, self._queued_bytes
+        return (due + request.count <= self._max_pending or not due) and (
+            queued + len(request.payload) <= self._max_queued_bytes or not queued
         )
+
+    def _enqueue(self, request: _Request) -> None:
+        self._queue[request] = None
+        self._queued_bytes += len(request.payload)
+        self._due += request.count
+        if self._idle_writer is not None:
+            trio.lowlevel.reschedule(self._idle_writer)
+            self._idle_writer = None
+
+    def _let_in(self) -> None:
+        """Queue those who wait for room, first come first served, as far as there is room."""
+        while self._waiting:
+            request = next(iter(self._waiting))
+            if not self._has_room(request):
+                return
+            del self._waiting[request]
+            self._enqueue(request)
+
+    def _take_back(self, request: _Request) -> None:
+        """Forget a request that was not sent."""
+        if request in self._waiting:
+            del self._waiting[request]
+        else:
+            del self._queue[request]
+            self._queued_bytes -= len(request.payload)
+            self._due -= request.count
+        self._let_in()
+        self._close_if_over()
 
     async def _write(self) -> None:
         try:
@@ -172,10 +211,11 @@ class Mux:
         for request in queue:
             request.sent = True
         self._pending.extend(queue)
-        self.sent += sum(request.count for request in queue)
-        if self._room:
-            self._room.unpark_all()
-        return b"".join([request.payload for request in queue])
+        self.sent += sum([request.count for request in queue])
+        data = b"".join([request.payload for request in queue])
+        if self._waiting:
+            self._let_in()
+        return data
 
     async def _read(self) -> None:
         stream, reader = self._wire.stream, self._wire.reader
@@ -194,7 +234,7 @@ class Mux:
         pending = self._pending
         while True:
             head = pending[0] if pending else None
-            raw = head is not None and head.raw and len(head.replies) in head.raw
+            raw = head is not None and head.raw and len(head.replies or ()) in head.raw
             reply = reader.gets(not raw)
             if reply is _compat.NOT_ENOUGH_DATA:
                 break
@@ -203,11 +243,15 @@ class Mux:
             if head is None:
                 raise redis.exceptions.InvalidResponse("a reply that no command asked for")
             self._deliver(head, reply)
-        if self._room and not self._is_full():
-            self._room.unpark_all()
+        if self._waiting:
+            self._let_in()
+        self._close_if_over()
 
     def _deliver(self, head: _Request, reply: Any) -> None:
+        self._due -= 1
         if head.count > 1:
+            if head.replies is None:
+                head.replies = []
             head.replies.append(reply)
             if len(head.replies) < head.count:
                 return
@@ -269,7 +313,7 @@ class Mux:
             trouble = RedisUnavailable(self._options.address, describe(error))
             trouble.__cause__ = error
         self._fail_all(trouble)
-        self._on_break(trouble)
+        self._on_break(self, trouble)
 
     def _fail_all(self, trouble: RedisUnavailable) -> None:
         if self._broken is not None:
@@ -279,11 +323,16 @@ class Mux:
             self._fail(request, OutcomeUnknown(trouble.address, f"sent, and no reply came: {trouble.reason}"), trouble)
         for request in self._queue:
             self._fail(request, NotSent(trouble.address, f"not sent: {trouble.reason}"), trouble)
+        self._fail_waiting(trouble)
         self._pending.clear()
         self._queue.clear()
-        self._queued_bytes = 0
-        self._room.unpark_all()
+        self._queued_bytes = self._due = 0
         self._scope.cancel()
+
+    def _fail_waiting(self, trouble: RedisUnavailable) -> None:
+        waiting, self._waiting = self._waiting, {}
+        for request in waiting:
+            self._fail(request, NotSent(trouble.address, f"not sent: {trouble.reason}"), trouble)
 
     def _fail(self, request: _Request, error: RedisUnavailable, trouble: RedisUnavailable) -> None:
         error.__cause__ = trouble  # an error of its own for each caller: shared ones would share a traceback

@@ -54,6 +54,8 @@ class RedisOptions:
         max_pending: commands queued or under way on the shared connection; beyond it callers wait.
         max_queued_bytes: bytes queued and not sent; beyond it callers wait.
         max_blocking: connections that blocking commands of the shared client may use at one time.
+        retry_for: a command that fails and may safely be sent again (it was never sent, a server refused it that is
+            loading, or it only reads) is sent again for so long after the call; 0: never.
     """
 
     host: str = "127.0.0.1"
@@ -77,6 +79,7 @@ class RedisOptions:
     max_pending: int = field(default=100_000, validator=_POSITIVE)
     max_queued_bytes: int = field(default=8 * 1024 * 1024, validator=_POSITIVE)
     max_blocking: int = field(default=64, validator=_POSITIVE)
+    retry_for: float = field(default=3.0, validator=validators.ge(0))
 
     @classmethod
     def from_url(cls, url: str, **overrides: Any) -> RedisOptions:

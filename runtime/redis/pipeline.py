@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 import redis.exceptions
+import trio
+from attrs import frozen
 
 from . import _compat
 from .commands import Commands, shape
 from .errors import CommandRefused
 from .options import RedisOptions
+from .retry import READS, Retry, passes
 from .routing import block_of, check_shared, command_name
 
 __all__ = ["Pipeline"]
 
 
 class _Burst(Protocol):
-    async def __call__(self, payload: bytes, count: int, raw: frozenset[int]) -> Any: ...
+    """Sends `payload` in one piece; brings its `count` replies, of which those in `raw` are not decoded."""
+
+    async def __call__(self, payload: bytes, count: int, raw: frozenset[int]) -> list[Any]: ...
+
+
+@frozen
+class _Command:
+    name: str
+    payload: bytes
+    options: dict[str, Any]
 
 
 class Pipeline(Commands):
@@ -25,13 +38,30 @@ class Pipeline(Commands):
 
     The burst is contiguous on the wire: with `transaction`, it is wrapped in MULTI and EXEC and runs as one step. The
     pipeline can be used again after `execute`. It belongs to one task.
+
+    A burst that failed is sent again, for `options.retry_for` seconds, when none of it was sent, when the server
+    refused all of it for a reason that passes, or when all of it only reads.
+
+    Args:
+        options: of the client.
+        burst: the client's way of sending.
+        transaction: whether to wrap it in MULTI and EXEC.
+        retry: makes the attempts of one call: (its start, whether it only reads); None: there is one attempt.
     """
 
-    def __init__(self, options: RedisOptions, burst: _Burst, *, transaction: bool) -> None:
+    def __init__(
+        self,
+        options: RedisOptions,
+        burst: _Burst,
+        *,
+        transaction: bool,
+        retry: Callable[[float, bool], Retry] | None = None,
+    ) -> None:
         super().__init__(options)
         self._burst = burst
         self._transaction = transaction
-        self._queue: list[tuple[str, bytes, dict[str, Any]]] = []
+        self._retry = retry
+        self._queue: list[_Command] = []
         self._scripts: set[str] = set()
 
     async def __aenter__(self) -> Self:
@@ -57,7 +87,7 @@ class Pipeline(Commands):
         check_shared(name, args)
         if block_of(name, args) is not None:
             raise CommandRefused(f"{name} blocks, and would hold up everything behind the pipeline: call it by itself")
-        self._queue.append((name, _compat.pack_command(args), options))
+        self._queue.append(_Command(name, _compat.pack_command(args), options))
         return self
 
     def clear(self) -> None:
@@ -84,40 +114,77 @@ class Pipeline(Commands):
         self.clear()
         if not queue:
             return []
-        replies = await (self._run_transaction(queue) if self._transaction else self._run(queue))
-        results = [_shaped(name, reply, options) for (name, _, options), reply in zip(queue, replies, strict=True)]
+        replies = await self._run(queue)
+        if self._transaction:
+            replies = _of_transaction(replies)
+        results = [_shaped(command, reply) for command, reply in zip(queue, replies, strict=True)]
         if raise_on_error:
-            for number, ((name, _, _), result) in enumerate(zip(queue, results, strict=True), 1):
+            for number, (command, result) in enumerate(zip(queue, results, strict=True), 1):
                 if isinstance(result, Exception):
-                    result.add_note(f"command {number} of {len(queue)} in the pipeline: {name}")
+                    result.add_note(f"command {number} of {len(queue)} in the pipeline: {command.name}")
                     raise result
         return results
 
-    async def _run(self, queue: list[tuple[str, bytes, dict[str, Any]]]) -> list[Any]:
-        raw = frozenset(n for n, (_, _, options) in enumerate(queue) if _compat.NEVER_DECODE in options)
-        replies = await self._burst(b"".join(payload for _, payload, _ in queue), len(queue), raw)
-        return replies if len(queue) > 1 else [replies]
+    async def _run(self, queue: list[_Command]) -> list[Any]:
+        """The replies, those of MULTI and EXEC too, of the last attempt."""
+        payload, count, raw = self._packed(queue)
+        if self._retry is None:
+            return await self._burst(payload, count, raw)
+        retry = self._retry(trio.current_time(), all(command.name in READS for command in queue))
+        while True:
+            failure: Exception | None
+            try:
+                replies = await self._burst(payload, count, raw)
+            except redis.exceptions.RedisError as error:
+                replies, failure = [], error
+            else:
+                failure = self._refusal(replies)
+                if failure is None:
+                    return replies
+            wait = retry.wait_after(failure, trio.current_time())
+            if wait is None and not replies:
+                raise failure
+            if wait is None:
+                return replies
+            await trio.sleep(wait)
 
-    async def _run_transaction(self, queue: list[tuple[str, bytes, dict[str, Any]]]) -> list[Any]:
-        payload = b"".join([_MULTI, *(payload for _, payload, _ in queue), _EXEC])
-        never_decode = any(_compat.NEVER_DECODE in options for _, _, options in queue)
-        if never_decode and self.options.decode_responses:
+    def _packed(self, queue: list[_Command]) -> tuple[bytes, int, frozenset[int]]:
+        raw = frozenset(n for n, command in enumerate(queue) if _compat.NEVER_DECODE in command.options)
+        payloads = [command.payload for command in queue]
+        if not self._transaction:
+            return b"".join(payloads), len(queue), raw
+        if raw and self.options.decode_responses:
             raise CommandRefused("a command with a binary reply (DUMP) in a transaction with decode_responses")
-        *queued, results = await self._burst(payload, len(queue) + 2, frozenset())
-        if isinstance(results, Exception):
-            refusals = [reply for reply in queued if isinstance(reply, Exception)]
-            raise (refusals[0] if refusals else results) from results
-        if results is None:
-            raise redis.exceptions.WatchError("the server discarded the transaction")
-        return list(results)
+        return b"".join([_MULTI, *payloads, _EXEC]), len(queue) + 2, frozenset()
+
+    def _refusal(self, replies: list[Any]) -> Exception | None:
+        """Why nothing of the burst has run, if that will pass by itself."""
+        if self._transaction:
+            refused = isinstance(replies[-1], redis.exceptions.ExecAbortError) and not isinstance(replies[0], Exception)
+            reasons = [reply for reply in replies[1:-1] if isinstance(reply, Exception)]
+        else:
+            reasons = [reply for reply in replies if isinstance(reply, Exception)]
+            refused = len(reasons) == len(replies)
+        return reasons[0] if refused and reasons and all(passes(reason) for reason in reasons) else None
 
 
 _MULTI = _compat.pack_command(("MULTI",))
 _EXEC = _compat.pack_command(("EXEC",))
 
 
-def _shaped(name: str, reply: Any, options: dict[str, Any]) -> Any:
+def _of_transaction(replies: list[Any]) -> list[Any]:
+    """The commands' replies; raises the reason for which there are none."""
+    *queued, results = replies
+    if isinstance(results, Exception):
+        refusals = [reply for reply in queued if isinstance(reply, Exception)]
+        raise (refusals[0] if refusals else results) from results
+    if results is None:
+        raise redis.exceptions.WatchError("the server discarded the transaction")
+    return list(results)
+
+
+def _shaped(command: _Command, reply: Any) -> Any:
     try:
-        return shape(name, reply, options)
+        return shape(command.name, reply, command.options)
     except redis.exceptions.RedisError as error:
         return error

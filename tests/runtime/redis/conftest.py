@@ -40,7 +40,8 @@ class ValkeyServer:
 
     @property
     def options(self) -> RedisOptions:
-        return RedisOptions(path=str(self.path))
+        """Without retries: most tests want to see each error."""
+        return RedisOptions(path=str(self.path), retry_for=0)
 
     def start(self) -> None:
         """Start and wait until it takes connections."""

@@ -21,7 +21,7 @@ async def server() -> AsyncIterator[InProcessRedis]:
 
 @pytest.fixture
 async def redis(server: InProcessRedis) -> AsyncIterator[Redis]:
-    async with Redis(RedisOptions(), connect=server.connect) as redis:
+    async with Redis(RedisOptions(retry_for=0), connect=server.connect) as redis:
         yield redis
 
 

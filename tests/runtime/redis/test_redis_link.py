@@ -14,7 +14,7 @@ from trio.testing import MockClock
 from penstock.runtime.redis import NotSent, OutcomeUnknown, Redis, RedisOptions, RedisStalled, RedisUnavailable
 from penstock.runtime.testing.redis import InProcessRedis
 
-OPTIONS = RedisOptions()
+OPTIONS = RedisOptions(retry_for=0)
 
 
 class Report:
@@ -230,7 +230,7 @@ async def test_a_full_link_makes_callers_wait_and_lets_them_leave(
     autojump_clock: MockClock, server: InProcessRedis
 ) -> None:
     """The third caller's command is not even queued, and is gone when it is cancelled."""
-    async with Redis(RedisOptions(max_pending=2), connect=server.connect) as redis:
+    async with Redis(RedisOptions(max_pending=2, retry_for=0), connect=server.connect) as redis:
         await redis.ping()
         server.hang()
         async with trio.open_nursery() as nursery:
@@ -252,7 +252,8 @@ async def test_queued_bytes_are_bounded_while_the_server_does_not_read(
 ) -> None:
     """One burst is being sent, one may queue up to the bound, the next caller waits; all fail when the link breaks."""
     connect, peer = scripted
-    async with Redis(RedisOptions(max_queued_bytes=1000), connect=connect) as redis, trio.open_nursery() as nursery:
+    options = RedisOptions(max_queued_bytes=1000, retry_for=0)
+    async with Redis(options, connect=connect) as redis, trio.open_nursery() as nursery:
         errors: list[type[Exception]] = []
 
         async def write() -> None:

@@ -1,0 +1,117 @@
+"""Whether a command that failed may be sent again, and when.
+
+Only what can do no harm: a command that provably did not run (never sent, or refused by a server that will soon take
+it), and one that only reads. `Retry` decides; it knows no clock and no connection, and is tested as a table.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Final, TypeVar
+
+import redis.exceptions
+import trio
+from attrs import define, field
+from redis.commands import READ_COMMANDS
+
+from .errors import NotSent, OutcomeUnknown, RedisClosed, RedisStalled
+from .replies import REPLIES, Kind, classify
+
+__all__ = ["READS", "Retry", "may_resend", "passes"]
+
+T = TypeVar("T")
+
+READS: Final[frozenset[str]] = (
+    READ_COMMANDS | {"ECHO", "INFO", "PING", "TIME"} | {f"XINFO {what}" for what in ("STREAM", "GROUPS", "CONSUMERS")}
+)
+"""Commands that change nothing, so that twice is as good as once. Not XREADGROUP: it books what it reads."""
+
+BASE, CAP = 0.02, 0.5
+"""Seconds: ceilings of the first wait and of every wait. Connect attempts have their own, longer ones (`Backoff`)."""
+
+_PASSING: Final = frozenset(row.name for row in REPLIES if row.kind is Kind.WAIT) | {
+    "master-down",
+    "read-only",
+    "unblocked-failover",
+}
+"""Replies that say that nothing ran, and that another attempt may be lucky."""
+
+_FOR_PEOPLE: Final = frozenset({Kind.CONFIG, Kind.BUG, Kind.DOWNGRADE})
+"""What turned us away at the door will do so again."""
+
+
+def passes(error: BaseException) -> bool:
+    """Whether the error is a server's reply that says: nothing ran, and it will pass by itself (LOADING, BUSY …)."""
+    is_reply = isinstance(error, redis.exceptions.RedisError) and not isinstance(error, (NotSent, OutcomeUnknown))
+    return is_reply and classify(error).name in _PASSING
+
+
+def may_resend(error: BaseException, *, reads: bool) -> bool:
+    """Whether to send a command again after this error, were there time.
+
+    Args:
+        error: what the attempt raised.
+        reads: whether all that was sent only reads (`READS`).
+    """
+    if isinstance(error, RedisClosed):
+        return False
+    if isinstance(error, NotSent):
+        return not _is_for_people(error)
+    if isinstance(error, (OutcomeUnknown, RedisStalled)):
+        return reads
+    return passes(error)
+
+
+@define
+class Retry:
+    """The attempts of one call: asked after each failure whether, and how soon, to try again.
+
+    Attributes:
+        until: no attempt begins after this time (of the clock whose `now` is given to `wait_after`).
+        reads: whether the call only reads.
+        random: numbers in [0, 1): full jitter, so that many callers do not come in step.
+        failures: how many there have been.
+    """
+
+    until: float
+    reads: bool
+    random: Callable[[], float]
+    failures: int = field(default=0, init=False)
+
+    def wait_after(self, error: BaseException, now: float) -> float | None:
+        """Seconds to wait before the next attempt; None when this error is the call's result."""
+        if now >= self.until or not may_resend(error, reads=self.reads):
+            return None
+        ceiling = min(CAP, BASE * 2.0 ** min(self.failures, 16))
+        self.failures += 1
+        return min(self.random() * ceiling, self.until - now)
+
+    async def run(self, attempt: Callable[[], Awaitable[T]], failure: Exception | None = None) -> T:
+        """Call `attempt` until it succeeds, or its error is final: that one is raised as it is.
+
+        Waits between attempts, cancellably. `failure` is that of an attempt which was made already.
+        """
+        while True:
+            if failure is None:
+                try:
+                    return await attempt()
+                except redis.exceptions.RedisError as error:
+                    failure = error
+            wait = self.wait_after(failure, trio.current_time())
+            if wait is None:
+                raise failure
+            failure = None
+            await trio.sleep(wait)
+
+
+def _is_for_people(error: BaseException) -> bool:
+    if classify(error).kind in _FOR_PEOPLE:
+        return True
+    return any(isinstance(each, ssl.SSLCertVerificationError) for each in _chain(error))
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
