@@ -1,18 +1,21 @@
 """PostgreSQL on trio: psycopg 3 with an exact cancellation rule, a pool, what an error means, and migrations."""
 
 from .connection import Connection
-from .cursors import Cursor, ServerCursor
+from .cursors import ClientCursor, Cursor, RawCursor, RawServerCursor, ServerCursor
 from .errors import FAULTS, Fault, PoolTimeout, PostgresRejected, PostgresUnavailable, classify
 from .migrations import MigrationFailed, MigrationLimits, MigrationLocked, migrate, pending, roll_back
 from .options import PostgresOptions
-from .pool import Pool, PoolStatistics
+from .pool import Pool
+from .pool_statistics import Loan, PoolStatistics
 from .probe import ProbeResult, probe
 
 __all__ = [
     "FAULTS",
+    "ClientCursor",
     "Connection",
     "Cursor",
     "Fault",
+    "Loan",
     "MigrationFailed",
     "MigrationLimits",
     "MigrationLocked",
@@ -23,6 +26,8 @@ __all__ = [
     "PostgresRejected",
     "PostgresUnavailable",
     "ProbeResult",
+    "RawCursor",
+    "RawServerCursor",
     "ServerCursor",
     "classify",
     "migrate",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, cast
 
@@ -13,7 +13,7 @@ from psycopg import pq
 from psycopg.rows import AsyncRowFactory, Row, TupleRow
 
 from . import internals
-from .cursors import Cursor, ServerCursor
+from .cursors import cursor_class
 from .driving import DrivenConnection, tell
 from .errors import PostgresUnavailable, connect_failure
 from .interruption import Interruption, hurried
@@ -44,11 +44,6 @@ class Connection(DrivenConnection[Row]):
         cancel_grace: Seconds that the server has to end a cancelled statement.
         opened_at: `trio.current_time` when the connection was made.
     """
-
-    def __init__(self, pgconn: pq.abc.PGconn, row_factory: AsyncRowFactory[Row] | None = None) -> None:
-        super().__init__(pgconn, row_factory)
-        self.cursor_factory = Cursor
-        self.server_cursor_factory = ServerCursor
 
     @classmethod
     async def open(
@@ -130,6 +125,38 @@ class Connection(DrivenConnection[Row]):
             raise failures[0]
         raise type(failures[-1])("; ".join(str(failure) for failure in failures))
 
+    @property
+    def cursor_factory(self) -> type[psycopg.AsyncCursor[Row]]:
+        """The class of cursors. psycopg's own are replaced by ours; others have to be made from ours (`TypeError`)."""
+        return self._cursor_factory
+
+    @cursor_factory.setter
+    def cursor_factory(self, wanted: type[psycopg.AsyncCursor[Row]]) -> None:
+        self._cursor_factory: type[psycopg.AsyncCursor[Row]] = cursor_class(wanted)
+
+    @property
+    def server_cursor_factory(self) -> type[psycopg.AsyncServerCursor[Row]]:
+        """The class of named cursors; see `cursor_factory`."""
+        return self._server_cursor_factory
+
+    @server_cursor_factory.setter
+    def server_cursor_factory(self, wanted: type[psycopg.AsyncServerCursor[Row]]) -> None:
+        self._server_cursor_factory: type[psycopg.AsyncServerCursor[Row]] = cursor_class(wanted)
+
+    async def ping(self, limit: float) -> bool:
+        """Whether the server answers on this connection within *limit* seconds: one empty statement, nothing else.
+
+        Closed at once if it does not, for a late answer is worth nothing, and told to ``on_slow``. A cancellation
+        closes it, too. Not for pipeline mode.
+        """
+        with Interruption.ABANDON.rules(), suppress(psycopg.Error):
+            with trio.move_on_after(limit):
+                await self.execute("")
+                return True
+            if self.closed:
+                self._tell_slow(limit)
+        return False
+
     @asynccontextmanager
     async def transaction(
         self, savepoint_name: str | None = None, force_rollback: bool = False
@@ -186,6 +213,23 @@ class Connection(DrivenConnection[Row]):
         with Interruption.FINISH.rules():
             await super().rollback()
 
+    async def tpc_prepare(self) -> None:
+        """Vote for the two-phase transaction. Once sent it is seen through, as a COMMIT is."""
+        await _enter()
+        with Interruption.FINISH.rules():
+            await super().tpc_prepare()
+
+    async def tpc_commit(self, xid: psycopg.Xid | str | None = None) -> None:
+        """Commit the two-phase transaction. Once sent it is seen through."""
+        await _enter()
+        with Interruption.FINISH.rules():
+            await super().tpc_commit(xid)
+
+    async def tpc_rollback(self, xid: psycopg.Xid | str | None = None) -> None:
+        """Roll the two-phase transaction back, also in a cancelled scope."""
+        with Interruption.FINISH.rules():
+            await super().tpc_rollback(xid)
+
     @asynccontextmanager
     async def pipeline(self) -> AsyncIterator[psycopg.AsyncPipeline]:
         """Pipeline mode. Left in a cancelled scope, what is still under way is cancelled on the server."""
@@ -219,13 +263,13 @@ class Connection(DrivenConnection[Row]):
 
 async def _enter() -> None:
     """Start nothing in a cancelled scope, unless as part of a clean-up."""
-    if Interruption.current() is Interruption.AT_ONCE:
+    if not Interruption.current().starts_anyway:
         await trio.lowlevel.checkpoint_if_cancelled()
 
 
 def _cleaning_up(*, cancel: bool) -> Interruption:
     """The rule for leaving a block: that of the clean-up it is part of, if there is one."""
     rule = Interruption.current()
-    if rule is not Interruption.AT_ONCE:
+    if rule.starts_anyway:
         return rule
     return Interruption.CANCEL if cancel else Interruption.FINISH

@@ -1,4 +1,4 @@
-"""Cursors whose clean-up holds under trio's level-triggered cancellation."""
+"""psycopg's five cursors, with a clean-up that holds under trio's level-triggered cancellation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import psycopg
 import trio
-from psycopg.copy import AsyncCopy, AsyncWriter
+from psycopg.copy import AsyncCopy, AsyncQueuedLibpqWriter, AsyncWriter
 from psycopg.rows import Row
 
 from .interruption import Interruption, hurried
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from psycopg.abc import Params, Query
 
     from .driving import DrivenConnection
+
+__all__ = ["ClientCursor", "Cursor", "RawCursor", "RawServerCursor", "ServerCursor", "cursor_class"]
 
 
 class Cursor(psycopg.AsyncCursor[Row]):
@@ -60,7 +62,14 @@ class Cursor(psycopg.AsyncCursor[Row]):
         left before its end is cancelled on the server, which fails the transaction it is in.
 
         Cancellation: a cancellation while the end of the COPY is awaited cancels it on the server.
+
+        Raises:
+            TypeError: *writer* is an `AsyncQueuedLibpqWriter`, which is an asyncio task.
         """
+        if isinstance(writer, AsyncQueuedLibpqWriter):
+            raise TypeError(
+                "AsyncQueuedLibpqWriter runs a task of asyncio: leave `writer` out, or write one of your own"
+            )
         manager = super().copy(statement, params, writer=writer)
         copy = await manager.__aenter__()
         try:
@@ -77,9 +86,45 @@ class Cursor(psycopg.AsyncCursor[Row]):
             await cast("DrivenConnection[Any]", self.connection).settle()
 
 
-class ServerCursor(psycopg.AsyncServerCursor[Row]):
+class ServerCursor(psycopg.AsyncServerCursor[Row], Cursor[Row]):
     """`psycopg.AsyncServerCursor` on trio: closing it reaches the server also in a cancelled scope."""
 
     async def close(self) -> None:
         with Interruption.FINISH.rules():
             await super().close()
+
+
+class RawCursor(Cursor[Row], psycopg.AsyncRawCursor[Row]):
+    """`psycopg.AsyncRawCursor` on trio: PostgreSQL's own placeholders (``$1``)."""
+
+
+class ClientCursor(Cursor[Row], psycopg.AsyncClientCursor[Row]):
+    """`psycopg.AsyncClientCursor` on trio: parameters are merged into the statement here (``mogrify``)."""
+
+
+class RawServerCursor(ServerCursor[Row], psycopg.AsyncRawServerCursor[Row]):
+    """`psycopg.AsyncRawServerCursor` on trio."""
+
+
+_OURS: dict[type[Any], type[Any]] = {
+    psycopg.AsyncCursor: Cursor,
+    psycopg.AsyncRawCursor: RawCursor,
+    psycopg.AsyncClientCursor: ClientCursor,
+    psycopg.AsyncServerCursor: ServerCursor,
+    psycopg.AsyncRawServerCursor: RawServerCursor,
+}
+
+
+def cursor_class(wanted: type[Any]) -> type[Any]:
+    """The class to use where *wanted* is asked for: ours for psycopg's own, and one made from ours as it is.
+
+    Raises:
+        TypeError: it is made from psycopg's: on trio a cancellation could leave its connection stuck.
+    """
+    ours = _OURS.get(wanted, wanted)
+    if not issubclass(ours, Cursor):
+        raise TypeError(
+            f"{wanted.__module__}.{wanted.__qualname__} cannot be used on trio: make it a subclass of"
+            " penstock.runtime.postgres.Cursor (RawCursor, ClientCursor, ServerCursor …) instead of psycopg's"
+        )
+    return ours

@@ -78,7 +78,7 @@ class DrivenConnection(psycopg.AsyncConnection[Row]):
         Cancellation: see `Connection`; `Interruption` says which rule holds.
         """
         rule = Interruption.current()
-        if rule is Interruption.AT_ONCE:
+        if not rule.starts_anyway:
             # Before the first step: a step that was taken and then reported as cancelled would be lost.
             await trio.lowlevel.checkpoint_if_cancelled()
         self._slow_told = False
@@ -86,6 +86,10 @@ class DrivenConnection(psycopg.AsyncConnection[Row]):
             return await self._drive(gen, None if timeout is None else trio.current_time() + timeout)
         except trio.Cancelled:
             if not self._is_busy():
+                raise
+            if rule is Interruption.ABANDON:
+                self.abandon()
+                _close(gen)
                 raise
             cancel = rule is not Interruption.FINISH
             outcome = await self._end_interrupted(gen, cancel=cancel)
@@ -162,6 +166,7 @@ class DrivenConnection(psycopg.AsyncConnection[Row]):
         """Report what says that the server is away; turn a standby's refusal to write into an outage."""
         if isinstance(error, psycopg.errors.ReadOnlySqlTransaction) and self._server_is_read_only():
             unavailable = PostgresUnavailable("it is read-only (a standby?)", address=self._address)
+            unavailable.__cause__ = error
             if self._on_trouble is not None:
                 tell(self._on_trouble, unavailable)
             raise unavailable from error

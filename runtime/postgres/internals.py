@@ -1,7 +1,8 @@
 """The names of psycopg which are not public and which the trio link cannot do without; only this module knows them.
 
 psycopg separates the protocol (generators that say when they would block) from the waiting, but does not
-document the seam. Each function here wraps one such name and says why. `tests/runtime/postgres/test_internals.py`
+document the seam. Each function here wraps one such name and says why.
+`tests/runtime/postgres/test_postgres_internals.py`
 holds that they exist and behave: it is the gate for an upgrade of psycopg.
 """
 
@@ -30,8 +31,11 @@ __all__ = [
     "conninfo_to_dict",
     "copy_end_steps",
     "copy_out_steps",
+    "forget_handlers",
     "forget_prepared",
+    "in_two_phase",
     "make_conninfo",
+    "notify_steps",
     "ready",
     "result_steps",
     "set_adapters",
@@ -118,6 +122,22 @@ def set_autocommit_state(connection: psycopg.AsyncConnection[Any], value: bool) 
 def set_adapters(connection: psycopg.AsyncConnection[Any], context: AdaptContext) -> None:
     """What ``connect(context=…)`` does; there is no public setter."""
     connection._adapters = AdaptersMap(context.adapters)
+
+
+def in_two_phase(connection: psycopg.AsyncConnection[Any]) -> bool:
+    """Whether psycopg thinks itself between ``tpc_begin()`` and the end of that transaction: nobody else can tell."""
+    return connection._tpc is not None
+
+
+def forget_handlers(connection: psycopg.AsyncConnection[Any]) -> None:
+    """Remove all handlers of notices and notifications; the public way needs to know them."""
+    connection._notice_handlers.clear()
+    connection._notify_handlers.clear()
+
+
+def notify_steps(pgconn: pq.abc.PGconn) -> PQGen[list[pq.PGnotify]]:
+    """The steps that wait for something from the server and read it; handlers of notifications are called."""
+    return generators.notifies(pgconn)
 
 
 def forget_prepared(connection: psycopg.AsyncConnection[Any]) -> None:

@@ -15,7 +15,7 @@ class Interruption(enum.Enum):
 
     trio's cancellation is level-triggered: in a cancelled scope each further wait raises again. psycopg's
     clean-up code waits, and was written for edge-triggered cancellation. So the clean-up is run under one of the
-    two milder rules here; all of them are bounded by the connection's grace.
+    two milder rules here (CANCEL, FINISH); all of them are bounded by the connection's grace.
     """
 
     AT_ONCE = "at once"
@@ -26,6 +26,14 @@ class Interruption(enum.Enum):
 
     FINISH = "finish"
     """Start, and see it through (BEGIN, COMMIT, ROLLBACK)."""
+
+    ABANDON = "abandon"
+    """Do not start in a cancelled scope; close the connection at once. For a question whose answer is late anyway."""
+
+    @property
+    def starts_anyway(self) -> bool:
+        """Whether steps start although the scope is cancelled already: those of a clean-up do."""
+        return self in (Interruption.CANCEL, Interruption.FINISH)
 
     @staticmethod
     def current() -> Interruption:

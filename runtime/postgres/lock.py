@@ -36,7 +36,7 @@ class StatementLock:
         try:
             await self._waiters.park()
         except trio.Cancelled:
-            if Interruption.current() is Interruption.AT_ONCE:
+            if not Interruption.current().starts_anyway:
                 raise
             with trio.move_on_after(self.grace, shield=True):
                 await self._waiters.park()

@@ -3,66 +3,30 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from types import TracebackType
 
+import attrs
 import psycopg
 import trio
 from attrs import define, frozen
 from psycopg import pq
 from psycopg.rows import TupleRow, tuple_row
 
+from . import internals
 from .connection import Connection
+from .cursors import Cursor, ServerCursor
 from .errors import PoolTimeout, PostgresUnavailable
 from .interruption import hurried
 from .options import PostgresOptions
+from .pool_statistics import Counters, Loan, PoolStatistics
+
+__all__ = ["Pool"]
 
 _IDLE = pq.TransactionStatus.IDLE
 
 _log = logging.getLogger(__name__)
-
-
-@frozen(kw_only=True)
-class PoolStatistics:
-    """What a pool has and did since it was made; the counters only grow.
-
-    Attributes:
-        idle: Open connections that nobody uses.
-        in_use: Connections lent out, or being opened for somebody.
-        waiting: Tasks that wait for a free one.
-        max_size: The limit of *idle* + *in_use*.
-        opened: Connections opened.
-        expired: Connections closed for their age or idleness.
-        broken: Connections found dead, or given back in a state nobody could mend.
-        lent: Times that a connection was lent out.
-        timeouts: Times that nobody got one within ``acquire_timeout``.
-        troubles: Errors that said that the server is away.
-        slow: Statements without an answer for ``slow_after``.
-    """
-
-    idle: int
-    in_use: int
-    waiting: int
-    max_size: int
-    opened: int
-    expired: int
-    broken: int
-    lent: int
-    timeouts: int
-    troubles: int
-    slow: int
-
-
-@define
-class _Counters:
-    opened: int = 0
-    expired: int = 0
-    broken: int = 0
-    lent: int = 0
-    timeouts: int = 0
-    troubles: int = 0
-    slow: int = 0
 
 
 @frozen
@@ -71,11 +35,25 @@ class _Idle:
     since: float
 
 
+@define(eq=False)
+class _Ticket:
+    """Who was let in. Not the task itself: one task may borrow two."""
+
+    task: str
+    since: float
+    connection: Connection[TupleRow] | None = None
+
+
 class Pool:
     """Lends connections to one database: ``async with pool.connection() as connection``.
 
     Connections are opened when they are needed, up to ``options.max_size``, and the one used last is lent first,
-    so that the others may expire. Entering the pool does not touch the server: a pool can be made in an outage.
+    so that the others may expire. Who has to wait is served in order. Entering the pool does not touch the server: a
+    pool can be made in an outage.
+
+    At the first sign that the server went away or changed its role, all idle connections are closed, and those lent
+    out are closed when they come back. A sign is a statement that fails so (`Fault.OUTAGE`, but not because the server
+    is full), or a check that gets no answer.
 
     Args:
         options: The database, and the pool's limits.
@@ -85,6 +63,11 @@ class Pool:
             answer: a frozen server says nothing of itself.
         slow_after: Seconds; see *on_slow*.
         acquire_timeout: Seconds to wait for a connection while all are lent out.
+        check_after: A connection that has idled for so many seconds is asked by a round trip before it is lent. All
+            are looked at without one, but a peer that vanished without a word is not seen that way.
+        check_timeout: Seconds for that round trip; without an answer another connection is opened.
+        configure: Called with each new connection before it is first lent (to register types, say). What it raises
+            comes out of `connection`.
     """
 
     def __init__(
@@ -95,17 +78,26 @@ class Pool:
         on_slow: Callable[[float], None] | None = None,
         slow_after: float = 1.0,
         acquire_timeout: float = 30.0,
+        check_after: float = 30.0,
+        check_timeout: float = 1.0,
+        configure: Callable[[Connection[TupleRow]], Awaitable[None]] | None = None,
     ) -> None:
         self.options = options
         self._on_trouble = on_trouble
         self._on_slow = on_slow
         self._slow_after = slow_after
         self._acquire_timeout = acquire_timeout
-        # All of the state: who is let in, and what lies idle (used last at the end).
+        self._check_after = check_after
+        self._check_timeout = check_timeout
+        self._configure = configure
+        # All of the state: who is let in, what lies idle (used last at the end), and which connections are not to be
+        # trusted: those opened up to then.
         self._limiter = trio.CapacityLimiter(options.max_size)
+        self._tickets: dict[_Ticket, None] = {}
         self._idle: list[_Idle] = []
+        self._doubted_at = float("-inf")
         self._open = False
-        self._count = _Counters()
+        self._count = Counters()
 
     async def __aenter__(self) -> Pool:
         self._open = True
@@ -122,30 +114,44 @@ class Pool:
     async def connection(self) -> AsyncIterator[Connection[TupleRow]]:
         """Borrow a connection in autocommit mode: open a ``connection.transaction()`` for more than one statement.
 
-        When it comes back, an open transaction is rolled back, settings of psycopg (autocommit, row factory,
-        isolation level …) are restored, and a connection whose state cannot be mended within ``cancel_grace`` is
-        closed. Settings of the *session* (``SET``, ``LISTEN``, advisory locks) stay: use ``SET LOCAL`` and
-        ``pg_advisory_xact_lock``, or a connection of your own.
+        When it comes back, an open transaction is rolled back, settings of psycopg (autocommit, row and cursor
+        factories, isolation level, handlers …) are restored, and a connection whose state cannot be mended within
+        ``cancel_grace`` is closed. Settings of the *session* (``SET``, ``LISTEN``, advisory locks) and registered
+        types stay: use ``SET LOCAL`` and ``pg_advisory_xact_lock``, or a connection of your own.
 
         Cancellation: waiting for one and opening one are given up; giving back is shielded and bounded.
 
         Raises:
-            PoolTimeout: all connections were lent out for ``acquire_timeout``.
+            PoolTimeout: all connections were lent out for ``acquire_timeout``; it names who holds one longest.
             PostgresUnavailable: one had to be opened and the server is away.
             PostgresRejected: one had to be opened and the server refuses the settings.
             RuntimeError: the pool is not open.
         """
-        ticket = object()  # not the task: one task may borrow two
-        await self._admit(ticket)
+        ticket = await self._admit()
         try:
-            connection = await self._take()
+            connection = ticket.connection = await self._take()
             self._count.lent += 1
             try:
                 yield connection
             finally:
                 await self._give_back(connection)
         finally:
+            del self._tickets[ticket]
             self._limiter.release_on_behalf_of(ticket)
+
+    async def warm_up(self) -> int:
+        """Open connections until `min_size` idle; returns how many were opened. Waits for none that is lent out.
+
+        Never done by the pool itself, which has no task for it: call it before the first rush, if that matters.
+
+        Raises:
+            As `connection`.
+        """
+        before = self._count.opened
+        async with AsyncExitStack() as borrowed:
+            for _ in range(min(self.options.min_size, int(self._limiter.available_tokens))):
+                await borrowed.enter_async_context(self.connection())
+        return self._count.opened - before
 
     def statistics(self) -> PoolStatistics:
         """The pool at this moment."""
@@ -155,13 +161,15 @@ class Pool:
             in_use=limiter.borrowed_tokens,
             waiting=limiter.tasks_waiting,
             max_size=self.options.max_size,
-            opened=self._count.opened,
-            expired=self._count.expired,
-            broken=self._count.broken,
-            lent=self._count.lent,
-            timeouts=self._count.timeouts,
-            troubles=self._count.troubles,
-            slow=self._count.slow,
+            **attrs.asdict(self._count),
+        )
+
+    def loans(self) -> tuple[Loan, ...]:
+        """Who holds a connection at this moment, the longest first: where one is never given back, it shows here."""
+        now = trio.current_time()
+        return tuple(
+            Loan(task=ticket.task, seconds=now - ticket.since, backend_pid=_backend_pid(ticket.connection))
+            for ticket in self._tickets
         )
 
     def drop_idle(self) -> int:
@@ -171,28 +179,58 @@ class Pool:
             self._idle.pop().connection.abandon()
         return dropped
 
-    async def _admit(self, ticket: object) -> None:
+    async def _admit(self) -> _Ticket:
         if not self._open:
             raise RuntimeError("the pool is closed: use it within `async with pool`")
+        ticket = _Ticket(trio.lowlevel.current_task().name, trio.current_time())
         try:
             self._limiter.acquire_on_behalf_of_nowait(ticket)
         except trio.WouldBlock:
+            await self._queue(ticket)
+        ticket.since = trio.current_time()
+        self._tickets[ticket] = None
+        return ticket
+
+    async def _queue(self, ticket: _Ticket) -> None:
+        """Wait in line. A token is handed over in the very moment in which it is released: nobody can overtake."""
+        try:
             with trio.move_on_after(self._acquire_timeout):
                 await self._limiter.acquire_on_behalf_of(ticket)
                 return
-            self._count.timeouts += 1
-            raise PoolTimeout(
-                f"all {self.options.max_size} connections to {self.options.address} (max_size) were in use for"
-                f" {self._acquire_timeout:g} s (acquire_timeout)"
-            ) from None
+        finally:
+            self._count.note_wait(trio.current_time() - ticket.since)
+        self._count.timeouts += 1
+        longest = self.loans()[0]
+        raise PoolTimeout(
+            f"all {self.options.max_size} connections to {self.options.address} (max_size) were in use for"
+            f" {self._acquire_timeout:g} s (acquire_timeout); {longest.task!r} holds one for {longest.seconds:.1f} s"
+        )
 
     async def _take(self) -> Connection[TupleRow]:
         self._expire()
         while self._idle:
-            connection = self._idle.pop().connection
-            if connection.still_connected():
-                return connection
-            self._discard(connection)
+            idle = self._idle.pop()
+            if await self._is_well(idle):
+                return idle.connection
+            self._discard(idle.connection)
+        return await self._open_another()
+
+    async def _is_well(self, idle: _Idle) -> bool:
+        if not idle.connection.still_connected():
+            return False
+        if trio.current_time() - idle.since < self._check_after:
+            return True
+        self._count.checked += 1
+        try:
+            answered = await idle.connection.ping(self._check_timeout)
+        except BaseException:  # cancelled, mostly: nobody would give it back
+            self._discard(idle.connection)
+            raise
+        if not answered:
+            self._doubt()
+        return answered
+
+    async def _open_another(self) -> Connection[TupleRow]:
         connection = await Connection.open(
             self.options,
             on_trouble=self._trouble,
@@ -200,6 +238,12 @@ class Pool:
             slow_after=self._slow_after,
         )
         self._count.opened += 1
+        if self._configure is not None:
+            try:
+                await self._configure(connection)
+            except BaseException:
+                self._discard(connection)
+                raise
         return connection
 
     async def _give_back(self, connection: Connection[TupleRow]) -> None:
@@ -208,8 +252,7 @@ class Pool:
                 await _restore(connection)
         except psycopg.Error as error:
             _log.debug("cannot restore %r: %s", connection, error)
-        status = connection.pgconn.transaction_status
-        if connection.closed or status != _IDLE or connection.pgconn.pipeline_status:
+        if not _is_restored(connection) or connection.opened_at <= self._doubted_at:
             self._discard(connection)
         elif not self._open:
             await connection.close()
@@ -220,6 +263,11 @@ class Pool:
     def _discard(self, connection: Connection[TupleRow]) -> None:
         self._count.broken += 1
         connection.abandon()
+
+    def _doubt(self) -> None:
+        """Trust no connection that was opened up to now."""
+        self._doubted_at = trio.current_time()
+        self.drop_idle()
 
     def _expire(self) -> None:
         """Close what is too old, or has idled too long above ``min_size``; looked at when the pool is used."""
@@ -237,6 +285,8 @@ class Pool:
 
     def _trouble(self, trouble: PostgresUnavailable) -> None:
         self._count.troubles += 1
+        if _loses_connections(trouble):
+            self._doubt()
         if self._on_trouble is not None:
             self._on_trouble(trouble)
 
@@ -244,6 +294,26 @@ class Pool:
         self._count.slow += 1
         if self._on_slow is not None:
             self._on_slow(seconds)
+
+
+def _loses_connections(trouble: PostgresUnavailable) -> bool:
+    """Whether a statement failed for a reason that concerns other connections as well.
+
+    Not when connecting failed (there is no cause yet; others may be well), nor for a server that is full (53) or
+    cannot use its disk (58).
+    """
+    cause = trouble.__cause__
+    return isinstance(cause, psycopg.Error) and (cause.sqlstate or "")[:2] not in ("53", "58")
+
+
+def _backend_pid(connection: Connection[TupleRow] | None) -> int | None:
+    return None if connection is None or connection.closed else connection.info.backend_pid
+
+
+def _is_restored(connection: Connection[TupleRow]) -> bool:
+    if connection.closed or connection.pgconn.pipeline_status or internals.in_two_phase(connection):
+        return False
+    return connection.pgconn.transaction_status == _IDLE
 
 
 async def _restore(connection: Connection[TupleRow]) -> None:
@@ -255,9 +325,12 @@ async def _restore(connection: Connection[TupleRow]) -> None:
         _log.warning("%r came back to the pool within a transaction: rolling back", connection)
         with hurried():
             await connection.rollback()
-    if connection.closed or connection.pgconn.transaction_status != _IDLE:
+    if not _is_restored(connection):
         return
     connection.row_factory = tuple_row
+    connection.cursor_factory = Cursor
+    connection.server_cursor_factory = ServerCursor
+    internals.forget_handlers(connection)
     await connection.set_autocommit(True)
     await connection.set_isolation_level(None)
     await connection.set_read_only(None)

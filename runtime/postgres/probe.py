@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import attrs
 import psycopg
 import trio
 from attrs import frozen
 
 from .connection import Connection
 from .errors import Fault, PostgresUnavailable, classify, first_line
+from .interruption import Interruption
 from .options import PostgresOptions
 
 _QUESTION = "select pg_is_in_recovery(), current_setting('default_transaction_read_only'), version()"
@@ -40,8 +40,6 @@ async def probe(options: PostgresOptions, limit: float = 5.0) -> ProbeResult:
         PostgresRejected: it refuses user, password, database or TLS.
     """
     started = trio.current_time()
-    # The connection is thrown away, so that there is nothing to be gained by a long farewell.
-    options = attrs.evolve(options, cancel_grace=0.05)
     with trio.move_on_after(limit):
         in_recovery, read_only, version = await _ask(options)
         if in_recovery:
@@ -55,7 +53,9 @@ async def probe(options: PostgresOptions, limit: float = 5.0) -> ProbeResult:
 async def _ask(options: PostgresOptions) -> tuple[bool, str, str]:
     connection = await Connection.open(options)
     try:
-        row = await (await connection.execute(_QUESTION)).fetchone()
+        # The connection is thrown away: nothing is to be gained by a long farewell.
+        with Interruption.ABANDON.rules():
+            row = await (await connection.execute(_QUESTION)).fetchone()
         assert row is not None  # noqa: S101 - a select without FROM has one row
         return bool(row[0]), str(row[1]), str(row[2])
     except psycopg.Error as error:
