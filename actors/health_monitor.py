@@ -2,7 +2,8 @@
 
 A gate is shut by whoever notices first: a link, at the very moment of its error (`Watch.trouble`), or the probe. It is
 opened by nobody but the probe, because a connection that works proves little. Up, a probe every 10 s; down, after 1 s,
-2 s, … up to every 10 s, and at once when there is news (`Watch.nudge`).
+2 s, … up to every 10 s, and at once when there is news (`Watch.nudge`). Where another node may have taken over, a
+connection that broke is no more than news (`Watch.doubt`).
 
 A probe may be content with a server that others cannot work with. Then the gate would open and shut at full speed, so
 that what shuts it again soon after it was opened has to wait, longer each time.
@@ -42,15 +43,24 @@ class Watch:
         probe: raises `Unhealthy` unless the server can do its work.
         settings: intervals and limits.
         address: the server's, without secrets: how it is named when it says nothing itself.
+        rest_at_most: seconds between two probes in a long outage; None for what the settings say. Short where a server
+            comes back by itself, and nobody tells us.
     """
 
     def __init__(
-        self, gate: Gate, probe: Callable[[], Awaitable[None]], settings: HealthSettings, address: str
+        self,
+        gate: Gate,
+        probe: Callable[[], Awaitable[None]],
+        settings: HealthSettings,
+        address: str,
+        *,
+        rest_at_most: float | None = None,
     ) -> None:
         self.gate = gate
         self._address = address
         self._probe = probe
         self._settings = settings
+        self._rest_at_most = min(settings.interval_down_max, rest_at_most or settings.interval_down_max)
         self._news = trio.Event()
         self._troubles = 0
         self._opened_at = -math.inf
@@ -64,6 +74,10 @@ class Watch:
         if self.gate.is_open:
             self._relapse(trio.current_time())
         self.gate.shut(str(error))
+        self._news.set()
+
+    def doubt(self) -> None:
+        """A connection broke, and the server may be well: probe soon; the gate stays as it is until then."""
         self._news.set()
 
     def nudge(self) -> None:
@@ -83,7 +97,7 @@ class Watch:
 
     async def run(self) -> None:
         """Probe for ever."""
-        pause = self._settings.interval_down_min
+        least = pause = min(self._settings.interval_down_min, self._rest_at_most)
         while True:
             await self._wait_out_relapse()
             started = trio.current_time()
@@ -95,7 +109,7 @@ class Watch:
                 if not self.gate.is_open:
                     self._opened_at = trio.current_time()
                 self.gate.open()
-                pause = self._settings.interval_down_min
+                pause = least
                 await self._rest(started + self._settings.interval_up)
             else:
                 # A frozen server keeps a probe waiting: then the next one is on its way at once, for only a probe that
@@ -104,7 +118,7 @@ class Watch:
                 self._tell(cause, 0.0 if waited else pause)
                 self.gate.shut(cause)
                 await self._rest(started if waited else started + pause)
-                pause = min(self._settings.interval_down_max, pause * 2)
+                pause = min(self._rest_at_most, pause * 2)
 
     async def _look(self, limit: float) -> str | None:
         """One probe; None if all is well, otherwise what is wrong.

@@ -122,6 +122,49 @@ async def test_a_frozen_server_is_seen_at_the_moment_at_which_it_goes_on(autojum
         assert watch.gate.is_open
 
 
+async def test_a_doubt_is_a_probe_now_and_shuts_nothing_by_itself(autojump_clock: MockClock) -> None:
+    async with watching() as (server, watch):
+        await trio.sleep(25)
+        server.takes = 0.5
+        del server.asked[:]
+        watch.doubt()
+        await trio.sleep(1)
+        assert watch.gate.is_open
+        assert server.asked == [25.0]
+        server.wrong = "connection refused"
+        watch.doubt()
+        await trio.sleep(0.6)
+        assert watch.gate.cause == "connection refused"
+
+
+async def test_a_doubt_while_it_is_probed_is_answered_by_another_probe(autojump_clock: MockClock) -> None:
+    """What broke may be newer than the answer that is on its way; but it is no reason to think ill of that."""
+    async with watching() as (server, watch):
+        await trio.sleep(25)
+        server.takes = 0.5
+        del server.asked[:]
+        watch.doubt()
+        await trio.sleep(0.2)
+        watch.doubt()
+        await trio.sleep(2)
+        assert watch.gate.is_open
+        assert server.asked == [25.0, 25.5]
+
+
+async def test_a_watch_of_what_comes_back_by_itself_never_rests_long(autojump_clock: MockClock) -> None:
+    server = Server()
+    watch = Watch(Gates().add("redis", shut="not probed yet"), server.probe, SETTINGS, "here", rest_at_most=1.0)
+    server.wrong = "cluster_state is fail"
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch.run)
+        await trio.sleep(300.5)
+        assert {later - earlier for earlier, later in itertools.pairwise(server.asked)} == {1.0}
+        server.wrong = ""
+        with trio.fail_after(1):
+            await watch.gate.wait_open()
+        nursery.cancel_scope.cancel()
+
+
 # Relapses -------------------------------------------------------------------------------------------------------------
 
 
