@@ -1,0 +1,211 @@
+"""Random faults on the links alone: 30 minutes' worth of them, compressed into a run of minutes.
+
+    python tests/chaos/link_faults.py [--seconds 180] [--seed N] [--topology single|cluster|replicas-cluster|postgres|…]
+
+Many tasks issue commands whose replies can be checked, cancel some of them at random moments, and keep ledgers of what
+was acknowledged; meanwhile servers are killed, frozen, paused and demoted, connections cut in the middle of a command,
+slots moved and masters lost. Checked: no reply ever goes to the wrong command; no call lasts beyond its deadline;
+what was acknowledged is there, what was never sent is not; and at the end no task, socket or connection is left.
+
+Prints a report; ends with 1 when anything was violated. The seed draws the faults and the commands; the moments at
+which they meet are the machine's, so a run is not repeated exactly. Not collected by pytest: `test_link_faults.py` runs
+a short one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import signal
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import trio
+from attrs import evolve
+from chaos_book import Book, open_sockets, running_tasks
+from chaos_postgres import run_postgres
+from chaos_proxy import Proxy
+from chaos_redis_faults import ClusterFaults, NodeFaults
+from chaos_traffic import Limits, Traffic
+
+from penstock.runtime.embedded.binaries import valkey_server
+from penstock.runtime.redis import Redis, RedisOptions
+from penstock.runtime.testing import seed_scheduler
+from penstock.runtime.testing.servers import LocalCluster, LocalNode, free_port
+
+DURABLE = ["--appendonly", "yes", "--appendfsync", "always", "--save", ""]
+OPTIONS = RedisOptions(connect_timeout=2.0, response_timeout=2.0, stall_after=0.5, block_margin=1.0, retry_for=3.0)
+ATTEMPT = 2.0 + OPTIONS.connect_timeout + OPTIONS.response_timeout + OPTIONS.stall_after
+"""The longest attempt: a full back-off, a connect that never answers, a reply that never comes."""
+
+SLACK = 1.5
+SINGLE = Limits(command=OPTIONS.retry_for + ATTEMPT + SLACK, blocking=OPTIONS.retry_for + ATTEMPT + SLACK)
+
+
+async def run_single(book: Book, seconds: float, *, robber: bool = False) -> None:
+    """One server behind a proxy; what is acknowledged is on its disk. With `robber`, the proxy swallows replies."""
+    with tempfile.TemporaryDirectory(prefix="pf-") as directory:
+        arguments = [*DURABLE, "--enable-debug-command", "yes", "--busy-reply-threshold", "50"]
+        node = LocalNode(str(valkey_server()), free_port(), Path(directory), arguments)
+        await trio.to_thread.run_sync(node.start)
+        try:
+            async with trio.open_nursery() as nursery:
+                proxy = Proxy(node.port)
+                await nursery.start(proxy.serve)
+                if robber:
+                    nursery.start_soon(_rob, proxy)
+                options = evolve(OPTIONS, port=proxy.port, max_pending=book.rng("limits").choice([100_000, 20]))
+                faults = NodeFaults(book, book.rng("faults"), pace=1.5)
+                traffic = partial(Traffic, book=book, limits=SINGLE, may_lose=lambda: False)
+                strike = partial(faults.run, node, [proxy])
+                await _drive(book, seconds, partial(Redis, options), traffic, strike, [node])
+                nursery.cancel_scope.cancel()
+        finally:
+            node.kill()
+
+
+async def _rob(proxy: Proxy) -> None:
+    while True:
+        await trio.sleep(1)
+        proxy.rob()
+
+
+async def run_cluster(book: Book, seconds: float, *, replicas: int) -> None:
+    """Three masters, each node behind a proxy; with replicas, a failover may lose what was not replicated."""
+    from penstock.runtime.redis import ClusterOptions, RedisCluster
+
+    make = partial(LocalCluster.make, replicas=replicas, arguments=["--appendfsync", "always"])
+    with await trio.to_thread.run_sync(make) as cluster:
+        async with trio.open_nursery() as nursery:
+            proxies = [Proxy(node.port) for node in cluster.nodes]
+            for proxy in proxies:
+                await nursery.start(proxy.serve)
+            by_port = {proxy.target: proxy.port for proxy in proxies}
+
+            async def connect(host: str, port: int) -> trio.SocketStream:
+                return await trio.open_tcp_stream(host, by_port[port])
+
+            seeds = tuple(("127.0.0.1", node.port) for node in cluster.nodes)
+            options = ClusterOptions(nodes=seeds, node=OPTIONS, retry_for=8.0)
+            limit = options.retry_for + 2 * ATTEMPT + SLACK
+            faults = ClusterFaults(book, book.rng("faults"), pace=2.0, keys=[f"events:{n}" for n in range(3)])
+            traffic = partial(
+                Traffic,
+                book=book,
+                limits=Limits(command=limit, blocking=limit, recovery=40.0),
+                may_lose=lambda: faults.failovers > 0,
+                keyless=False,
+            )
+            strike = partial(faults.run, cluster, proxies)
+            client = partial(RedisCluster, options, connect=connect)
+            await _drive(book, seconds, client, traffic, strike, cluster.nodes)
+            nursery.cancel_scope.cancel()
+
+
+async def _drive(
+    book: Book,
+    seconds: float,
+    make_client: Callable[[], Any],
+    make_traffic: Callable[[Any], Traffic],
+    strike: Callable[[], Awaitable[None]],
+    nodes: list[LocalNode],
+) -> None:
+    """Traffic under faults, then traffic in peace, then the ledgers, then the leaks."""
+    sockets, tasks = open_sockets(), len(running_tasks())
+    async with make_client() as client:
+        traffic = make_traffic(client)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(traffic.run, scale=2))
+            with trio.move_on_after(seconds):
+                await strike()
+            book.recent.append(f"{trio.current_time() - book.started:.2f} s peace")
+            await trio.sleep(1)
+            traffic.stop()
+        await traffic.settle()
+        await _check_idle(book, client)
+    await _check_gone(book, sockets, tasks)
+    for node in nodes:
+        await trio.to_thread.run_sync(partial(_check_clients, book, node))
+
+
+async def _check_idle(book: Book, client: Any) -> None:
+    """Nothing is under way: nothing may be counted as under way."""
+    statistics = client.statistics()
+    for name in ("pending", "queued_bytes", "dedicated"):
+        value = getattr(statistics, name, 0)
+        if value:
+            book.wrong(f"LEAK: at rest the client counts {name} = {value}")
+    await trio.lowlevel.checkpoint()
+
+
+async def _check_gone(book: Book, sockets: int, tasks: int) -> None:
+    """The client is closed. The proxies' halves of its connections end a moment later."""
+    with trio.move_on_after(10):
+        while open_sockets() > sockets or len(running_tasks()) > tasks:
+            await trio.sleep(0.05)
+    if (now := open_sockets()) > sockets:
+        book.wrong(f"LEAK: {now - sockets} sockets are open after the client was closed")
+    if len(now_running := running_tasks()) > tasks:
+        book.wrong(f"LEAK: {len(now_running) - tasks} tasks run after the client was closed: {now_running}")
+
+
+def _check_clients(book: Book, node: LocalNode) -> None:
+    with node.admin() as admin:
+        others = [each for each in admin.client_list() if each["cmd"] != "client|list" and "N" in each["flags"]]
+    if others:
+        book.wrong(f"LEAK: the server on port {node.port} still has {len(others)} connections: {others}")
+
+
+TOPOLOGIES: dict[str, Callable[[Book, float], Awaitable[None]]] = {
+    "single": run_single,
+    "cluster": partial(run_cluster, replicas=0),
+    "replicas-cluster": partial(run_cluster, replicas=1),
+    "postgres": run_postgres,
+    "robbed": partial(run_single, robber=True),
+}
+"""`robbed` is the check of the checks: it must end with violations."""
+
+
+async def run(topology: str, seconds: float, seed: int) -> Book:
+    """One run; the book tells of it."""
+    book = Book(seed)
+    async with AsyncExitStack() as stack:
+        nursery = await stack.enter_async_context(trio.open_nursery())
+        nursery.start_soon(book.measure_lag)
+        try:
+            await TOPOLOGIES[topology](book, seconds)
+        finally:
+            nursery.cancel_scope.cancel()
+    return book
+
+
+def _interrupted(number: int, frame: FrameType | None) -> None:
+    """SIGTERM as Ctrl-C: the servers must not outlive us."""
+    raise KeyboardInterrupt
+
+
+def main() -> int:
+    """Read the command line, run, report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--seconds", type=float, default=180.0, help="length of the faults")
+    parser.add_argument("--seed", type=int, default=None, help="of the faults and commands; default: a new one")
+    parser.add_argument("--topology", choices=TOPOLOGIES, default="single")
+    arguments = parser.parse_args()
+    seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(10**6)
+    signal.signal(signal.SIGTERM, _interrupted)
+    seed_scheduler(seed)
+    print(f"{arguments.topology}: {arguments.seconds:g} s of faults, --seed {seed}", flush=True)
+    book = trio.run(run, arguments.topology, arguments.seconds, seed)
+    print(book.report())
+    print(f"violations: {len(book.violations)} (--topology {arguments.topology} --seed {seed})")
+    return 1 if book.violations else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
