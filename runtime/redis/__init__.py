@@ -11,8 +11,10 @@ from .errors import (
     RedisStalled,
     RedisUnavailable,
 )
+from .messages import Gap, Message
 from .options import RedisOptions
 from .pipeline import Pipeline
+from .pubsub import PubSub
 from .replies import REPLIES, UNCLASSIFIED, Kind, Reply, classify
 from .script import Script
 
@@ -21,11 +23,14 @@ __all__ = [
     "UNCLASSIFIED",
     "CommandRefused",
     "DedicatedRedis",
+    "Gap",
     "InvalidRedisUrl",
     "Kind",
+    "Message",
     "NotSent",
     "OutcomeUnknown",
     "Pipeline",
+    "PubSub",
     "Redis",
     "RedisClosed",
     "RedisOptions",

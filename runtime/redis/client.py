@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -20,8 +21,10 @@ from .dedicated import DedicatedRedis
 from .link import Link, OnTrouble
 from .options import RedisOptions
 from .pipeline import Pipeline
+from .pubsub import BUFFER_BYTES, PubSub
 from .retry import READS, Retry
 from .routing import block_of, check_shared, command_name
+from .subscriber import Owner, Subscriber
 from .wire import Connect, connector
 
 __all__ = ["Redis", "RedisStatistics"]
@@ -106,6 +109,7 @@ class Redis(Commands):
         self._limit = trio.CapacityLimiter(options.max_blocking)
         self._dedicated: set[DedicatedRedis] = set()
         self._spare: list[DedicatedRedis] = []
+        self._pubsubs: weakref.WeakSet[PubSub] = weakref.WeakSet()
         self._last_error: Exception | None = None
         self._last_error_at: float | None = None
 
@@ -122,6 +126,8 @@ class Redis(Commands):
     ) -> None:
         assert self._nursery is not None  # noqa: S101
         self._opened().close()
+        for pubsub in self._pubsubs:
+            pubsub.close()
         # The nursery does not get the body's exception: that one goes on as it is, not wrapped in a group. The wait is
         # bounded, for every background task ends at once when it is cancelled.
         self._nursery.cancel_scope.cancel()
@@ -168,6 +174,20 @@ class Redis(Commands):
         finally:
             self._dedicated.discard(connection)
             await connection.aclose()
+
+    def pubsub(self, *, buffer_bytes: int = BUFFER_BYTES) -> PubSub:
+        """Subscriptions, on a connection of their own: `async with redis.pubsub() as pubsub:`. See `PubSub`.
+
+        `buffer_bytes` is how much may wait here for a slow consumer.
+        """
+        self._opened()
+
+        def subscriber(owner: Owner) -> Subscriber:
+            return Subscriber(self.options, self._connect, self._trouble, self._backoff(), owner)
+
+        pubsub = PubSub(self.options, subscriber, buffer_bytes=buffer_bytes)
+        self._pubsubs.add(pubsub)
+        return pubsub
 
     def statistics(self) -> RedisStatistics:
         """A snapshot; does not block."""

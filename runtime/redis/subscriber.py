@@ -1,0 +1,97 @@
+"""`Subscriber`: subscriptions to one server, kept up over every loss of the connection."""
+
+from __future__ import annotations
+
+import trio
+
+from .backoff import Backoff
+from .errors import RedisUnavailable
+from .link import OnTrouble
+from .messages import Loss, Topic
+from .options import RedisOptions
+from .subscriber_session import Owner, Session, State
+from .wire import Connect, open_wire
+
+__all__ = ["Owner", "Subscriber"]
+
+
+class Subscriber:
+    """Keeps the wanted topics subscribed at one server while `run` runs.
+
+    Connects when something is wanted, and again after a loss, with backoff. Then the owner gets a `Gap` that names what
+    was interrupted, before any message that came after it.
+
+    The server is asked for a sign of life (PING) every `options.response_timeout`; silence is reported after
+    `options.stall_after` and ends the connection after another `options.response_timeout`.
+
+    Args:
+        options: server, login and limits.
+        connect: opens the byte stream.
+        on_trouble: told of each failed attempt, loss and silence, at once.
+        backoff: paces the attempts.
+        owner: is told what happens.
+    """
+
+    def __init__(
+        self, options: RedisOptions, connect: Connect, on_trouble: OnTrouble, backoff: Backoff, owner: Owner
+    ) -> None:
+        self._state = State(options, on_trouble, backoff, owner)
+        self._connect = connect
+        self._session: Session | None = None
+        self._work = trio.Event()
+
+    @property
+    def wanted(self) -> tuple[Topic, ...]:
+        """What is to be subscribed to."""
+        return tuple(self._state.wanted)
+
+    def loss_of(self, topic: Topic) -> Loss | None:
+        """What interrupted the topic, as long as it is not back."""
+        return self._state.losses.get(topic)
+
+    def want(self, topic: Topic, loss: Loss | None = None) -> None:
+        """Subscribe. With `loss`, the topic was lost before (elsewhere), and a `Gap` tells when it is back."""
+        self._state.wanted[topic] = None
+        if loss is not None:
+            self._state.losses[topic] = loss
+        if self._session is not None:
+            self._session.subscribe(topic)
+        self._work.set()
+
+    def unwant(self, topic: Topic) -> bool:
+        """Unsubscribe; its messages are dropped from now on. Returns whether `released` is still to come."""
+        self._state.wanted.pop(topic, None)
+        self._state.losses.pop(topic, None)
+        if self._session is None:
+            return False
+        self._session.unsubscribe(topic)
+        return True
+
+    def resume(self) -> None:
+        """The owner is not full any more."""
+        if self._session is not None:
+            self._session.resume()
+
+    async def run(self) -> None:
+        """Until cancelled. Never raises (unless `on_trouble` or the owner does)."""
+        state = self._state
+        while True:
+            await self._until_wanted()
+            await state.backoff.wait()
+            try:
+                wire = await open_wire(state.options, self._connect)
+            except RedisUnavailable as error:
+                state.backoff.failed()
+                state.on_trouble(error)
+                state.owner.hindered(self.wanted, error)
+                continue
+            self._session = Session(state, wire)
+            try:
+                await self._session.run()
+            finally:
+                self._session = None
+
+    async def _until_wanted(self) -> None:
+        while not self._state.wanted:
+            self._work = trio.Event()
+            await self._work.wait()
