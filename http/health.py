@@ -20,7 +20,7 @@ from .replies import dump, json_reply
 from .running import RunningSystem
 from .settings import HttpSettings
 from .sse import Event, Places, event_stream
-from .views import iso, readiness, shut_gate, stream_json, tree_json
+from .views import cluster_json, iso, readiness, shut_gate, stream_json, tree_json
 
 __all__ = ["health", "live", "tail", "tree_events"]
 
@@ -39,7 +39,10 @@ def health(deployment: RunningSystem) -> Blueprint:
 
     @routes.get("/readyz")
     async def readyz() -> TrioResponse:
-        ready, state = readiness(deployment.tree.snapshot(), deployment.streams())
+        snapshot, cluster = deployment.tree.snapshot(), deployment.cluster()
+        ready, state = readiness(snapshot, deployment.streams())
+        if cluster is not None:
+            state["cluster"] = cluster_json(cluster, snapshot.time, trio.current_time())
         if ready:
             return json_reply({"status": "ready", **state})
         headers = {"Retry-After": "1"}

@@ -21,7 +21,7 @@ from ..runtime.telemetry import get_logger
 from .replies import dump
 from .running import RunningSystem
 from .sse import Event, Places
-from .views import iso, readiness, shut_gate, stream_json, tree_json
+from .views import cluster_json, iso, readiness, shut_gate, stream_json, tree_json
 
 __all__ = ["LiveFeed"]
 
@@ -166,13 +166,14 @@ class LiveFeed:
         snapshot = deployment.tree.snapshot()
         streams = list(deployment.streams())
         ready, _ = readiness(snapshot, streams)
-        clock = trio.current_time()
+        clock, cluster = trio.current_time(), deployment.cluster()
         return {
             "system": deployment.system.name,
             "instance": deployment.instance,
             "ready": ready,
             **tree_json(snapshot),
             "streams": [stream_json(stream, snapshot.time, clock) for stream in streams],
+            "cluster": None if cluster is None else cluster_json(cluster, snapshot.time, clock),
             "access": self._access_json(),
         }
 

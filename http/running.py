@@ -8,6 +8,7 @@ from typing import Protocol
 from zoneinfo import ZoneInfo
 
 from ..actors.access import AccessCategory, AccessRecord, AccessSummary, CategoryChange
+from ..actors.cluster_view import ClusterView
 from ..actors.event import Envelope
 from ..actors.probes import StreamView
 from ..actors.producer import Published, PublishFailed
@@ -97,6 +98,10 @@ class RunningSystem(Protocol):
 
     def streams(self) -> Sequence[StreamView]:
         """What the health monitor saw last."""
+        ...
+
+    def cluster(self) -> ClusterView | None:
+        """The Redis Cluster as the health monitor saw it last; None where there is none, or it was not seen yet."""
         ...
 
     def tail(self, stream: str, last_id: str, /) -> AsyncIterator[tuple[str, Envelope]]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from ..actors.cluster_view import ClusterView
 from ..actors.probes import StreamView
 from ..runtime.mailbox import MailboxStatistics
 from ..runtime.masking import mask_text
@@ -13,6 +14,7 @@ from ..runtime.supervision import ChildView, ErrorInfo, Gates, GateView, Lifecyc
 
 __all__ = [
     "child_json",
+    "cluster_json",
     "event_json",
     "gate_json",
     "held_json",
@@ -128,6 +130,28 @@ def stream_json(stream: StreamView, now: datetime, clock: float) -> dict[str, An
         "groups": [
             {"name": group.name, "lag": group.lag, "pending": group.pending, "consumers": group.consumers}
             for group in stream.groups
+        ],
+    }
+
+
+def cluster_json(cluster: ClusterView, now: datetime, clock: float) -> dict[str, Any]:
+    """A Redis Cluster, as last observed; `clock` is `trio.current_time()` at `now`."""
+    addresses = {node.id: node.address for node in cluster.nodes}
+    observed_at = now - timedelta(seconds=max(0.0, clock - cluster.observed_at))
+    return {
+        "state": cluster.state,
+        "slots": cluster.covered,
+        "observedAt": iso(observed_at),
+        "nodes": [
+            {
+                "address": node.address,
+                "role": node.role,
+                "replicaOf": addresses.get(node.master_id),
+                "failed": node.failed,
+                "slots": node.slots,
+                "streams": list(node.streams),
+            }
+            for node in cluster.nodes
         ],
     }
 

@@ -303,6 +303,20 @@ function drawStreams(streams) {
   });
 }
 
+function drawCluster(cluster) {
+  $('cluster-panel').hidden = !cluster;
+  if (!cluster) return;
+  redraw('cluster', cluster.nodes, () => {
+    const rows = cluster.nodes.map((node) =>
+      element('tr', { data: { node: node.address } },
+        element('th', { scope: 'row', class: 'stream-name', title: node.replicaOf ? `copies ${node.replicaOf}` : null }, node.address),
+        node.failed ? element('td', { class: 'alarm' }, `${node.role}, failed`) : element('td', {}, node.role),
+        node.slots ? element('td', { class: 'number' }, numbers.format(node.slots)) : element('td'),
+        element('td', {}, node.streams.join(', '))));
+    $('cluster').tBodies[0].replaceChildren(...rows);
+  });
+}
+
 function drawAccess(access) {
   const asked = access.observedAt !== null;
   redraw('access', [access.events, asked], () => {
@@ -338,6 +352,8 @@ function drawAges() {
   const redisAway = state.gates.some((gate) => gate.name === 'redis' && !gate.open);
   const oldStreams = oldest > STALE_S || (redisAway && state.streams.length > 0);
   setAge('streams-age', oldStreams ? `as seen ${duration(oldest)} ago` : '', oldStreams);
+  const nodesAge = state.cluster ? since(state.cluster.observedAt) : 0;
+  setAge('cluster-age', nodesAge > STALE_S ? `as seen ${duration(nodesAge)} ago` : '', nodesAge > STALE_S);
   const { stale, observedAt } = state.access;
   const seen = observedAt ? `as seen ${duration(since(observedAt))} ago, ` : '';
   setAge('access-age', stale ? `${seen}${stale}` : '', Boolean(stale));
@@ -349,6 +365,7 @@ function draw() {
   drawGates(state.gates);
   drawTree(state.tree);
   drawStreams(state.streams);
+  drawCluster(state.cluster);
   drawAccess(state.access);
   tick();
 }

@@ -7,8 +7,10 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+import trio
 from attrs import define
 
+from penstock.actors.cluster_view import ClusterView, NodeView
 from penstock.http.front_end import front_end
 from penstock.http.settings import HttpSettings
 
@@ -56,6 +58,28 @@ async def test_a_healthy_system_is_shown_whole(browser: Any, serving: Any) -> No
         access = await page.text("#access")
         assert "PUT" in access
         assert "409" in access
+        assert page.complaints == []
+
+
+async def test_the_nodes_of_a_cluster_are_shown_where_there_is_one(browser: Any, serving: Any) -> None:
+    async with serving() as site:
+        page = await browser.open(site.url)
+        await page.wait_until(f"{MOOD} === 'good'")
+        assert await page.evaluate("document.querySelector('#cluster-panel').hidden") is True
+        site.deployment.nodes = ClusterView(
+            state="ok",
+            observed_at=trio.current_time(),
+            nodes=(
+                NodeView(id="a", address="redis-1:7001", ranges=((0, 16383),), streams=("EVENT_STREAM",)),
+                NodeView(id="b", address="redis-2:7002", role="replica", master_id="a", failed=True),
+            ),
+        )
+        await page.wait_until("!document.querySelector('#cluster-panel').hidden")
+        rows = "[...document.querySelectorAll('#cluster tbody tr')].map((row) => row.innerText.split('\\t'))"
+        assert await page.evaluate(rows) == [
+            ["redis-1:7001", "master", "16,384", "EVENT_STREAM"],
+            ["redis-2:7002", "replica, failed", "", ""],
+        ]
         assert page.complaints == []
 
 

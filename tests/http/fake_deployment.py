@@ -21,6 +21,7 @@ from penstock.actors.access import (
     CategoryNotFound,
     CategorySummary,
 )
+from penstock.actors.cluster_view import ClusterView
 from penstock.actors.event import Envelope, event
 from penstock.actors.probes import GroupView, StreamView
 from penstock.actors.producer import Published, PublishFailed
@@ -164,6 +165,7 @@ class FakeDeployment:
         self.news = trio.Event()
         self.crashes: dict[str, trio.Event] = {}
         self.lag = 0
+        self.nodes: ClusterView | None = None
         self.gates = Gates()
         for name in ("redis", "postgres"):
             self.gates.add(name, settle=0.0)
@@ -237,6 +239,9 @@ class FakeDeployment:
             StreamView(key="EVENT_STREAM", length=1204, last_id="1700000000000-3", observed_at=seen, groups=(group,)),
             StreamView(key="order-events", length=len(self.published), last_id="0-0", observed_at=seen),
         ]
+
+    def cluster(self) -> ClusterView | None:
+        return self.nodes
 
     async def tail(self, stream: str, last_id: str) -> AsyncIterator[tuple[str, Envelope]]:
         """Yields what is published from now on, or after the n-th entry for ``0-n``."""

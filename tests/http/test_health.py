@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import trio
 
+from penstock.actors.cluster_view import ClusterView, NodeView
 from penstock.http.commands.tree import _note
 from penstock.http.views import child_json
 from penstock.runtime.mailbox import Mailbox
@@ -57,6 +58,54 @@ async def test_not_ready_names_the_gate_its_cause_since_when_and_who_is_held(cli
     assert {child["heldBy"] for child in body["held"]} == {"redis"}
     assert "redis is away" in body["detail"]
     assert "hunter2" not in json.dumps(body)
+
+
+async def test_the_nodes_of_a_cluster_are_shown_with_what_is_on_them(client: Any, deployment: Any) -> None:
+    assert "cluster" not in await _json(await client.get("/readyz"))
+    deployment.nodes = ClusterView(
+        state="ok",
+        observed_at=trio.current_time() - 2.0,
+        nodes=(
+            NodeView(id="a", address="redis-1:7001", ranges=((0, 8191),), streams=("EVENT_STREAM",)),
+            NodeView(id="b", address="redis-2:7002", role="replica", master_id="a", failed=True),
+            NodeView(id="c", address="redis-3:7003", ranges=((8192, 16383),)),
+        ),
+    )
+    ready = await _json(await client.get("/readyz"))
+    deployment.shut_redis()
+    not_ready = await _json(await client.get("/readyz"))
+    assert (ready["status"], not_ready["state"]) == ("ready", "running")
+    for body in (ready, not_ready):
+        cluster = body["cluster"]
+        assert (cluster["state"], cluster["slots"]) == ("ok", 16384)
+        age = datetime.fromisoformat(body["time"]) - datetime.fromisoformat(cluster["observedAt"])
+        assert 1.9 < age.total_seconds() < 7
+        assert cluster["nodes"] == [
+            {
+                "address": "redis-1:7001",
+                "role": "master",
+                "replicaOf": None,
+                "failed": False,
+                "slots": 8192,
+                "streams": ["EVENT_STREAM"],
+            },
+            {
+                "address": "redis-2:7002",
+                "role": "replica",
+                "replicaOf": "redis-1:7001",
+                "failed": True,
+                "slots": 0,
+                "streams": [],
+            },
+            {
+                "address": "redis-3:7003",
+                "role": "master",
+                "replicaOf": None,
+                "failed": False,
+                "slots": 8192,
+                "streams": [],
+            },
+        ]
 
 
 async def test_ready_again_when_the_gate_is_open_and_nobody_is_held_any_more(client: Any, deployment: Any) -> None:
