@@ -7,7 +7,7 @@ breaks this module or nothing. `docs/decisions/0003-redis-transport.md` lists th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 import hiredis
 
@@ -40,12 +40,13 @@ NOT_ENOUGH_DATA: Final = object()
 """What `Reader.gets()` answers when the reply is not complete yet (False and None are replies)."""
 
 
-def response_callbacks() -> dict[str, Callable[..., Any]]:
+def response_callbacks(protocol: Literal[2, 3]) -> dict[str, Callable[..., Any]]:
     """Command name in capitals -> function from the wire's reply to redis-py's Python value.
 
-    RESP3 on the wire, redis-py's "legacy" shapes in Python: its own default (`protocol=None`).
+    The Python values are redis-py's "legacy" shapes, its own default, whatever the protocol on the wire is.
     """
-    callbacks = get_response_callbacks(None, legacy_responses=True)
+    # None is its word for "RESP3 on the wire, and the shapes that RESP2 has had".
+    callbacks = get_response_callbacks(None if protocol == 3 else 2, legacy_responses=True)
     return {name.upper(): callback for name, callback in callbacks.items()}
 
 

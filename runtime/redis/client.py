@@ -209,7 +209,7 @@ class Redis(Commands):
         link = self._opened()
         mux = link.mux or await link.open()
         try:
-            return shape(name, await mux.call(payload, 1, raw), options)
+            return shape(name, await mux.call(payload, 1, raw), options, self.options.protocol)
         except redis.exceptions.ReadOnlyError:
             link.retire(mux)
             raise

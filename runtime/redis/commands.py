@@ -16,7 +16,7 @@ __all__ = ["Commands", "StreamsReply", "shape"]
 StreamsReply = list[list[Any]]
 """What a read of streams gives: `[key, [(entry id, {field: value}), …]]` for each stream that has something new."""
 
-_CALLBACKS: Final = _compat.response_callbacks()
+_CALLBACKS: Final = {2: _compat.response_callbacks(2), 3: _compat.response_callbacks(3)}
 
 
 class Commands(_compat.AsyncCoreCommands):
@@ -59,18 +59,20 @@ class Commands(_compat.AsyncCoreCommands):
         return Script(self, script)
 
 
-def shape(name: str, reply: Any, options: Mapping[str, Any]) -> Any:
+def shape(name: str, reply: Any, options: Mapping[str, Any], protocol: Literal[2, 3] = 3) -> Any:
     """The Python value that redis-py gives for the wire's reply; raises the error if the reply is one.
 
-    `options` are those that redis-py's command method passed to `execute_command`.
+    `options` are those that redis-py's command method passed to `execute_command`; `protocol` is that of the wire.
     """
     if isinstance(reply, Exception):
         if _compat.EMPTY_RESPONSE in options and isinstance(reply, redis.exceptions.ResponseError):
             return options[_compat.EMPTY_RESPONSE]  # MGET of no keys
         raise reply
-    callback = _CALLBACKS.get(name)
+    callback = _CALLBACKS[protocol].get(name)
     if callback is None:
         return reply
+    if not options:
+        return callback(reply)
     return callback(reply, **{key: value for key, value in options.items() if key not in _TRANSPORT_OPTIONS})
 
 

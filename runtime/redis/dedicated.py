@@ -78,7 +78,7 @@ class DedicatedRedis(Commands):
         wire = await self._connected(same_connection)
         reply = await self._exchange(wire, payload, block, raw=_compat.NEVER_DECODE in options)
         try:
-            return shape(name, reply, options)
+            return shape(name, reply, options, self.options.protocol)
         except redis.exceptions.ReadOnlyError:
             await self._drop()  # the master may be elsewhere now
             raise

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Container
-from typing import Any
+from math import inf
+from typing import Any, Final
 
 import hiredis
 import outcome
@@ -33,6 +34,9 @@ __all__ = ["GRACE", "Mux"]
 
 GRACE = 0.05
 """Seconds that a reader gets when a deadline was noticed later than this: our own event loop was the silent one."""
+
+
+_PING: Final = _compat.pack_command(("PING",))
 
 
 @define(eq=False)
@@ -267,6 +271,7 @@ class Mux:
         while True:
             if not self._pending:
                 await self._wait_for_pending()
+                continue
             quiet_since = self._quiet_since
             is_reported = reported == quiet_since
             limit = limits.response_timeout if is_reported else limits.stall_after
@@ -296,6 +301,14 @@ class Mux:
             self._idle_watchdog = None
 
     async def _wait_for_pending(self) -> None:
+        """Until something is under way; that is, after `health_check_interval`, a PING of our own."""
+        with trio.move_on_after(self._options.health_check_interval or inf) as scope:
+            await self._wait_until_sent()
+        if scope.cancelled_caught and not self._pending and not self._queue and not self._retired:
+            self._enqueue(_Request(_PING, 1, (), None))
+            await self._wait_until_sent()
+
+    async def _wait_until_sent(self) -> None:
         def cancel(_: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
             self._idle_watchdog = None
             return trio.lowlevel.Abort.SUCCEEDED

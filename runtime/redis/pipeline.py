@@ -117,7 +117,7 @@ class Pipeline(Commands):
         replies = await self._run(queue)
         if self._transaction:
             replies = _of_transaction(replies)
-        results = [_shaped(command, reply) for command, reply in zip(queue, replies, strict=True)]
+        results = [self._shaped(command, reply) for command, reply in zip(queue, replies, strict=True)]
         if raise_on_error:
             for number, (command, result) in enumerate(zip(queue, results, strict=True), 1):
                 if isinstance(result, Exception):
@@ -157,6 +157,12 @@ class Pipeline(Commands):
             raise CommandRefused("a command with a binary reply (DUMP) in a transaction with decode_responses")
         return b"".join([_MULTI, *payloads, _EXEC]), len(queue) + 2, frozenset()
 
+    def _shaped(self, command: _Command, reply: Any) -> Any:
+        try:
+            return shape(command.name, reply, command.options, self.options.protocol)
+        except redis.exceptions.RedisError as error:
+            return error
+
     def _refusal(self, replies: list[Any]) -> Exception | None:
         """Why nothing of the burst has run, if that will pass by itself."""
         if self._transaction:
@@ -181,10 +187,3 @@ def _of_transaction(replies: list[Any]) -> list[Any]:
     if results is None:
         raise redis.exceptions.WatchError("the server discarded the transaction")
     return list(results)
-
-
-def _shaped(command: _Command, reply: Any) -> Any:
-    try:
-        return shape(command.name, reply, command.options)
-    except redis.exceptions.RedisError as error:
-        return error

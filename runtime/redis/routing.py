@@ -59,7 +59,7 @@ _PUBSUB = "subscriptions need a connection that only listens"
 _CHANGES_CONNECTION: dict[str, str] = {
     "SELECT": "set RedisOptions.db",
     "AUTH": "set RedisOptions.username and password",
-    "HELLO": "the link speaks RESP3; set RedisOptions.username, password and client_name",
+    "HELLO": "set RedisOptions.protocol, username, password and client_name",
     "RESET": "leave `async with Redis(...)` and open a new one",
     "QUIT": "leave `async with Redis(...)`",
     "MULTI": _TRANSACTION,

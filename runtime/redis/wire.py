@@ -127,8 +127,9 @@ def describe(error: BaseException) -> str:
 
 async def _open_tcp(options: RedisOptions) -> trio.SocketStream:
     stream = await trio.open_tcp_stream(options.host, options.port)
-    # A NAT or firewall that forgets an idle connection is noticed by the kernel, not by the next command.
-    stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if options.tcp_keepalive:
+        # A NAT or firewall that forgets an idle connection is noticed by the kernel, not by the next command.
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     return stream
 
 
@@ -146,19 +147,11 @@ async def _open_tls(options: RedisOptions, context: ssl.SSLContext) -> trio.abc.
 
 
 async def _greet(wire: Wire, options: RedisOptions) -> None:
-    """HELLO 3 with login and name, and SELECT, in one burst. Raises the first error reply.
+    """Login, client name and database, in one burst. Raises the first error reply.
 
-    No RESP2 fallback: every supported server speaks HELLO (Redis 6.0). No CLIENT SETINFO: a user without the right to
-    it would get an ACL LOG entry for each connection.
+    No CLIENT SETINFO: a user without the right to it would get an ACL LOG entry for each connection.
     """
-    hello: list[Any] = ["HELLO", 3]
-    if options.password is not None:
-        hello += ["AUTH", options.username or "default", options.password]
-    if options.client_name is not None:
-        hello += ["SETNAME", options.client_name]
-    commands = [tuple(hello)]
-    if options.db:
-        commands.append(("SELECT", options.db))
+    commands = _greeting(options)
     try:
         await wire.send(b"".join(_compat.pack_command(each) for each in commands))
     except STREAM_ERRORS as failure:
@@ -169,6 +162,25 @@ async def _greet(wire: Wire, options: RedisOptions) -> None:
     for reply in replies:
         if isinstance(reply, Exception):
             raise reply
+
+
+def _greeting(options: RedisOptions) -> list[tuple[Any, ...]]:
+    commands: list[tuple[Any, ...]] = []
+    login: tuple[Any, ...] = ()
+    if options.password is not None:
+        login = ("AUTH", options.username or "default", options.password)
+    if options.protocol == 3:
+        name = () if options.client_name is None else ("SETNAME", options.client_name)
+        commands.append(("HELLO", 3, *login, *name))
+    else:
+        if options.password is not None:
+            # Without a user, the form that servers and proxies without ACL know.
+            commands.append(login if options.username else ("AUTH", options.password))
+        if options.client_name is not None:
+            commands.append(("CLIENT", "SETNAME", options.client_name))
+    if options.db:
+        commands.append(("SELECT", options.db))
+    return commands or [("PING",)]  # a server that says nothing, or hangs up, is no server
 
 
 async def _last_words(wire: Wire, failure: Exception) -> Any:

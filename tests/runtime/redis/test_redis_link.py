@@ -139,6 +139,24 @@ async def test_an_idle_connection_is_not_silent(
     assert report.all == []
 
 
+async def test_an_idle_connection_can_be_looked_after(autojump_clock: MockClock, server: InProcessRedis) -> None:
+    """A PING after each `health_check_interval` without commands; a dead connection is known before it is needed."""
+    report = Report()
+    options = RedisOptions(health_check_interval=30, retry_for=0)
+    async with Redis(options, connect=server.connect, on_trouble=report) as redis:
+        await redis.echo("x")
+        await trio.sleep(95)
+        assert server.commands["PING"] == 3
+        assert report.all == []
+        server.hang()
+        start = trio.current_time()
+        await trio.sleep(60)
+        assert report.kinds == [RedisStalled, RedisStalled]
+        assert report.times[-1] - start < 30 + 5.1
+        server.resume()
+        assert await redis.echo("x") == b"x"
+
+
 async def test_silence_without_end_ends_the_connection(
     autojump_clock: MockClock, server: InProcessRedis, redis: Redis, report: Report
 ) -> None:
