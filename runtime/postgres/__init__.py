@@ -4,6 +4,7 @@ from .connection import Connection
 from .cursors import ClientCursor, Cursor, RawCursor, RawServerCursor, ServerCursor
 from .errors import FAULTS, Fault, PoolTimeout, PostgresRejected, PostgresUnavailable, classify
 from .migrations import MigrationFailed, MigrationLimits, MigrationLocked, migrate, pending, roll_back
+from .notifications import Gap, Notification, Notifications, NotificationsStatistics, listen
 from .options import PostgresOptions
 from .pool import Pool
 from .pool_statistics import Loan, PoolStatistics
@@ -15,10 +16,14 @@ __all__ = [
     "Connection",
     "Cursor",
     "Fault",
+    "Gap",
     "Loan",
     "MigrationFailed",
     "MigrationLimits",
     "MigrationLocked",
+    "Notification",
+    "Notifications",
+    "NotificationsStatistics",
     "Pool",
     "PoolStatistics",
     "PoolTimeout",
@@ -30,6 +35,7 @@ __all__ = [
     "RawServerCursor",
     "ServerCursor",
     "classify",
+    "listen",
     "migrate",
     "pending",
     "probe",

@@ -2,8 +2,8 @@
 
 psycopg separates the protocol (generators that say when they would block) from the waiting, but does not
 document the seam. Each function here wraps one such name and says why.
-`tests/runtime/postgres/test_postgres_internals.py`
-holds that they exist and behave: it is the gate for an upgrade of psycopg.
+`tests/runtime/postgres/test_postgres_internals.py` holds that they exist and behave: it is the gate for an upgrade of
+psycopg.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def forget_handlers(connection: psycopg.AsyncConnection[Any]) -> None:
 
 
 def notify_steps(pgconn: pq.abc.PGconn) -> PQGen[list[pq.PGnotify]]:
-    """The steps that wait for something from the server and read it; handlers of notifications are called."""
+    """The steps that wait until the server says something, and hand notifications to the connection's handlers."""
     return generators.notifies(pgconn)
 
 

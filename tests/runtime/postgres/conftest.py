@@ -10,13 +10,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+import trio
 
 from penstock.runtime.postgres import PostgresOptions
 
@@ -76,7 +77,8 @@ class PostgresServer:
         _run([*command, "--no-sync", "--locale=C"])
         (self.data / "pg_hba.conf").write_text(_ACCESS)
 
-    def start(self, **overrides: str) -> None:
+    def start(self, *, wait: bool = True, **overrides: str) -> None:
+        """Start it, and wait until it lets us in."""
         settings = [f"--{name}={value}" for name, value in {**_SETTINGS, **overrides}.items()]
         self._process = subprocess.Popen(
             [str(_BIN / "postgres"), "-D", str(self.data), "-k", str(self.directory), *settings],
@@ -85,7 +87,7 @@ class PostgresServer:
             **_unprivileged(),
         )
         deadline = time.monotonic() + 30
-        while True:
+        while wait:
             try:
                 psycopg.connect(self.url).close()
             except psycopg.OperationalError:
@@ -119,11 +121,106 @@ class PostgresServer:
             self._process.wait(10)
         self._process = None
 
+    def restart(self) -> None:
+        """Start it again after it was killed."""
+        assert self._process is not None
+        self._process.wait(10)
+        self.start()
+
     def execute(self, statement: str) -> list[tuple[Any, ...]]:
         """Run one statement on a connection of its own, synchronously."""
         with psycopg.connect(self.url, autocommit=True) as connection:
             cursor = connection.execute(statement.encode())
             return cursor.fetchall() if cursor.description else []
+
+
+class Proxy:
+    """A TCP address that leads to a server, and can stop doing so: a black hole accepts, and forwards nothing.
+
+    Attributes:
+        port: Where it listens.
+        connections: Those open through it.
+    """
+
+    def __init__(self, server: PostgresServer, nursery: trio.Nursery) -> None:
+        self._target = str(server.directory / f".s.PGSQL.{_PORT}")
+        self._nursery = nursery
+        self._flows = {"client": trio.Event(), "server": trio.Event()}
+        self._held = 0
+        self.connections = 0
+        self.port = 0
+        self.thaw()
+
+    async def serve(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        self.port = listeners[0].socket.getsockname()[1]
+        task_status.started()
+        await trio.serve_listeners(self._handle, listeners, handler_nursery=self._nursery)
+
+    def options(self, **overrides: Any) -> PostgresOptions:
+        return PostgresOptions.from_url(f"postgresql://postgres@127.0.0.1:{self.port}/postgres", **overrides)
+
+    def freeze(self) -> None:
+        """Forward nothing more, in neither direction, on old connections and on new ones."""
+        self._held = 0
+        self._flows = {"client": trio.Event(), "server": trio.Event()}
+
+    def thaw(self) -> None:
+        """Forward again; what was held back comes in one piece."""
+        for flow in self._flows.values():
+            flow.set()
+
+    def let_pass(self, side: str) -> None:
+        """Forward what comes from ``client`` or ``server`` again, and go on holding the other direction."""
+        self._flows[side].set()
+
+    async def wait_held(self, chunks: int) -> None:
+        """Wait until so many chunks of bytes came to be held back since it was frozen."""
+        with trio.fail_after(20):
+            while self._held < chunks:
+                await trio.sleep(0.002)
+
+    async def _handle(self, client: trio.SocketStream) -> None:
+        self.connections += 1
+        try:
+            async with client, await trio.open_unix_socket(self._target) as server, trio.open_nursery() as nursery:
+                self._start_flow(nursery, "client", client, server)
+                self._start_flow(nursery, "server", server, client)
+        finally:
+            self.connections -= 1
+
+    def _start_flow(self, nursery: trio.Nursery, side: str, source: trio.SocketStream, sink: trio.SocketStream) -> None:
+        into, out = trio.open_memory_channel[bytes](10_000)
+
+        async def read() -> None:
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                while chunk := bytes(await source.receive_some()):
+                    self._held += not self._flows[side].is_set()
+                    into.send_nowait(chunk)
+            nursery.cancel_scope.cancel()
+
+        async def write() -> None:
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                async for chunk in out:
+                    while not self._flows[side].is_set():
+                        await self._flows[side].wait()
+                    with suppress(trio.WouldBlock):
+                        while True:
+                            chunk += out.receive_nowait()
+                    await sink.send_all(chunk)
+
+        nursery.start_soon(read)
+        nursery.start_soon(write)
+
+
+@pytest.fixture
+async def proxy(server: PostgresServer) -> AsyncIterator[Proxy]:
+    """A way to the shared server that a test can freeze without harm to others."""
+    async with trio.open_nursery() as nursery:
+        made = Proxy(server, nursery)
+        await nursery.start(made.serve)
+        yield made
+        nursery.cancel_scope.cancel()
 
 
 def _unprivileged() -> dict[str, Any]:
