@@ -32,11 +32,13 @@ class _Faults:
 
     Attributes:
         pace: mean seconds between two hard faults.
+        longest: the longest silence, seconds.
     """
 
     book: Book
     rng: random.Random
     pace: float
+    longest: float
 
     async def strike(self, nodes: Sequence[LocalNode], proxies: Sequence[Proxy], hard: dict[str, Fault]) -> None:
         """Faults until cancelled. The one under way is finished first, so that the servers are whole again."""
@@ -75,7 +77,7 @@ class _Faults:
     async def _black_hole(self, node: LocalNode, proxy: Proxy) -> None:
         proxy.hold()
         try:
-            await trio.sleep(self.rng.choice([0.1, 0.7, 3.0]))
+            await trio.sleep(self._silence())
         finally:
             if self.rng.random() < 0.5:
                 proxy.cut(self.rng)
@@ -104,10 +106,14 @@ class _Faults:
         lines = [line for line in str(listing or "").splitlines() if mark in line]
         return self.rng.choice(lines).split()[0].removeprefix("id=") if lines else None
 
-    async def _freeze(self, node: LocalNode, longest: float) -> None:
+    async def _freeze(self, node: LocalNode) -> None:
         node.freeze()
-        await trio.sleep(self.rng.choice([0.05, 0.3, 0.8, longest]))
+        await trio.sleep(self._silence())
         node.thaw()
+
+    def _silence(self) -> float:
+        """Seconds; now and then longer than anything may last that waits for it."""
+        return self.longest if self.rng.random() < 0.1 else self.rng.choice([0.05, 0.3, 0.8, 2.5])
 
 
 @define(eq=False)
@@ -119,7 +125,7 @@ class NodeFaults(_Faults):
         hard: dict[str, Fault] = {
             "kill -9 and restart": partial(self._kill, node),
             "kill -9 and restart at once": partial(self._kill, node, 0.0),
-            "SIGSTOP": partial(self._freeze, node, 4.0),
+            "SIGSTOP": partial(self._freeze, node),
             "DEBUG SLEEP": partial(self._sleep, node),
             "demotion": partial(self._demote, node),
             "out of memory": partial(self._set_for_a_while, node, "maxmemory", "1", "0"),
@@ -164,7 +170,7 @@ class ClusterFaults(_Faults):
         failovers: how many have happened: from the first one on, what was acknowledged may be lost.
     """
 
-    keys: Sequence[str]
+    keys: Sequence[str] = ()
     failovers: int = 0
 
     async def run(self, cluster: LocalCluster, proxies: Sequence[Proxy]) -> None:
@@ -193,7 +199,7 @@ class ClusterFaults(_Faults):
 
     async def _freeze_one(self, cluster: LocalCluster) -> None:
         self._may_fail_over(cluster)
-        await self._freeze(self.rng.choice(cluster.nodes), 4.0)
+        await self._freeze(self.rng.choice(cluster.nodes))
         await trio.to_thread.run_sync(cluster.wait_ok)
 
     async def _migrate(self, cluster: LocalCluster, pause: float = 0.0) -> None:

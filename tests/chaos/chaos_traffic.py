@@ -19,6 +19,7 @@ __all__ = ["Limits", "Traffic"]
 
 _GROUP = "g"
 _ECHO = "return {KEYS[1], ARGV[1]}"
+_TOKEN = "return ARGV[1]"
 _BLOCK = 400  # ms
 
 
@@ -282,10 +283,23 @@ class Traffic:
                 **({} if type(self.client).__name__ == "Redis" else {"key": stream.name})
             ) as connection:
                 while self.running and rng.random() > 0.002:
-                    await self._checked(partial(self._read_once, stream, connection), consumer, rng)
+                    # Not reads alone: one reply of XREADGROUP looks like another.
+                    step = self._ask_once if rng.random() < 0.3 else self._read_once
+                    await self._checked(partial(step, stream, connection), consumer, rng)
 
     def _dedicated(self, key: str) -> Any:
         return self.client.dedicated() if isinstance(self.client, Redis) else self.client.dedicated(key=key)
+
+    async def _ask_once(
+        self, stream: _Stream, connection: DedicatedRedis, consumer: str, rng: random.Random
+    ) -> Outcome:
+        token = self._token(consumer, rng)
+        outcome = await self._call("EVAL, dedicated", rng, lambda: connection.eval(_TOKEN, 1, stream.name, token))
+        if outcome.done:
+            self._expect("EVAL on a connection of one's own", _text(outcome.value), token)
+        else:
+            await trio.sleep(0.02)
+        return outcome
 
     async def _read_once(
         self, stream: _Stream, connection: DedicatedRedis, consumer: str, rng: random.Random

@@ -40,7 +40,8 @@ from penstock.runtime.testing import seed_scheduler
 from penstock.runtime.testing.servers import LocalCluster, LocalNode, free_port
 
 DURABLE = ["--appendonly", "yes", "--appendfsync", "always", "--save", ""]
-OPTIONS = RedisOptions(connect_timeout=2.0, response_timeout=2.0, stall_after=0.5, block_margin=1.0, retry_for=3.0)
+# Short limits: a fault that lasts longer than all of them together then fits into a run.
+OPTIONS = RedisOptions(connect_timeout=1.0, response_timeout=1.0, stall_after=0.4, block_margin=0.8, retry_for=1.5)
 ATTEMPT = 2.0 + OPTIONS.connect_timeout + OPTIONS.response_timeout + OPTIONS.stall_after
 """The longest attempt: a full back-off, a connect that never answers, a reply that never comes."""
 
@@ -61,7 +62,7 @@ async def run_single(book: Book, seconds: float, *, robber: bool = False) -> Non
                 if robber:
                     nursery.start_soon(_rob, proxy)
                 options = evolve(OPTIONS, port=proxy.port, max_pending=book.rng("limits").choice([100_000, 20]))
-                faults = NodeFaults(book, book.rng("faults"), pace=1.5)
+                faults = NodeFaults(book, book.rng("faults"), pace=1.5, longest=SINGLE.command + 2)
                 traffic = partial(Traffic, book=book, limits=SINGLE, may_lose=lambda: False)
                 strike = partial(faults.run, node, [proxy])
                 await _drive(book, seconds, partial(Redis, options), traffic, strike, [node])
@@ -92,9 +93,10 @@ async def run_cluster(book: Book, seconds: float, *, replicas: int) -> None:
                 return await trio.open_tcp_stream(host, by_port[port])
 
             seeds = tuple(("127.0.0.1", node.port) for node in cluster.nodes)
-            options = ClusterOptions(nodes=seeds, node=OPTIONS, retry_for=8.0)
+            options = ClusterOptions(nodes=seeds, node=OPTIONS, retry_for=4.0)
             limit = options.retry_for + 2 * ATTEMPT + SLACK
-            faults = ClusterFaults(book, book.rng("faults"), pace=2.0, keys=[f"events:{n}" for n in range(3)])
+            keys = [f"events:{number}" for number in range(3)]
+            faults = ClusterFaults(book, book.rng("faults"), pace=2.0, longest=limit + 2, keys=keys)
             traffic = partial(
                 Traffic,
                 book=book,
