@@ -1,6 +1,17 @@
 """The Redis link: redis-py's commands on trio, auto-pipelined. See `docs/how-to/redis-link.md`."""
 
 from .client import Redis, RedisStatistics
+from .cluster import (
+    Address,
+    ClusterConnection,
+    ClusterNode,
+    ClusterOptions,
+    ClusterPipeline,
+    ClusterStatistics,
+    NodeStatistics,
+    RedisCluster,
+    Topology,
+)
 from .dedicated import DedicatedRedis
 from .errors import (
     CommandRefused,
@@ -21,23 +32,32 @@ from .script import Script
 __all__ = [
     "REPLIES",
     "UNCLASSIFIED",
+    "Address",
+    "ClusterConnection",
+    "ClusterNode",
+    "ClusterOptions",
+    "ClusterPipeline",
+    "ClusterStatistics",
     "CommandRefused",
     "DedicatedRedis",
     "Gap",
     "InvalidRedisUrl",
     "Kind",
     "Message",
+    "NodeStatistics",
     "NotSent",
     "OutcomeUnknown",
     "Pipeline",
     "PubSub",
     "Redis",
     "RedisClosed",
+    "RedisCluster",
     "RedisOptions",
     "RedisStalled",
     "RedisStatistics",
     "RedisUnavailable",
     "Reply",
     "Script",
+    "Topology",
     "classify",
 ]

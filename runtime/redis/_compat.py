@@ -18,6 +18,7 @@ from redis._parsers.encoders import Encoder
 from redis._parsers.response_callbacks import get_response_callbacks
 from redis.client import EMPTY_RESPONSE, NEVER_DECODE
 from redis.commands import AsyncCoreCommands
+from redis.commands.cluster import AsyncClusterManagementCommands
 from redis.exceptions import DataError, InvalidResponse
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ __all__ = [
     "EMPTY_RESPONSE",
     "NEVER_DECODE",
     "NOT_ENOUGH_DATA",
+    "AsyncClusterManagementCommands",
     "AsyncCoreCommands",
     "Encoder",
     "pack_command",

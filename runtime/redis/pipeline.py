@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -95,8 +95,11 @@ class Pipeline(Commands):
         self._queue = []
         self._scripts = set()
 
-    def remember_script(self, sha: str) -> bool:
-        """Whether an earlier command of this burst carries the script's text; from now on, one does."""
+    def remember_script(self, sha: str, keys: Sequence[Any] = ()) -> bool:
+        """Whether an earlier command of this burst carries the script's text; from now on, one does.
+
+        `keys` are the call's: they decide where it goes, which makes no difference on one server.
+        """
         known = sha in self._scripts
         self._scripts.add(sha)
         return known

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import redis.exceptions
 
 if TYPE_CHECKING:
+    from .cluster.pipeline import ClusterPipeline
     from .commands import Commands
     from .pipeline import Pipeline
 
@@ -44,8 +45,8 @@ class Script:
         except redis.exceptions.NoScriptError:
             return await runner.execute_command("EVAL", self.text, len(keys), *words)
 
-    def queue(self, pipeline: Pipeline, keys: Sequence[Any] = (), args: Iterable[Any] = ()) -> None:
+    def queue(self, pipeline: Pipeline | ClusterPipeline, keys: Sequence[Any] = (), args: Iterable[Any] = ()) -> None:
         """Add a call to a pipeline: the text with the first call of a burst, the digest with the others."""
-        known = pipeline.remember_script(self.sha)
+        known = pipeline.remember_script(self.sha, keys)
         verb, script = ("EVALSHA", self.sha) if known else ("EVAL", self.text)
         pipeline.execute_command(verb, script, len(keys), *keys, *args)

@@ -1,0 +1,334 @@
+"""`RedisCluster`: the client of a Redis Cluster."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Any, Final, Self
+
+import redis.exceptions
+import trio
+
+from .. import _compat
+from ..commands import shape
+from ..errors import RedisUnavailable
+from ..link import OnTrouble
+from ..retry import READS
+from ..routing import block_of, check_shared, command_name
+from ..wire import Connect
+from .commands import ClusterCommands
+from .dedicated import ClusterConnection, attempt_on, is_key_there
+from .discovery import Discovery
+from .key_finder import KeyFinder
+from .keyless import combiner_of, refusal_of, slot_argument_of
+from .keys import common_slot, full_name, keys_of, slot_of_argument
+from .node_client import ClusterNode
+from .nodes import MAX_SPARE, Node, NodeConnect, NodeConnection, Nodes, with_tls_context
+from .options import ClusterOptions
+from .pipeline import ClusterPipeline
+from .router import Pick, Router
+from .statistics import ClusterStatistics, statistics_of
+from .topology import Address, Topology
+
+__all__ = ["RedisCluster"]
+
+Target = str | tuple[str, int] | Sequence[tuple[str, int]]
+"""One node, several, or "masters", "replicas", "all"."""
+
+
+class RedisCluster(ClusterCommands):
+    """redis-py's commands on a cluster, over one auto-pipelined connection to each node that is needed.
+
+    ::
+
+        async with RedisCluster(ClusterOptions.from_url("redis+cluster://10.0.0.1,10.0.0.2")) as cluster:
+            entry_id = await cluster.xadd("{orders}:new", {"data": "{}"})
+
+    Commands go to the master that owns the slot of their keys, which must be one slot: give keys that belong together
+    one hash tag. A few commands without keys go to all masters and have one combined result (DBSIZE, KEYS, FLUSHALL,
+    SCRIPT LOAD, CONFIG SET …), others to any master. `target` sends a command to the nodes that it names, whatever
+    its keys: `cluster.info(target=("10.0.0.1", 6379))`, `target="masters"` (a result for each address).
+
+    MOVED and ASK are followed. What may safely be sent again (see `Redis`) is sent again for `options.retry_for`
+    seconds, long enough for a failover; anything else that was sent and not answered raises `OutcomeUnknown`.
+    Cancellation is that of `Redis`.
+
+    The client owns its background tasks; leave it in the task that entered it. Leaving fails what is under way.
+
+    Args:
+        options: nodes, login and limits.
+        on_trouble: called at once, in the scheduler tick, with RedisUnavailable or RedisStalled, when a master whose
+            slots are in use is lost or silent, and when no node answers a command that needs the topology. Must return
+            quickly and must not raise.
+        connect: opens the byte stream to a node (host, port) instead of `options` (tests, tunnels).
+        rng: source of jitter and of the choice among equal nodes; give a seeded one for reproducible runs.
+
+    Raises OSError or ssl.SSLError when a TLS file of the options cannot be read.
+    """
+
+    options: ClusterOptions  # type: ignore[assignment]  # it answers whatever is asked of a single server's
+
+    def __init__(
+        self,
+        options: ClusterOptions,
+        *,
+        on_trouble: OnTrouble | None = None,
+        connect: NodeConnect | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        super().__init__(options.node)
+        self.options = with_tls_context(options) if connect is None else options
+        self._listener = on_trouble
+        self._connect = connect
+        self._rng = rng if rng is not None else random.Random()  # noqa: S311  # jitter, no secret
+        self._nurseries: Any = None
+        self._nursery: trio.Nursery | None = None
+        self._router: Router | None = None
+        self._keys: KeyFinder | None = None
+        self._limit = trio.CapacityLimiter(options.max_blocking)
+        self._dedicated: set[ClusterConnection | NodeConnection] = set()
+        self._last_error: Exception | None = None
+        self._last_error_at: float | None = None
+
+    async def __aenter__(self) -> Self:
+        if self._nurseries is not None:
+            raise RuntimeError("this RedisCluster client was entered before; make a new one")
+        self._nurseries = trio.open_nursery()
+        self._nursery = await self._nurseries.__aenter__()
+        options = self.options
+        nodes = Nodes(options, self._connect, self._node_trouble, self._rng, self._nursery)
+        discovery = Discovery(
+            options, nodes.open_wire, on_topology=self._adopt, on_failure=self._trouble, rng=self._rng
+        )
+        self._router = Router(options, nodes, discovery, self._rng)
+        self._keys = KeyFinder(self._router)
+        self._nursery.start_soon(discovery.run)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._nursery is not None  # noqa: S101
+        spares = self._opened().nodes.close()
+        # As in `Redis`: the body's exception is not wrapped in a group, and every background task ends at once.
+        self._nursery.cancel_scope.cancel()
+        await self._nurseries.__aexit__(None, None, None)
+        for connection in [*self._dedicated, *spares]:
+            await connection.aclose()
+
+    # Commands --------------------------------------------------------------------------------------------------------
+
+    async def execute_command(self, *args: Any, target: Target | None = None, **options: Any) -> Any:
+        """Run one command; what every command method ends in.
+
+        Raises NotSent, OutcomeUnknown, CommandRefused, redis.exceptions.DataError (a value that Redis has no type for),
+        redis.exceptions.ResponseError (the server's answer).
+        """
+        name = command_name(args)
+        check_shared(name, args)
+        target = options.pop("target_nodes", target)
+        if target is not None:
+            return await self._run_on(target, args, options)
+        block = block_of(name, args)
+        full = full_name(name, args)
+        slot = await self._slot_of(full, args)
+        if block is not None:
+            return await self._run_blocking(full, args, options, slot, block)
+        if slot is None and (combine := combiner_of(full)) is not None:
+            return await self._run_everywhere(args, options, combine)
+        raw = _FIRST if _compat.NEVER_DECODE in options else _NONE
+        reply = await self._opened().call(slot, args, reads=full in READS, raw=raw)
+        return shape(name, reply, options)
+
+    def pipeline(self, transaction: bool = True) -> ClusterPipeline:
+        """Many commands in one burst for each node: see `ClusterPipeline`.
+
+        With `transaction` (redis-py's default), in MULTI and EXEC: all keys must be in one slot.
+        """
+        return ClusterPipeline(self.options.node, self._opened(), self._find_keys, transaction=transaction)
+
+    @asynccontextmanager
+    async def dedicated(self, key: Any = None) -> AsyncIterator[ClusterConnection]:
+        """A connection of one's own to the owner of a key's slot, for a loop of blocking reads; it follows the slot.
+
+        Without a key, it goes to the owner of each command's keys. It reports trouble to the same `on_trouble`, and
+        does not count against `options.max_blocking`.
+        """
+        router = self._opened()
+        slot = None if key is None else slot_of_argument(key)
+        connection = ClusterConnection(router, router.nodes, slot, self._find_keys)
+        self._dedicated.add(connection)
+        try:
+            yield connection
+        finally:
+            self._dedicated.discard(connection)
+            await connection.aclose()
+
+    def node(self, host: str, port: int) -> ClusterNode:
+        """The client of one node, for what is to be asked there and nowhere else; redirections are errors there."""
+        return ClusterNode(self.options.node, self._opened(), Address(host, port))
+
+    # Topology --------------------------------------------------------------------------------------------------------
+
+    @property
+    def topology(self) -> Topology | None:
+        """The topology as far as it is known; None before the first command."""
+        return self._opened().discovery.topology
+
+    async def masters(self) -> tuple[Address, ...]:
+        """The addresses of all masters that own slots. Raises NotSent when no node answers."""
+        return (await self._opened().discovery.current()).masters
+
+    async def replicas(self) -> tuple[Address, ...]:
+        """The addresses of all replicas. Raises NotSent when no node answers."""
+        return (await self._opened().discovery.current()).replicas
+
+    async def node_for_slot(self, slot: int) -> Address:
+        """The present owner of a slot, as far as known. Raises NotSent when no node answers, or none serves it."""
+        router = self._opened()
+        return router.owner_of(slot)(await router.discovery.current())
+
+    async def refresh(self) -> None:
+        """Read the topology again, from whichever node answers. Raises NotSent when none does."""
+        await self._opened().discovery.refresh()
+
+    def refresh_soon(self, suspect: Address | None = None) -> None:
+        """Read the topology again in the background; a node that `suspect` names is asked last. Does not block."""
+        discovery = self._opened().discovery
+        if suspect is not None:
+            discovery.suspect(suspect)
+        discovery.refresh_soon()
+
+    def moved(self, slot: int, owner: Address) -> None:
+        """Note what a MOVED said that came over a connection which is not this client's. Does not block."""
+        self._opened().discovery.moved(slot, owner)
+
+    def connect_to(self, address: Address) -> Connect:
+        """The function that opens the byte stream to a node, for connections of other kinds."""
+        return self._opened().nodes.connect_to(address)
+
+    def statistics(self) -> ClusterStatistics:
+        """A snapshot; does not block."""
+        return statistics_of(self._opened(), len(self._dedicated), self._last_error, self._last_error_at)
+
+    # ------------------------------------------------------------------------------------------------------------------
+
+    async def _slot_of(self, name: str, args: tuple[Any, ...]) -> int | None:
+        """The slot of the command; None if any master will do. Raises CommandRefused."""
+        keys = keys_of(name, args)
+        if keys is None:
+            keys = await self._find_keys(name, args)
+        if keys:
+            return slot_of_argument(keys[0]) if len(keys) == 1 else common_slot(name, keys)
+        refusal = refusal_of(name)
+        if refusal is not None:
+            raise refusal
+        return slot_argument_of(name, args)
+
+    async def _find_keys(self, name: str, args: Sequence[Any]) -> Sequence[Any]:
+        self._opened()
+        assert self._keys is not None  # noqa: S101
+        return await self._keys(name, args)
+
+    async def _run_blocking(
+        self, name: str, args: tuple[Any, ...], options: dict[str, Any], slot: int | None, block: float
+    ) -> Any:
+        router = self._opened()
+        pick: Pick = router.any_master if slot is None else router.owner_of(slot)
+
+        async def attempt(node: Node, asking: bool) -> Any:
+            connection = node.spare.pop() if node.spare else router.nodes.new_connection(node)
+            self._dedicated.add(connection)
+            node.calls += 1
+            node.keyed = node.keyed or slot is not None
+            try:
+                return await attempt_on(connection, asking, args, options)
+            finally:
+                self._dedicated.discard(connection)
+                node.done()
+                if connection.connected and not node.left and len(node.spare) < MAX_SPARE:
+                    node.spare.append(connection)
+                else:
+                    await connection.aclose()
+
+        async with self._limit:
+            reply = await router.run(
+                pick,
+                attempt,
+                reads=name in READS,
+                until=trio.current_time() + router.options.retry_for + block,
+                survives=is_key_there(router, name, args),
+            )
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    async def _run_everywhere(self, args: tuple[Any, ...], options: dict[str, Any], combine: Any) -> Any:
+        """On all masters; what fails somewhere is made again everywhere, which does no harm with these commands."""
+        router = self._opened()
+
+        async def attempt(_: Node, __: bool) -> Any:
+            masters = (await router.discovery.current()).masters
+            replies = await router.call_each(masters, args)
+            failures = [reply for reply in replies if isinstance(reply, Exception)]
+            for failure in failures:
+                if isinstance(failure, RedisUnavailable):
+                    raise failure
+            return failures[0] if failures else replies
+
+        until = trio.current_time() + router.options.retry_for
+        replies = await router.run(router.any_master, attempt, reads=True, until=until)
+        if isinstance(replies, Exception):
+            raise replies
+        return combine([shape(command_name(args), reply, options) for reply in replies])
+
+    async def _run_on(self, target: Target, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        if isinstance(target, str):
+            addresses = await self._named(target)
+        elif len(target) == 2 and isinstance(target[1], int):
+            return await self.node(str(target[0]), target[1]).execute_command(*args, **options)
+        else:
+            addresses = [Address(*each) for each in target]  # type: ignore[misc]
+        name = command_name(args)
+        replies = await self._opened().call_each(addresses, args)
+        for reply in replies:
+            if isinstance(reply, RedisUnavailable):
+                raise reply
+        return {address: shape(name, reply, options) for address, reply in zip(addresses, replies, strict=True)}
+
+    async def _named(self, target: str) -> Sequence[Address]:
+        topology = await self._opened().discovery.current()
+        known = {"masters": topology.masters, "primaries": topology.masters, "replicas": topology.replicas}
+        known["all"] = topology.nodes
+        if target not in known:
+            raise redis.exceptions.DataError('target: an address (host, port), several, "masters", "replicas" or "all"')
+        return known[target]
+
+    def _adopt(self, topology: Topology) -> None:
+        router = self._opened()
+        router.nodes.retain(topology.masters, router.discovery.is_suspect)
+
+    def _node_trouble(self, node: Node, error: Exception) -> None:
+        router = self._opened()
+        router.discovery.suspect(node.address)
+        router.discovery.refresh_soon()
+        topology = router.discovery.topology
+        if node.keyed and not node.left and topology is not None and topology.owns_slots(node.address):
+            self._trouble(error)
+
+    def _trouble(self, error: Exception) -> None:
+        self._last_error = error
+        self._last_error_at = trio.current_time()
+        if self._listener is not None:
+            self._listener(error)
+
+    def _opened(self) -> Router:
+        if self._router is None:
+            raise RuntimeError("the client is not open: use `async with RedisCluster(options) as cluster:`")
+        return self._router
+
+
+_FIRST: Final = frozenset({0})
+_NONE: Final[frozenset[int]] = frozenset()

@@ -1,0 +1,210 @@
+"""`Node`: the shared connection to one node of the cluster; `Nodes`: those that there are."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from functools import partial
+from typing import Any, Final
+
+import trio
+from attrs import define, evolve, field
+
+from .. import _compat
+from ..backoff import Backoff
+from ..dedicated import DedicatedRedis
+from ..link import Link
+from ..options import RedisOptions
+from ..wire import Connect, Wire, connector, open_wire
+from .options import ClusterOptions
+from .topology import Address
+
+__all__ = ["MAX_SPARE", "Node", "NodeConnect", "NodeConnection", "Nodes"]
+
+NodeConnect = Callable[[str, int], Awaitable[trio.abc.Stream]]
+"""Opens the byte stream to a node: the seam for tests and tunnels."""
+
+MAX_SPARE: Final = 4
+"""Idle connections for blocking commands that are kept for each node."""
+KEPT_FOR: Final = 5.0
+"""Seconds for which a node outside of the topology is kept after its last use (the target of ASK has no slot yet)."""
+_BACKOFF_CAP: Final = 0.5
+"""Seconds: shorter than a single server's, for the slot may be on another node by then."""
+
+
+class NodeConnection(DedicatedRedis):
+    """A connection of one's own to one node, for blocking commands."""
+
+    async def execute_asking(self, *args: Any, **options: Any) -> Any:
+        """Run one command with ASKING before it; otherwise as `execute_command`."""
+        if self._busy:
+            raise trio.BusyResourceError("a dedicated Redis connection runs one command at a time")
+        self._busy = True
+        try:
+            wire = await self._connected(False)
+            await self._exchange(wire, ASKING, None, raw=False)
+        finally:
+            self._busy = False
+        # Nobody else uses the connection: the next command on it is ours. Should it break in between, the command goes
+        # without ASKING over a new one, and is answered with MOVED.
+        return await self.execute_command(*args, **options)
+
+
+@define(eq=False)
+class Node:
+    """One node and the connections to it.
+
+    Attributes:
+        address: where it is.
+        options: for it.
+        connect: opens a stream to it.
+        link: the shared connection.
+        spare: idle connections for blocking commands.
+        keyed: whether a command went there because of its key.
+        calls: commands and blocking connections under way.
+        used_at: `trio.current_time()` of the last command that is not for one of its slots.
+        left: whether it was taken out of service: no new commands.
+    """
+
+    address: Address
+    options: RedisOptions
+    connect: Connect
+    link: Link
+    spare: list[NodeConnection] = field(factory=list)
+    keyed: bool = False
+    calls: int = 0
+    used_at: float = float("-inf")
+    left: bool = False
+
+    async def call(self, payload: bytes, count: int, raw: frozenset[int]) -> Any:
+        """Send over the shared connection; see `Mux.call`. Raises NotSent, OutcomeUnknown."""
+        self.calls += 1
+        try:
+            mux = self.link.mux or await self.link.open()
+            return await mux.call(payload, count, raw)
+        finally:
+            self.done()
+
+    def done(self) -> None:
+        """Note the end of a call."""
+        self.calls -= 1
+        if self.left and not self.calls:
+            self.link.close()
+
+    def leave(self, *, at_once: bool) -> None:
+        """Take it out of service; its connection is closed when its calls are answered, or at once."""
+        self.left = True
+        if at_once or not self.calls:
+            self.link.close()
+
+
+class Nodes:
+    """The nodes that are in use, by address.
+
+    Args:
+        options: of the cluster.
+        connect: opens streams instead of the options.
+        on_trouble: told of trouble with a node, in the scheduler tick.
+        rng: source of jitter.
+        nursery: the tasks of all connections run there.
+
+    Attributes:
+        sent_before: commands sent to nodes that have left.
+
+    Raises OSError or ssl.SSLError when a TLS file of the options cannot be read.
+    """
+
+    def __init__(
+        self,
+        options: ClusterOptions,
+        connect: NodeConnect | None,
+        on_trouble: Callable[[Node, Exception], None],
+        rng: random.Random,
+        nursery: trio.Nursery,
+    ) -> None:
+        self._options = options
+        self._connect = connect
+        self._on_trouble = on_trouble
+        self._rng = rng
+        self._nursery = nursery
+        self._nodes: dict[Address, Node] = {}
+        self.sent_before = 0
+
+    def __getitem__(self, address: Address) -> Node:
+        """The node, made when it is new."""
+        node = self._nodes.get(address)
+        if node is None:
+            node = self._nodes[address] = self._make(address)
+        return node
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(list(self._nodes.values()))
+
+    def find(self, address: Address) -> Node | None:
+        """The node if it is in use."""
+        return self._nodes.get(address)
+
+    async def open_wire(self, address: Address) -> Wire:
+        """A fresh connection to a node. Raises RedisUnavailable."""
+        options = self._options.for_node(address)
+        return await open_wire(options, self.connect_to(address))
+
+    def connect_to(self, address: Address) -> Connect:
+        """The function that opens a stream to a node."""
+        if self._connect is not None:
+            return partial(self._connect, *address)
+        return connector(self._options.for_node(address))
+
+    def retain(self, masters: Iterable[Address], is_suspect: Callable[[Address], bool]) -> None:
+        """Take all other nodes out of service, but those that were used lately by name or by ASK.
+
+        Calls under way on a node in trouble fail at once, so that they can go to its successor; others are answered.
+        """
+        kept, now = set(masters), trio.current_time()
+        for address, node in list(self._nodes.items()):
+            if address not in kept and now - node.used_at > KEPT_FOR:
+                del self._nodes[address]
+                self._release(node, at_once=is_suspect(address))
+
+    def close(self) -> list[NodeConnection]:
+        """Fail what is under way on the shared connections; returns the idle ones, for the caller to close."""
+        spares = []
+        for node in self._nodes.values():
+            node.leave(at_once=True)
+            spares += node.spare
+            node.spare = []
+        return spares
+
+    def new_connection(self, node: Node) -> NodeConnection:
+        """A connection of one's own to a node; connects with its first command."""
+        return NodeConnection(node.options, node.connect, partial(self._on_trouble, node), self._backoff())
+
+    def _make(self, address: Address) -> Node:
+        options, connect = self._options.for_node(address), self.connect_to(address)
+
+        def tell(error: Exception) -> None:
+            self._on_trouble(node, error)
+
+        link = Link(options, connect, tell, self._backoff(), self._nursery)
+        node = Node(address, options, connect, link)
+        return node
+
+    def _release(self, node: Node, *, at_once: bool) -> None:
+        node.leave(at_once=at_once)
+        self.sent_before += node.link.sent
+        spares, node.spare = node.spare, []
+        for connection in spares:
+            self._nursery.start_soon(connection.aclose)
+
+    def _backoff(self) -> Backoff:
+        return Backoff(random=self._rng.random, cap=_BACKOFF_CAP)
+
+
+def with_tls_context(options: ClusterOptions) -> ClusterOptions:
+    """The same options with the TLS files read, once for all nodes. Raises OSError or ssl.SSLError."""
+    if not options.tls:
+        return options
+    return evolve(options, node=evolve(options.node, tls_context=options.node.make_tls_context()))
+
+
+ASKING: Final = _compat.pack_command(("ASKING",))

@@ -1,0 +1,236 @@
+"""`Router`: brings a command to the node that owns its slot, wherever that is by now."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final
+
+import redis.exceptions
+import trio
+
+from .. import _compat
+from ..errors import NotSent, RedisUnavailable
+from .discovery import Discovery
+from .nodes import ASKING, Node, Nodes
+from .options import ClusterOptions
+from .steps import Step, step_after, target_of
+from .topology import Address, Topology
+
+__all__ = ["Attempt", "Pick", "Router", "error_of"]
+
+Pick = Callable[[Topology], Address]
+"""Chooses the node for a command. Raises NotSent when there is none."""
+
+Attempt = Callable[[Node, bool], Awaitable[Any]]
+"""One try on a node, with ASKING or without. Returns the reply, raises what the connection raises."""
+
+_NONE: Final[frozenset[int]] = frozenset()
+PAUSE_BASE, PAUSE_CAP = 0.05, 0.5
+"""Seconds: ceilings of the first pause between attempts and of every pause."""
+
+
+def error_of(reply: Any) -> Exception | None:
+    """The reply's error, if it is one."""
+    return reply if isinstance(reply, Exception) else None
+
+
+class Router:
+    """Topology and nodes together, and the loop that every command is in.
+
+    Args:
+        options: of the cluster.
+        nodes: the connections.
+        discovery: the topology.
+        rng: jitter, and the choice among nodes that are equally good.
+
+    Attributes:
+        moved: MOVED replies that were followed.
+        asked: ASK replies that were followed.
+        repeated: attempts that were made again, redirections aside.
+    """
+
+    def __init__(self, options: ClusterOptions, nodes: Nodes, discovery: Discovery, rng: random.Random) -> None:
+        self.options = options
+        self.nodes = nodes
+        self.discovery = discovery
+        self._rng = rng
+        self.moved = 0
+        self.asked = 0
+        self.repeated = 0
+
+    def owner_of(self, slot: int) -> Pick:
+        """Choose the owner of a slot."""
+
+        def pick(topology: Topology) -> Address:
+            address = topology.owner(slot)
+            if address is None:
+                cause = _compat.reply_error(f"CLUSTERDOWN Hash slot not served ({slot})")
+                raise NotSent(self.options.address, f"not sent: no node serves slot {slot}") from cause
+            return address
+
+        return pick
+
+    def any_master(self, topology: Topology) -> Address:
+        """Choose a master at random, one without trouble if there is one."""
+        masters = topology.masters
+        well = [address for address in masters if not self.discovery.is_suspect(address)]
+        return self._rng.choice(well or masters)
+
+    async def call(self, slot: int | None, args: Sequence[Any], *, reads: bool, raw: frozenset[int] = _NONE) -> Any:
+        """One command that does not block, for the owner of a slot, or for any master. Returns its reply as it is.
+
+        Raises NotSent, OutcomeUnknown, redis.exceptions.DataError.
+        """
+        payload = _compat.pack_command(tuple(args))
+        start = trio.current_time()
+        topology = self.discovery.topology
+        address: Address | None = None
+        if topology is not None and slot is not None and (address := topology.owner(slot)) is not None:
+            # The way of nearly all commands, without the loop.
+            node = self.nodes[address]
+            node.keyed = True
+            try:
+                reply = await node.call(payload, 1, raw)
+            except RedisUnavailable as trouble:
+                reply = trouble
+            if not isinstance(reply, Exception):
+                return reply
+            failure: tuple[Address | None, Exception] | None = (address, reply)
+        else:
+            failure = None
+        pick = self.any_master if slot is None else self.owner_of(slot)
+        until = start + self.options.retry_for
+        return await self.run(
+            pick, self.burst(payload, 1, raw, keyed=slot is not None), reads=reads, until=until, failure=failure
+        )
+
+    def burst(self, payload: bytes, count: int, raw: frozenset[int], *, keyed: bool) -> Attempt:
+        """Tries of a burst on the shared connections; the reply is a list if there are several commands in it."""
+
+        async def attempt(node: Node, asking: bool) -> Any:
+            node.keyed = node.keyed or keyed
+            if not asking:
+                return await node.call(payload, count, raw)
+            # One burst, so that nobody's command comes between ASKING and its command.
+            _, *replies = await node.call(ASKING + payload, count + 1, frozenset(each + 1 for each in raw))
+            return replies if count > 1 else replies[0]
+
+        return attempt
+
+    async def call_each(self, addresses: Sequence[Address], args: Sequence[Any]) -> list[Any]:
+        """One command on several nodes at the same time, once each; replies in order, trouble as the error."""
+        payload = _compat.pack_command(tuple(args))
+        replies: list[Any] = [None] * len(addresses)
+
+        async def call(place: int, address: Address) -> None:
+            try:
+                node = self.nodes[address]
+                node.used_at = trio.current_time()
+                replies[place] = await node.call(payload, 1, _NONE)
+            except RedisUnavailable as trouble:
+                replies[place] = trouble
+
+        async with trio.open_nursery() as nursery:
+            for place, address in enumerate(addresses):
+                nursery.start_soon(call, place, address)
+        return replies
+
+    async def run(
+        self,
+        pick: Pick,
+        attempt: Attempt,
+        *,
+        reads: bool,
+        until: float,
+        find: Callable[[Any], Exception | None] = error_of,
+        survives: Callable[[], Awaitable[bool]] | None = None,
+        failure: tuple[Address | None, Exception] | None = None,
+    ) -> Any:
+        """Try until there is a result: a reply, or an error that no other attempt can mend.
+
+        Redirections are followed at once; the rest is tried again until the time is over, where that does no harm.
+
+        Args:
+            pick: chooses the node.
+            attempt: one try on it.
+            reads: whether the command only reads, so that it may run twice.
+            until: no attempt begins after this time, redirections aside.
+            find: the error in a reply, if that means that nothing has run.
+            survives: whether the key of a blocked read is still there, which tells a migration from a deletion.
+            failure: how an attempt that was made already ended: on which node, with what error.
+
+        Returns the reply, which may be an error that is final. Raises RedisUnavailable.
+        """
+        hops = tries = 0
+        asking: Address | None = None
+        while True:
+            reply: Any = None
+            if failure is not None:
+                (address, error), failure = failure, None
+                reply = error
+            else:
+                address, asking, is_asking = asking, None, asking is not None
+                try:
+                    if address is None:
+                        address = pick(self.discovery.topology or await self.discovery.current())
+                    reply = await attempt(self.nodes[address], is_asking)
+                    found = find(reply)
+                except RedisUnavailable as trouble:
+                    reply = found = trouble
+                if found is None:
+                    return reply
+                error = found
+            step = step_after(error, reads=reads)
+            if step in (Step.MOVED, Step.ASK):
+                hops += 1
+                target = self._redirect(step, error, address, hops)
+                if target is not None:
+                    asking = target if step is Step.ASK else None
+                    continue
+                hops, step = 0, Step.REFRESH
+            if step is Step.VERIFY:
+                step = Step.REFRESH if survives is not None and await survives() else Step.GIVE_UP
+            if step is Step.GIVE_UP or not await self._pause(step, address, tries, until):
+                if isinstance(reply, RedisUnavailable):
+                    raise reply
+                return reply
+            tries += 1
+            self.repeated += 1
+
+    def _redirect(self, step: Step, error: Exception, asked: Address | None, hops: int) -> Address | None:
+        """Note a redirection and return its target; None when it leads nowhere, or there were too many."""
+        assert isinstance(error, redis.exceptions.AskError)  # noqa: S101
+        target = None if asked is None else target_of(error, asked)
+        if target is None or hops > self.options.max_redirects:
+            return None
+        if step is Step.ASK:
+            self.asked += 1
+            self.nodes[target].used_at = trio.current_time()
+        else:
+            self.moved += 1
+            self.discovery.moved(int(error.slot_id), target)
+        return target
+
+    async def _pause(self, step: Step, address: Address | None, tries: int, until: float) -> bool:
+        """Wait before the next attempt, with a fresh topology where that may help; False when the time is over."""
+        if trio.current_time() >= until:
+            if step is Step.REFRESH:
+                self.discovery.refresh_soon()
+            return False
+        with trio.move_on_at(until) as scope:
+            if step is Step.REFRESH:
+                if address is not None:
+                    self.discovery.suspect(address)
+                await self._refresh()
+            if tries or step is Step.PAUSE:
+                ceiling = min(PAUSE_CAP, PAUSE_BASE * 2.0 ** min(tries, 16))
+                await trio.sleep(ceiling * (0.5 + 0.5 * self._rng.random()))
+        return not scope.cancelled_caught
+
+    async def _refresh(self) -> None:
+        """Read the topology; the next attempt says what is wrong if that fails."""
+        try:
+            await self.discovery.refresh()
+        except RedisUnavailable:
+            await trio.lowlevel.checkpoint()
