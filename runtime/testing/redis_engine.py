@@ -1,88 +1,76 @@
-"""fakeredis, bent to Penstock's needs: a `Session` for each connection, in virtual time, with RESP3 on the wire.
+"""fakeredis, bent to Penstock's needs: the data of a server, and a `Session` for each connection, in virtual time.
 
-fakeredis brings the data structures and the commands. Replaced here are its transport (bytes instead of a queue of
-Python objects), its blocking reads (trio tasks instead of threads), its clock, and what it does differently from a real
-server. What it does not do right is refused, loudly: see `TRUSTED`. Its socket is private, so its version is pinned.
+fakeredis brings the data structures and most commands. Replaced here are its transport (words in and bytes out, no
+queue of Python objects), its blocking reads (served in order, no threads), its clock, the order of checks before a
+command, and what it does differently from a real server. What it does not do right is refused, loudly: see `TRUSTED`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final, Protocol
 
 import trio
+from attrs import define
 
-try:
-    import fakeredis._core._server
-    import fakeredis._helpers
-    import fakeredis._socket._base
-    import fakeredis.commands_mixins.connection_mixin
-    import fakeredis.commands_mixins.server_mixin
-    import fakeredis.model._client_info
-    import fakeredis.model._stream
-    from fakeredis import _msgs
-    from fakeredis._core import FakeServer
-    from fakeredis._helpers import NoResponse, SimpleError, SimpleString
-    from fakeredis._socket import FakeSocket
-except ModuleNotFoundError as error:
-    raise ImportError("the in-process Redis needs fakeredis with Lua: pip install 'penstock[test]'") from error
+from ._fakeredis import (
+    CLOCK_USERS,
+    QUEUED,
+    SUPPORTED_COMMANDS,
+    Database,
+    FakeServer,
+    FakeSocket,
+    NoResponse,
+    Signature,
+    SimpleError,
+    convert_to_resp2,
+    messages,
+)
+from .redis_clients import CLIENT_COMMANDS, ClientCommands
+from .redis_commands import COMMANDS, CONTAINERS, Command, UnsupportedCommand, name_of
+from .redis_encoding import encode
+from .redis_fixes import FIXED_COMMANDS, FixedCommands, correct
+from .redis_pubsub import PUBSUB_COMMANDS, Channels
+from .redis_streams import STREAM_COMMANDS, StreamCommands
 
-__all__ = ["EPOCH", "FakeServer", "Session", "SimpleError", "UnsupportedCommand", "make_engine", "virtual_time"]
+__all__ = ["EPOCH", "TRUSTED", "Data", "Engine", "Gatekeeper", "Session", "virtual_time"]
 
 EPOCH: Final = 1_767_225_600.0
 """Wall clock of the server when trio's clock reads 0: 2026-01-01T00:00:00Z, seconds."""
 
 _TRUSTED_WORDS: Final = """
-    hello ping echo time select
-    del unlink exists type expire pexpire persist ttl pttl keys scan rename dbsize flushall flushdb
+    hello auth ping echo time select reset quit info role wait
+    del unlink exists type expire pexpire persist ttl pttl keys scan rename dbsize flushall flushdb touch
     get set setnx setex psetex getdel getset append strlen incr incrby incrbyfloat decr decrby mget mset
     hset hsetnx hget hmget hgetall hdel hexists hincrby hkeys hvals hlen hscan
     lpush rpush lpop rpop lrange llen lindex lrem ltrim lmove blpop brpop blmove
     sadd srem smembers sismember smismember scard spop sscan
     zadd zrem zscore zmscore zrange zrevrange zrangebyscore zrank zcard zcount zincrby zpopmin zpopmax
     zremrangebyscore zremrangebyrank
-    xadd xlen xrange xrevrange xread xreadgroup xack xdel xtrim xpending xclaim xautoclaim
-    multi exec discard eval evalsha publish
+    xadd xlen xrange xrevrange xread xreadgroup xack xdel xtrim xpending xclaim xautoclaim xsetid
+    multi exec discard watch unwatch eval evalsha eval_ro evalsha_ro
+    publish spublish subscribe psubscribe ssubscribe unsubscribe punsubscribe sunsubscribe
 """
 TRUSTED: Final = frozenset(_TRUSTED_WORDS.split()) | {
-    *("client id", "client getname", "client info", "client unblock"),
+    *("client id", "client getname", "client setname", "client setinfo", "client info", "client list"),
+    *("client unblock", "client kill", "client pause", "client unpause", "config get"),
+    *("pubsub channels", "pubsub numsub", "pubsub numpat", "pubsub shardchannels", "pubsub shardnumsub"),
     *("xgroup create", "xgroup setid", "xgroup destroy", "xgroup createconsumer", "xgroup delconsumer"),
     *("xinfo stream", "xinfo groups", "xinfo consumers"),
     *("script load", "script exists", "script flush"),
+    *("cluster info", "cluster nodes", "cluster slots", "cluster shards", "cluster myid", "cluster keyslot"),
+    *("cluster countkeysinslot", "cluster getkeysinslot", "asking", "readonly", "readwrite"),
 }
 """Commands whose replies were compared with a real server's. The rest is refused (UnsupportedCommand)."""
 
-ABSENT: Final = frozenset({"xackdel", "xdelex", "xnack", "xcfgset"})
-"""Commands of newer Redis that Valkey does not have: answered as an unknown command, so that probing works."""
-
-_INFO: Final = """\
-# Server
-redis_version:7.2.4
-server_name:valkey
-valkey_version:9.1.2
-server_mode:standalone
-# Memory
-maxmemory:0
-maxmemory_policy:noeviction
-# Persistence
-loading:0
-# Replication
-role:master
-connected_slaves:0
-# Cluster
-cluster_enabled:0
-"""
-_NO_CLUSTER: Final = "ERR This instance has cluster support disabled"
-_FIXED_CONFIG: Final = {"maxmemory": "0", "maxmemory-policy": "noeviction", "appendonly": "no"}
-
-
-_NOT_IN_VALKEY: Final = (b"idmp", b"iids", b"pids")
-
-
-class UnsupportedCommand(AssertionError):
-    """A test used a command that the in-process Redis does not vouch for. Run that test on a real server."""
+_OWN: Final[Mapping[str, Signature]] = PUBSUB_COMMANDS | CLIENT_COMMANDS | STREAM_COMMANDS | FIXED_COMMANDS
+_WHILE_SUBSCRIBED: Final = frozenset(
+    {"subscribe", "psubscribe", "ssubscribe", "unsubscribe", "punsubscribe", "sunsubscribe", "ping", "quit", "reset"}
+)
 
 
 class _VirtualTime:
@@ -96,236 +84,400 @@ class _VirtualTime:
         return getattr(time, name)
 
 
-_CLOCK_USERS: Final[Sequence[Any]] = (
-    fakeredis._core._server,
-    fakeredis._helpers,
-    fakeredis._socket._base,
-    fakeredis.commands_mixins.connection_mixin,
-    fakeredis.commands_mixins.server_mixin,
-    fakeredis.model._client_info,
-    fakeredis.model._stream,
-)
-
-
 @contextlib.contextmanager
 def virtual_time() -> Iterator[None]:
     """fakeredis reads trio's clock meanwhile: entry ids, idle times and expiry are reproducible under MockClock.
 
     May be nested. It is process-wide: while it lasts, fakeredis is used inside trio only.
     """
-    before = [module.time for module in _CLOCK_USERS]
-    for module in _CLOCK_USERS:
+    before = [module.time for module in CLOCK_USERS]
+    for module in CLOCK_USERS:
         module.time = _VirtualTime()
     try:
         yield
     finally:
-        for module, original in zip(_CLOCK_USERS, before, strict=True):
+        for module, original in zip(CLOCK_USERS, before, strict=True):
             module.time = original
 
 
-def make_engine() -> FakeServer:
-    """The data of one server. A Valkey: it has the streams of Redis 7.2, which is what Penstock relies on."""
-    return FakeServer(version=(8, 0), server_type="valkey")
+class _Database(Database):
+    """One numbered database; it tells the data set when a key has changed."""
+
+    def __init__(self, data: Data) -> None:
+        super().__init__(None)
+        self._data = data
+
+    def wake_all(self) -> None:
+        self._data.changed = True
 
 
-class Session(FakeSocket):
-    """The server's side of one connection: bytes in by `sendall`, bytes out by `send`.
+class Data:
+    """A data set: what a master shares with its replicas.
+
+    Attributes:
+        databases: by number.
+        changed: whether a key has changed since the blocked sessions were last served.
+        blocked: sessions that wait for a key, the longest-waiting first.
+    """
+
+    def __init__(self) -> None:
+        self.databases: dict[int, _Database] = defaultdict(lambda: _Database(self))
+        self.changed = False
+        self.blocked: dict[Session, Blocked] = {}
+
+    def serve_blocked(self) -> None:
+        """Give what has come to those who wait for it."""
+        while self.changed:
+            self.changed = False
+            for session in list(self.blocked):
+                session.try_again()
+
+    def lose(self) -> None:
+        """Forget everything."""
+        self.databases.clear()
+
+
+@define(eq=False)
+class Blocked:
+    """What a blocked session waits for.
+
+    Attributes:
+        attempt: gives the result, or None; may raise SimpleError.
+        shape: makes the reply of the result.
+        words: the command.
+        deadline: trio's clock; infinite without a limit.
+    """
+
+    attempt: Callable[[bool], Any]
+    shape: Callable[[Any], Any]
+    words: Sequence[bytes]
+    deadline: float
+
+
+class Engine(FakeServer):
+    """One server: its data, clients, scripts and subscriptions. A Valkey: its streams are those of Redis 7.2.
+
+    Attributes:
+        data: the data set; replaced when a node changes sides.
+        channels: who listens to what.
+        peers: the other nodes of a cluster, which get what is published here.
+        users: name -> password; without "default", nobody needs to log in.
+    """
+
+    def __init__(self, users: Mapping[str, str] | None = None) -> None:
+        super().__init__(version=(8, 0), server_type="valkey")
+        self.data = Data()
+        self.channels = Channels()
+        self.peers: list[Engine] = []
+        self.users = dict(users or {})
+
+    @property
+    def dbs(self) -> Any:
+        return self.data.databases
+
+    @dbs.setter
+    def dbs(self, _: Any) -> None:
+        """fakeredis sets its own first."""
+
+    def publish(self, channel: bytes, message: bytes) -> int:
+        """Send to the listeners here and on all other nodes; returns the number of those here."""
+        for peer in self.peers:
+            peer.channels.publish(channel, message)
+        return self.channels.publish(channel, message)
+
+    def forget_scripts(self) -> None:
+        """As a restart does."""
+        self.script_cache.clear()
+
+
+class Gatekeeper(Protocol):
+    """Decides over commands before and after they run. May raise to end the connection."""
+
+    def admit(self, session: Session, command: Command | None, words: Sequence[bytes]) -> str | None:
+        """The error line to answer with instead of running the command; None to run it."""
+
+    def refuse_call(self, session: Session, command: Command) -> str | None:
+        """Likewise for a command that a script calls."""
+
+    def done(self, session: Session, command: Command | None, words: Sequence[bytes]) -> None:
+        """The command has run; its reply is not sent yet."""
+
+    def cluster(self, session: Session, words: Sequence[bytes]) -> Any:
+        """The answer to a command about the cluster. May raise SimpleError."""
+
+    def facts(self) -> dict[str, Any]:
+        """What INFO and HELLO say."""
+
+    def role(self) -> list[Any]:
+        """The answer to ROLE."""
+
+    def pause(self, until: float, writes_only: bool) -> None:
+        """CLIENT PAUSE, until `trio.current_time()` is this."""
+
+
+class Session(ClientCommands, StreamCommands, FixedCommands, FakeSocket):
+    """The server's side of one connection: words in by `execute`, bytes out by `send`.
 
     Args:
-        engine: the data.
-        admit: called with each command's name before it runs; returns an error to answer instead, or raises to cut.
-        done: called with the name after it ran; may raise to cut.
-        send: takes the bytes of a reply.
-        nursery: where blocked commands wait.
+        engine: the server.
+        gatekeeper: asked before every command, told after it.
+        send: takes the bytes of replies.
+        hang_up: ends the connection; what was sent before is delivered.
+
+    Attributes:
+        blocked: what it waits for, or None.
+        unblocked: set when it waits no longer.
+        read_only: whether the client has said READONLY (to a replica).
+        asking: whether the client has said ASKING just before.
     """
 
     def __init__(
         self,
-        engine: FakeServer,
+        engine: Engine,
         *,
-        admit: Callable[[str], str | None],
-        done: Callable[[str], None],
+        gatekeeper: Gatekeeper,
         send: Callable[[bytes], None],
-        nursery: trio.Nursery,
+        hang_up: Callable[[], None],
     ) -> None:
-        self._admit = admit
-        self._done = done
+        self._gatekeeper = gatekeeper
         self._send = send
-        self._nursery = nursery
+        self._hang_up = hang_up
         self._held: list[bytes] | None = None  # replies of the command that runs now: a cut after it drops them
+        self._pushes: list[bytes] = []  # messages to itself come after the reply
+        self._words: Sequence[bytes] = ()
+        self.unblocked = trio.Event()
+        self.read_only = False
+        self.asking = False
+        self.engine: Engine = engine
         super().__init__(engine, 0, client_class=FakeSocket)
+        self.logged_in = "default" not in engine.users
 
-    def put_response(self, msg: Any) -> None:
-        if self._held is None:
-            self._send(_encode(msg))
-        else:
-            self._held.append(_encode(msg))
+    __hash__ = object.__hash__
 
-    def _decode_result(self, result: Any) -> Any:
-        return result  # fakeredis would make redis-py's objects of it; here it is encoded for the wire
+    @property
+    def words(self) -> Sequence[bytes]:
+        """The command that runs."""
+        return self._words
 
-    def _process_command(self, fields: list[bytes]) -> None:
-        name = _name_of(fields)
-        refusal = self._admit(name)
-        if refusal is not None:
-            if self._transaction is not None:
-                self._transaction_failed = True
-            self.put_response(SimpleError(refusal))
-            return
+    @property
+    def user(self) -> str:
+        return str(self._client_info["user"])
+
+    @property
+    def blocked(self) -> Blocked | None:
+        return self.engine.data.blocked.get(self)
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether commands are queued."""
+        return self._transaction is not None
+
+    @property
+    def queued(self) -> list[Command]:
+        """The commands of the transaction."""
+        return [COMMANDS[signature.name] for _, signature, _ in self._transaction or ()]
+
+    def execute(self, words: list[bytes]) -> None:
+        """Run one command and send its reply, if it has one now; then serve those whom it has unblocked."""
+        name = name_of(words)
+        command = COMMANDS.get(name)
+        self._words = words
         self._held = []
         try:
-            self._run(name, fields)
-            self._done(name)
-            self._send(b"".join(self._held))
+            planned = self._gatekeeper.admit(self, command, words)
+            reply = self._answer(name, command, words) if planned is None else self._reject(name, planned)
+            if not isinstance(reply, NoResponse):
+                self.put_response(reply)
+            if planned is None:
+                self._gatekeeper.done(self, command, words)
+            self._flush()
         finally:
             self._held = None
+            self._pushes.clear()
+        self.engine.data.serve_blocked()
 
-    def _run(self, name: str, fields: list[bytes]) -> None:
-        if name in _OWN:
-            self.put_response(_OWN[name](fields))
+    def put_response(self, msg: Any) -> None:
+        """Send a reply, or a push."""
+        data = encode(msg, self._client_info.protocol_version)
+        if self._held is None:
+            self._send(data)
+        else:
+            self._held.append(data)
+
+    def push(self, message: list[Any]) -> None:
+        super().push(message)
+        if self._held and message[0] in (b"message", b"pmessage", b"smessage"):
+            self._pushes.append(self._held.pop())
+
+    def try_again(self) -> None:
+        """Something has changed: answer the blocked command, if it can be."""
+        blocked = self.blocked
+        if blocked is None:
             return
-        super()._process_command(fields)
-        if name == "xgroup destroy":  # fakeredis wakes nobody
-            with self._server.lock:
-                self._db.wake_all()
+        self._db.time = EPOCH + trio.current_time() + 1e-6
+        try:
+            result = blocked.attempt(False)
+        except SimpleError as error:
+            self.unblock(error)
+            return
+        if result is not None:
+            self.unblock(blocked.shape(result))
 
-    def _name_to_func(self, cmd_name: str) -> tuple[Callable[[Any], Any] | None, Any]:
+    def time_out(self) -> None:
+        """The blocked command's time is over."""
+        if (blocked := self.blocked) is not None:
+            self.unblock(blocked.shape(None))
+
+    def unblock(self, reply: Any) -> None:
+        """Answer the blocked command."""
+        del self.engine.data.blocked[self]
+        self.put_response(reply)
+        self.unblocked.set()
+
+    def kill(self) -> None:
+        """CLIENT KILL. A client that kills itself still gets the reply."""
+        self._killed = True
+        if self._held is None:
+            self._hang_up()
+
+    def close(self) -> None:
+        """The connection has ended."""
+        self.engine.data.blocked.pop(self, None)
+        self.engine.channels.forget(self)
+        self._clear_watches()
+        with contextlib.suppress(ValueError):
+            self.engine.sockets.remove(self)
+
+    def _flush(self) -> None:
+        assert self._held is not None  # noqa: S101
+        data = b"".join([*self._held, *self._pushes])
+        if data:
+            self._send(data)
+        if self._killed:
+            self._hang_up()
+
+    def _answer(self, name: str, command: Command | None, words: list[bytes]) -> Any:
+        refusal = self._refusal(name, command, words)
+        if refusal is not None:
+            return self._reject(name, refusal)
+        function, signature = self._name_to_func(name)
+        arguments = words[2:] if " " in name else words[1:]
+        self._tell_time()
+        if self._transaction is not None and name not in _NEVER_QUEUED:
+            try:
+                signature.check_arity(arguments, self.version)
+            except SimpleError as error:
+                return self._reject(name, error.value)
+            self._transaction.append((function, signature, arguments))
+            return QUEUED
+        reply = self._run_command(function, signature, arguments, False)
+        if self.asking and name != "asking":
+            self.asking = False
+        return reply
+
+    def _tell_time(self) -> None:
+        now = EPOCH + trio.current_time() + 1e-6
+        for database in self.engine.data.databases.values():
+            database.time = now
+
+    def _reject(self, name: str, text: str) -> SimpleError:
+        self.asking = False
+        if self._transaction is not None:
+            self._transaction_failed = True
+        if name == "exec":
+            self._forget_transaction()
+            self._clear_watches()
+            return SimpleError(f"EXECABORT Transaction discarded because of: {text}")
+        return SimpleError(text)
+
+    def _refusal(self, name: str, command: Command | None, words: list[bytes]) -> str | None:
+        """Why the command does not run; in the order in which a real server looks."""
+        if command is None:
+            return _unknown(name, words)
+        if not command.takes(len(words)):
+            return f"ERR wrong number of arguments for '{name.replace(' ', '|')}' command"
+        if not self.logged_in and "a" not in command.flags:
+            return "NOAUTH Authentication required."
+        if self.protocol == 2 and any(self.subscriptions) and name not in _WHILE_SUBSCRIBED:
+            allowed = "(P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET"
+            spelled = name.replace(" ", "|")
+            return f"ERR Can't execute '{spelled}': only {allowed} are allowed in this context"
+        return None
+
+    def _name_to_func(self, cmd_name: str) -> tuple[Callable[..., Any] | None, Signature]:
         """Look a command up, for a client or a script. What is not trusted ends the test, not just the command."""
-        if cmd_name not in TRUSTED and cmd_name not in ABSENT:
+        if cmd_name not in COMMANDS:
+            raise SimpleError(f"ERR Unknown {self._brand} command called from script")
+        if cmd_name not in TRUSTED:
             raise UnsupportedCommand(f"the in-process Redis does not vouch for {cmd_name.upper()}: use a real server")
-        found: tuple[Callable[[Any], Any] | None, Any] = super()._name_to_func(cmd_name)
-        return found
+        signature = _OWN.get(cmd_name) or SUPPORTED_COMMANDS[cmd_name]
+        return getattr(self, signature.func_name), signature
 
-    def xreadgroup(self, group_const: bytes, group_name: bytes, consumer_name: bytes, *args: bytes) -> Any:
-        """fakeredis never blocks when COUNT is given, and answers an absent key with another command's error."""
-        words = [word.upper() for word in args]
-        split = words.index(b"STREAMS") if b"STREAMS" in words else len(words)
-        block: float | None = None
-        if b"BLOCK" in words[:split]:
-            position = words.index(b"BLOCK")
-            block = int(args[position + 1]) / 1000
-            args = args[:position] + args[position + 2 :]
-            split -= 2
-        keys = args[split + 1 : split + 1 + (len(args) - split - 1) // 2]
+    def _run_command(self, func: Callable[..., Any] | None, sig: Signature, args: list[Any], from_script: bool) -> Any:
+        assert func is not None  # noqa: S101
+        items: list[Any] = []
+        try:
+            if from_script:
+                self._check_call(COMMANDS[sig.name])
+            applied = sig.apply(args, self._db, self.version)
+            if len(applied) == 1:
+                result = applied[0]
+            else:
+                values, items = applied
+                result = func(*values)
+        except SimpleError as error:
+            result = SimpleError(correct(error.value))
+        for item in items:
+            item.writeback(remove_empty_val=messages.FLAG_LEAVE_EMPTY_VAL not in sig.flags)
+        if from_script and self._resp_version == 2:
+            result = convert_to_resp2(result, "valkey")
+        return result
 
-        def attempt(_: bool) -> Any:
-            self._check_groups(keys, group_name)
-            # dropped: fakeredis' own `first_pass`, which gives up the entries that it has just delivered
-            return super(Session, self).xreadgroup(group_const, group_name, consumer_name, *args) or None
+    def _lua_redis_call(self, lua_runtime: Any, expected_globals: set[Any], op: bytes, *args: Any) -> Any:
+        """As fakeredis does it, for all containers."""
+        words = [op, *(str(arg).encode() if not isinstance(arg, bytes) else arg for arg in args[:1])]
+        name = name_of(words)
+        if name in COMMANDS and " " in name and name not in SUPPORTED_COMMANDS:
+            self._name_to_func(name)
+        return super()._lua_redis_call(lua_runtime, expected_globals, op, *args)
 
-        return attempt(True) if block is None else self._blocking(block, attempt)
-
-    def xinfo_stream(self, key: Any, *args: bytes) -> dict[bytes, Any]:
-        """fakeredis answers with a list where RESP3 has a map, and with fields that Valkey does not have."""
-        if args:
-            raise UnsupportedCommand("the in-process Redis does not vouch for XINFO STREAM FULL: use a real server")
-        flat = iter(super().xinfo_stream(key))
-        return {name: value for name, value in zip(flat, flat, strict=True) if not name.startswith(_NOT_IN_VALKEY)}
-
-    def _check_groups(self, keys: Sequence[bytes], group: bytes) -> None:
-        for key in keys:
-            item = self._db.get(key)
-            if item is not None and not isinstance(item.value, fakeredis.model._stream.XStream):
-                raise SimpleError(_msgs.WRONGTYPE_MSG)
-            if item is None or not item.value.group_get(group):
-                text = _msgs.XREADGROUP_KEY_OR_GROUP_NOT_FOUND_MSG
-                raise SimpleError(text.format(key.decode(), group.decode()))
+    def _check_call(self, command: Command) -> None:
+        if "s" in command.flags:
+            raise SimpleError("ERR This Redis command is not allowed from script")
+        refusal = self._gatekeeper.refuse_call(self, command)
+        if refusal is not None:
+            raise SimpleError(refusal)
 
     def _blocking(
         self, timeout: float | None, func: Callable[[bool], Any], shape: Callable[[Any], Any] | None = None
     ) -> Any:
-        """Answer now, or park the connection and answer from a task of its own."""
+        """Answer now, or park the session."""
         result = func(True)
-        if result is not None or self._in_transaction:
+        if result is not None or self._in_transaction or self._script_resp is not None:
             return result if shape is None else shape(result)
-        self._blocked = True
-        self.pause()
-        self._nursery.start_soon(self._answer_later, timeout, func, shape or (lambda reply: reply))
+        deadline = trio.current_time() + timeout if timeout else math.inf
+        self.unblocked = trio.Event()
+        self.engine.data.blocked[self] = Blocked(func, shape or _as_it_is, self._words, deadline)
         return NoResponse()
 
-    async def _answer_later(
-        self, limit: float | None, func: Callable[[bool], Any], shape: Callable[[Any], Any]
-    ) -> None:
-        result: Any = None
-        try:
-            with trio.move_on_after(limit or float("inf")):
-                result = await self._next_result(func)
-        except SimpleError as error:
-            reply: Any = error
-        else:
-            reply = shape(result)
-        self._blocked = False
-        self._unblock_reason = None
-        self.put_response(reply)
-        self.resume()
 
-    async def _next_result(self, func: Callable[[bool], Any]) -> Any:
-        """Try after each change of the data. None: CLIENT UNBLOCK. Raises SimpleError."""
-        changed = trio.Event()
-        database = self._db
-
-        def note() -> None:
-            changed.set()
-
-        database.add_change_callback(note)
-        try:
-            while True:
-                await changed.wait()
-                changed = trio.Event()
-                with self._server.lock:
-                    if self._unblock_reason is not None:
-                        self._take_unblock_reason()
-                        return None
-                    result = func(False)
-                if result is not None:
-                    return result
-        finally:
-            database.remove_change_callback(note)
+_NEVER_QUEUED: Final = frozenset({"exec", "discard", "multi", "watch", "quit", "reset"})
 
 
-def _name_of(fields: Sequence[bytes]) -> str:
-    """The command as fakeredis spells it: "xadd", "xgroup create"."""
-    words = [field.decode("ascii", "replace").lower() for field in fields[:2]]
-    return " ".join(words) if words[0] in _CONTAINERS else words[0]
+def _as_it_is(reply: Any) -> Any:
+    return reply
 
 
-_CONTAINERS: Final = frozenset({"client", "xgroup", "xinfo", "script", "cluster", "config", "command", "acl"})
-
-
-def _config(fields: Sequence[bytes]) -> Any:
-    wanted = {field.decode().lower() for field in fields[2:]}
-    if not wanted <= _FIXED_CONFIG.keys():
-        raise UnsupportedCommand(f"the in-process Redis has no settings {sorted(wanted - _FIXED_CONFIG.keys())}")
-    return {name.encode(): _FIXED_CONFIG[name].encode() for name in sorted(wanted)}
-
-
-_OWN: Final[dict[str, Callable[[Sequence[bytes]], Any]]] = {
-    "info": lambda _: _INFO.replace("\n", "\r\n").encode(),
-    "cluster info": lambda _: SimpleError(_NO_CLUSTER),
-    "config get": _config,
-}
-"""Answered here, with what a single server says."""
-
-
-def _encode(value: Any) -> bytes:
-    """One reply in RESP3."""
-    if value is None:
-        return b"_\r\n"
-    if isinstance(value, SimpleString):
-        return b"+%b\r\n" % value.value
-    if isinstance(value, SimpleError):
-        line = value.value.removeprefix("ERR ") if value.value.startswith("ERR BUSYGROUP") else value.value
-        return b"-%b\r\n" % line.replace("\r", " ").replace("\n", " ").encode()
-    if isinstance(value, bool):
-        return b"#t\r\n" if value else b"#f\r\n"
-    if isinstance(value, int):
-        return b":%d\r\n" % value
-    if isinstance(value, float):
-        return b",%b\r\n" % repr(value).encode()
-    if isinstance(value, str):
-        value = value.encode()
-    if isinstance(value, bytes):
-        return b"$%d\r\n%b\r\n" % (len(value), value)
-    if isinstance(value, dict):
-        return b"%%%d\r\n" % len(value) + b"".join(_encode(part) for pair in value.items() for part in pair)
-    return b"*%d\r\n" % len(value) + b"".join(_encode(part) for part in value)
+def _unknown(name: str, words: Sequence[bytes]) -> str:
+    if words[0].decode("utf-8", "replace").lower() in CONTAINERS and len(words) > 1:
+        container, sub = words[0].decode("utf-8", "replace"), words[1].decode("utf-8", "replace")
+        return f"ERR unknown subcommand '{sub}'. Try {container.upper()} HELP."
+    if name in CONTAINERS:
+        return f"ERR wrong number of arguments for '{name}' command"
+    spelled = words[0][:128].decode("utf-8", "replace")
+    shown = ""
+    for word in words[1:]:
+        if len(shown) >= 128:
+            break
+        shown += f"'{word[: 128 - len(shown)].decode('utf-8', 'replace')}' "
+    return f"ERR unknown command '{spelled}', with args beginning with: {shown}"

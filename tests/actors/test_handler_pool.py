@@ -443,7 +443,7 @@ async def test_acknowledgements_that_are_refused_shut_the_gate_and_are_seen(auto
         gate = app.deployment.gates["redis"]
         assert not gate.is_open
         assert "xack" in gate.cause
-        app.redis._errors.clear()
+        app.redis.heal()
         with trio.fail_after(30):
             await app.settled()
         assert effects(app) == [1]

@@ -134,7 +134,7 @@ async def test_a_full_redis_stops_publishing_and_nothing_else(autojump_clock: Mo
         await trio.sleep(3600)  # the probes do not hold anybody either
         assert app.deployment.gates["redis"].is_open
         assert app.child(listener).incarnation == before
-        app.redis._errors.clear()
+        app.redis.heal()
         with trio.fail_after(700):
             await gate.wait_open()
         assert isinstance((await app.publish(STREAM, order(3)))[0], Published)
@@ -148,7 +148,7 @@ async def test_what_is_captured_while_redis_is_full_is_kept(autojump_clock: Mock
         assert all(app.deployment.capture(order(number), STREAM) for number in range(700))
         await trio.sleep(3600)
         assert app.deployment.producer.waiting == 700
-        app.redis._errors.clear()
+        app.redis.heal()
         await trio.sleep(700)
         await app.settled()
         assert effects(app) == list(range(700))

@@ -208,8 +208,7 @@ class Story:
 
     def calm(self) -> None:
         """No fault that was ordered and did not happen yet will happen."""
-        self.redis._errors.clear()
-        self.redis._cuts.clear()
+        self.redis.heal()
         self.store._commit_losses.clear()
 
     def check(self) -> None:
