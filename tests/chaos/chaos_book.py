@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import os
 import random
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -69,7 +70,7 @@ class Book:
     notes: Counter[str] = field(factory=Counter)
     violations: list[str] = field(factory=list)
     lag: float = 0.0
-    started: float = field(factory=trio.current_time)
+    started: float = field(factory=time.monotonic)
     recent: list[str] = field(factory=list)
 
     def rng(self, name: str) -> random.Random:
@@ -77,15 +78,24 @@ class Book:
         return random.Random(f"{self.seed}/{name}")
 
     def wrong(self, text: str) -> None:
-        """Note a violation."""
+        """Note a violation; from any thread."""
         if len(self.violations) < 200:
             last = "; ".join(self.recent[-3:])
-            self.violations.append(f"{trio.current_time() - self.started:7.2f} s: {text} [last faults: {last}]")
+            self.violations.append(f"{self.time:7.2f} s: {text} [last faults: {last}]")
 
     def fault(self, kind: str) -> None:
         """Note a fault."""
         self.faults[kind] += 1
-        self.recent.append(f"{trio.current_time() - self.started:.2f} s {kind}")
+        self.mark(kind)
+
+    def mark(self, text: str) -> None:
+        """Note something that a violation may have to do with."""
+        self.recent.append(f"{self.time:.2f} s {text}")
+
+    @property
+    def time(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.started
 
     async def measure_lag(self) -> None:
         """Sum up how late our own event loop is; runs as long as the run."""

@@ -393,7 +393,7 @@ async def _drive(book: Book, seconds: float, server: Any, proxy: Proxy, start: C
             nursery.start_soon(statements.run)
             with trio.move_on_after(seconds):
                 await faults.run()
-            book.recent.append(f"{trio.current_time() - book.started:.2f} s peace")
+            book.mark("peace")
             await trio.sleep(1)
             statements.running = False
         await trio.to_thread.run_sync(statements.settle, server)

@@ -13,7 +13,7 @@ import trio
 from attrs import define, field
 from chaos_book import Book, Fate, Outcome
 
-from penstock.runtime.redis import CommandRefused, DedicatedRedis, Redis
+from penstock.runtime.redis import CommandRefused, DedicatedRedis, Gap, Message, Redis
 
 __all__ = ["Limits", "Traffic"]
 
@@ -60,6 +60,44 @@ class _Stream:
 
 
 @define(eq=False)
+class _Channel:
+    """The ledger of a channel that one task publishes to: how each number went out, and what the subscriber got.
+
+    Attributes:
+        strict: whether nothing may be missing without a `Gap`. Between the nodes of a cluster, messages may.
+        log: the numbers, and None for a `Gap`.
+    """
+
+    name: str
+    strict: bool
+    sent: dict[int, Fate] = field(factory=dict)
+    log: list[int | None] = field(factory=list)
+
+    def faults(self) -> list[str]:
+        """What is wrong with the log."""
+        numbers = [number for number in self.log if number is not None]
+        found = [f"{number} came {times} times" for number, times in Counter(numbers).items() if times > 1]
+        if not self.strict:
+            return found
+        last = None
+        for number in self.log:
+            if number is None:
+                last = None
+            elif self.sent.get(number) is Fate.DONE:  # one of unknown outcome may come late, from a socket that thaws
+                found += self._between(last, number)
+                last = number
+        return found
+
+    def _between(self, last: int | None, number: int) -> list[str]:
+        if last is None:
+            return []
+        if number < last:
+            return [f"{number} came after {last}"]
+        missing = [each for each in range(last + 1, number) if self.sent.get(each) is Fate.DONE]
+        return [f"{missing} are missing between {last} and {number}, without a Gap"] if missing else []
+
+
+@define(eq=False)
 class Traffic:
     """Many tasks on one client. `run` until `stop`, then `settle`.
 
@@ -79,11 +117,13 @@ class Traffic:
     _tokens: Any = field(factory=itertools.count, init=False)
     _counts: dict[str, _Count] = field(factory=dict, init=False)
     _streams: list[_Stream] = field(factory=list, init=False)
+    _channels: list[_Channel] = field(factory=list, init=False)
     _script: Any = field(default=None, init=False)
 
     async def run(self, *, scale: int = 1) -> None:
         """Until `stop`. Each task ends with a call that succeeds, or with a violation."""
         self._streams = [_Stream(f"events:{number}") for number in range(3)]
+        self._channels = [_Channel(f"channel:{number}", strict=self.keyless) for number in range(2)]
         self._script = self.client.register_script(_ECHO)
         await self._make_groups()
         works = {
@@ -103,6 +143,9 @@ class Traffic:
                 for each in range(2):
                     nursery.start_soon(self._repeat, partial(self._add, stream), f"add:{stream.name}:{each}")
                     nursery.start_soon(self._read, stream, f"c{each}")
+            for channel in self._channels:
+                nursery.start_soon(self._listen, channel)
+                nursery.start_soon(self._repeat, partial(self._publish, channel), f"publish:{channel.name}")
 
     def stop(self) -> None:
         """Let each task make its last call."""
@@ -115,6 +158,11 @@ class Traffic:
             self._check_count(name, count, value, count.sure)
         for stream in self._streams:
             await self._settle_stream(stream)
+        for channel in self._channels:
+            for fault in channel.faults():
+                self.book.wrong(f"{channel.name}: {fault}")
+            self.book.notes["messages"] += len(channel.log)
+            self.book.notes["gaps"] += channel.log.count(None)
         self.book.notes["writes acknowledged"] += sum(len(each.acknowledged) for each in self._streams)
         self.book.notes["writes unknown"] += sum(len(each.perhaps) for each in self._streams)
 
@@ -333,6 +381,40 @@ class Traffic:
         known = stream.acknowledged.get(token)
         if known is not None:
             self._expect("the entry's id", _text(entry_id), known)
+
+    async def _publish(self, channel: _Channel, name: str, rng: random.Random) -> Outcome:
+        number = len(channel.sent) + 1
+        text = f"{channel.name}/{number}/" + "x" * rng.choice([0, 10, 3000])
+        channel.sent[number] = Fate.UNKNOWN
+        outcome = await self._call("PUBLISH", rng, lambda: self.client.publish(channel.name, text))
+        channel.sent[number] = outcome.fate
+        if outcome.done:
+            self._expect("PUBLISH", outcome.value, 0, 1)
+        return outcome
+
+    async def _listen(self, channel: _Channel) -> None:
+        rng = self.book.rng(f"listen:{channel.name}")
+        async with self.client.pubsub() as pubsub:
+            while not (await self._call("SUBSCRIBE", rng, lambda: pubsub.subscribe(channel.name))).done:
+                await trio.sleep(0.02)
+            quiet = 0.0
+            while self.running or quiet < 1.0:
+                begin = trio.current_time()
+                outcome = await self._call("get of a message", rng, partial(pubsub.get, timeout=0.3), 1.5)
+                quiet = 0.0 if outcome.value is not None else quiet + trio.current_time() - begin
+                if outcome.value is not None:
+                    self._heard(channel, outcome.value)
+
+    def _heard(self, channel: _Channel, item: Message | Gap) -> None:
+        if isinstance(item, Gap):
+            channel.log.append(None)
+            return
+        self._expect("a message's channel", _text(item.channel), channel.name)
+        name, number, _ = str(_text(item.data)).split("/")
+        self._expect("a message's own channel", name, channel.name)
+        if channel.sent.get(int(number)) in (None, Fate.NOT_RUN):
+            self.book.wrong(f"{channel.name}: {number} came, and was never published")
+        channel.log.append(int(number))
 
     @property
     def _block(self) -> float:

@@ -126,7 +126,7 @@ async def _drive(
             nursery.start_soon(partial(traffic.run, scale=2))
             with trio.move_on_after(seconds):
                 await strike()
-            book.recent.append(f"{trio.current_time() - book.started:.2f} s peace")
+            book.mark("peace")
             await trio.sleep(1)
             traffic.stop()
         await traffic.settle()
