@@ -49,6 +49,7 @@ _SETTINGS = {
 _ACCESS = """\
 local all postgres trust
 local all penstock scram-sha-256
+local replication postgres trust
 """
 
 
@@ -132,6 +133,14 @@ class PostgresServer:
         with psycopg.connect(self.url, autocommit=True) as connection:
             cursor = connection.execute(statement.encode())
             return cursor.fetchall() if cursor.description else []
+
+
+def make_standby(primary: PostgresServer) -> PostgresServer:
+    """A streaming replica of *primary*, made by pg_basebackup, not yet started."""
+    standby = PostgresServer(_directory())
+    address = f"host={primary.directory} port={_PORT} user=postgres"
+    _run([str(_BIN / "pg_basebackup"), "-d", address, "-D", str(standby.data), "-R", "--checkpoint=fast", "--no-sync"])
+    return standby
 
 
 class Proxy:
@@ -274,6 +283,16 @@ def own_server(cluster: Path) -> Iterator[PostgresServer]:
     yield server
     server.stop(signal.SIGQUIT)
     shutil.rmtree(server.directory)
+
+
+@pytest.fixture
+def standby(own_server: PostgresServer) -> Iterator[PostgresServer]:
+    """A hot standby of `own_server`."""
+    made = make_standby(own_server)
+    made.start()
+    yield made
+    made.stop(signal.SIGQUIT)
+    shutil.rmtree(made.directory)
 
 
 @pytest.fixture

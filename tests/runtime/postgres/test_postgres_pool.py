@@ -11,7 +11,9 @@ from psycopg import pq
 from psycopg.rows import dict_row
 
 from penstock.runtime.postgres import (
+    ClientCursor,
     Connection,
+    Cursor,
     Fault,
     Pool,
     PoolTimeout,
@@ -254,3 +256,239 @@ async def test_cancelled_borrowers_lose_no_connection(server) -> None:
         assert statistics.broken == 0
         assert 1 <= statistics.idle <= 5
     assert cut > 50
+
+
+# Order and bounds
+
+
+async def test_who_waits_is_served_in_order(server) -> None:
+    served: list[int] = []
+
+    async def borrow(number: int) -> None:
+        async with pool.connection():
+            served.append(number)
+
+    async with Pool(server.options(max_size=1)) as pool, trio.open_nursery() as nursery:
+        async with pool.connection():
+            for number in range(10):
+                nursery.start_soon(borrow, number)
+                await trio.testing.wait_all_tasks_blocked()
+            assert pool.statistics().waiting == 10
+        # Who comes now has to go to the end, although a connection is free at this very moment.
+        nursery.start_soon(borrow, 10)
+    assert served == list(range(11))
+    statistics = pool.statistics()
+    assert statistics.waited == 11
+    assert 0 < statistics.longest_wait <= statistics.wait_seconds
+
+
+@pytest.mark.parametrize("release_first", [True, False])
+async def test_a_waiter_cancelled_in_the_moment_of_the_hand_over_loses_no_connection(server, release_first) -> None:
+    """The token goes to the cancelled one, who gives it on, or past him; in both cases the next one gets it."""
+    got = trio.Event()
+    scope = trio.CancelScope()
+
+    async def first() -> None:
+        with scope:
+            async with pool.connection() as connection:
+                await connection.execute("select 1")
+
+    async def second() -> None:
+        async with pool.connection():
+            got.set()
+
+    async with Pool(server.options(max_size=1)) as pool, trio.open_nursery() as nursery:
+        held = pool.connection()
+        await held.__aenter__()
+        nursery.start_soon(first)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(second)
+        await trio.testing.wait_all_tasks_blocked()
+        if release_first:
+            await held.__aexit__(None, None, None)
+            scope.cancel()
+        else:
+            scope.cancel()
+            await held.__aexit__(None, None, None)
+        with trio.fail_after(20):
+            await got.wait()
+    assert pool.statistics().in_use == 0
+    assert pool.statistics().waiting == 0
+    assert pool.loans() == ()
+
+
+async def test_a_connection_that_is_never_given_back_shows_with_its_borrower(server) -> None:
+    async def hold(task_status: trio.TaskStatus[int]) -> None:
+        async with pool.connection() as connection:
+            task_status.started(connection.info.backend_pid)
+            await trio.sleep_forever()
+
+    async with Pool(server.options(max_size=1), acquire_timeout=0.05) as pool, trio.open_nursery() as nursery:
+        pid = await nursery.start(hold, name="the one who holds")
+        (loan,) = pool.loans()
+        assert loan.task == "the one who holds"
+        assert loan.backend_pid == pid
+        assert loan.seconds >= 0
+        with pytest.raises(PoolTimeout, match=r"'the one who holds' holds one for \d+\.\d s"):
+            async with pool.connection():
+                pytest.fail("there is only one")
+        nursery.cancel_scope.cancel()
+    assert pool.loans() == ()
+    assert pool.statistics().longest_wait >= 0.05
+
+
+async def test_warm_up_opens_min_size(server) -> None:
+    async with Pool(server.options(min_size=3, max_size=5)) as pool:
+        async with pool.connection():
+            pass
+        assert await pool.warm_up() == 2
+        assert pool.statistics().idle == 3
+        assert await pool.warm_up() == 0
+
+
+async def test_warm_up_waits_for_nobody(server) -> None:
+    async with Pool(server.options(min_size=2, max_size=2), acquire_timeout=0.01) as pool, pool.connection():
+        assert await pool.warm_up() == 1
+
+
+# Health
+
+
+async def test_a_long_idle_connection_is_asked_before_it_is_lent(options) -> None:
+    async with Pool(options, check_after=0) as pool:
+        for _ in range(3):
+            async with pool.connection() as connection:
+                pid = connection.info.backend_pid
+        assert connection.info.backend_pid == pid
+        statistics = pool.statistics()
+        assert (statistics.checked, statistics.opened, statistics.broken) == (2, 1, 0)
+
+
+async def test_connections_into_a_black_hole_are_replaced_after_one_check(proxy) -> None:
+    """The peer vanished without a word: one check finds out, and the other idle connections are not asked in turn."""
+    slow: list[float] = []
+    async with Pool(proxy.options(), check_after=0, check_timeout=0.2, on_slow=slow.append, slow_after=30) as pool:
+        async with pool.connection(), pool.connection(), pool.connection():
+            pass
+        proxy.freeze()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_thaw_when, proxy, lambda: pool.statistics().idle == 0 and bool(slow))
+            with trio.fail_after(20):
+                async with pool.connection() as connection:
+                    assert await (await connection.execute("select 1")).fetchone() == (1,)
+        statistics = pool.statistics()
+        assert (statistics.checked, statistics.opened, statistics.broken) == (1, 4, 1)
+        assert slow == [0.2]
+
+
+async def _thaw_when(proxy, condition) -> None:
+    while not condition():
+        await trio.sleep(0.005)
+    proxy.thaw()
+
+
+async def test_a_check_cut_short_loses_no_connection(proxy) -> None:
+    async with Pool(proxy.options(max_size=1), check_after=0, check_timeout=20) as pool:
+        async with pool.connection():
+            pass
+        proxy.freeze()
+        started = trio.current_time()
+        with trio.move_on_after(0.1) as scope:
+            async with pool.connection():
+                pytest.fail("the check cannot end")
+        assert scope.cancelled_caught
+        assert trio.current_time() - started < 1.5, "a cancelled check waits for no grace"
+        assert pool.statistics().in_use == 0
+        proxy.thaw()
+        async with pool.connection() as connection:
+            await connection.execute("select 1")
+
+
+async def test_at_the_first_sign_no_connection_is_trusted_any_more(server) -> None:
+    """One broken statement: idle ones are closed at once, those lent out when they come back."""
+    troubles: list[PostgresUnavailable] = []
+    async with Pool(server.options(), on_trouble=troubles.append) as pool:
+        async with pool.connection() as lent:
+            async with pool.connection(), pool.connection():
+                pass
+            assert pool.statistics().idle == 2
+            with pytest.raises(psycopg.OperationalError):
+                async with pool.connection() as broken:
+                    server.execute(f"select pg_terminate_backend({broken.info.backend_pid}, 5000)")
+                    await broken.execute("select 1")
+            assert len(troubles) == 1
+            assert pool.statistics().idle == 0
+            assert await (await lent.execute("select 1")).fetchone() == (1,), "it may end what it does"
+        assert lent.closed
+        assert pool.statistics().idle == 0
+        async with pool.connection() as fresh:
+            await fresh.execute("select 1")
+        assert pool.statistics().idle == 1
+
+
+@pytest.mark.parametrize("state", ["53100", "53200", "58030"])
+async def test_a_server_that_is_full_is_trouble_and_costs_no_connection(server, state: str) -> None:
+    troubles: list[PostgresUnavailable] = []
+    async with Pool(server.options(), on_trouble=troubles.append) as pool:
+        async with pool.connection(), pool.connection():
+            pass
+        with pytest.raises(psycopg.Error):
+            async with pool.connection() as connection:
+                await connection.execute(f"do $$ begin raise sqlstate '{state}'; end $$".encode())
+        assert len(troubles) == 1
+        assert pool.statistics().idle == 2
+
+
+# What a borrower leaves behind
+
+
+async def test_factories_and_handlers_are_restored_on_return(options) -> None:
+    heard: list[object] = []
+    async with Pool(options) as pool:
+        async with pool.connection() as connection:
+            connection.cursor_factory = ClientCursor
+            connection.add_notice_handler(heard.append)
+            connection.add_notify_handler(heard.append)
+        async with pool.connection() as connection:
+            assert connection.cursor_factory is Cursor
+            await connection.execute("do $$ begin raise notice 'heard'; end $$")
+        assert pool.statistics().opened == 1
+    assert heard == []
+
+
+async def test_an_open_two_phase_transaction_is_not_lent_on(options) -> None:
+    async with Pool(options) as pool:
+        async with pool.connection() as connection:
+            await connection.set_autocommit(False)
+            await connection.tpc_begin("left behind")
+            await connection.execute("select 1")
+        assert connection.closed
+        assert pool.statistics().idle == 0
+
+
+async def test_each_new_connection_is_configured_once(options) -> None:
+    async def configure(connection: Connection[psycopg.rows.TupleRow]) -> None:
+        await connection.execute("set application_name = 'configured'")
+
+    async with Pool(options, configure=configure) as pool:
+        for _ in range(2):
+            async with pool.connection() as connection:
+                cursor = await connection.execute("show application_name")
+                assert await cursor.fetchone() == ("configured",)
+                await connection.execute("set application_name = 'configured'")
+        assert pool.statistics().opened == 1
+
+
+async def test_a_configuration_that_fails_leaks_nothing(server) -> None:
+    async def configure(connection: Connection[psycopg.rows.TupleRow]) -> None:
+        made.append(connection)
+        await connection.execute("select 1/0")
+
+    made: list[Connection[psycopg.rows.TupleRow]] = []
+    async with Pool(server.options(max_size=1), configure=configure) as pool:
+        for _ in range(2):
+            with pytest.raises(psycopg.errors.DivisionByZero):
+                async with pool.connection():
+                    pytest.fail("it was not configured")
+        assert [connection.closed for connection in made] == [True, True]
+        assert pool.statistics().in_use == 0
