@@ -128,6 +128,9 @@ class Link:
             self._backoff.failed()
             self._on_trouble(error)
         else:
+            if self._closed:  # in the meantime
+                await wire.aclose()
+                return
             self.mux = Mux(wire, self._options, on_break=self._broke, on_stall=self._stalled)
             self.connections += 1
             self.since = trio.current_time()

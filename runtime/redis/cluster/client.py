@@ -140,7 +140,7 @@ class RedisCluster(ClusterCommands):
             return await self._run_everywhere(args, options, combine)
         raw = _FIRST if _compat.NEVER_DECODE in options else _NONE
         reply = await self._opened().call(slot, args, reads=full in READS, raw=raw)
-        return shape(name, reply, options)
+        return shape(name, reply, options, self.options.node.protocol)
 
     def pipeline(self, transaction: bool = True) -> ClusterPipeline:
         """Many commands in one burst for each node: see `ClusterPipeline`.
@@ -282,7 +282,7 @@ class RedisCluster(ClusterCommands):
         replies = await router.run(router.any_master, attempt, reads=True, until=until)
         if isinstance(replies, Exception):
             raise replies
-        return combine([shape(command_name(args), reply, options) for reply in replies])
+        return combine([shape(command_name(args), reply, options, self.options.node.protocol) for reply in replies])
 
     async def _run_on(self, target: Target, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         if isinstance(target, str):
@@ -296,7 +296,10 @@ class RedisCluster(ClusterCommands):
         for reply in replies:
             if isinstance(reply, RedisUnavailable):
                 raise reply
-        return {address: shape(name, reply, options) for address, reply in zip(addresses, replies, strict=True)}
+        return {
+            address: shape(name, reply, options, self.options.node.protocol)
+            for address, reply in zip(addresses, replies, strict=True)
+        }
 
     async def _named(self, target: str) -> Sequence[Address]:
         topology = await self._opened().discovery.current()

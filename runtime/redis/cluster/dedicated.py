@@ -148,7 +148,7 @@ async def attempt_on(connection: NodeConnection, asking: bool, args: tuple[Any, 
 
 
 def is_key_there(router: Router, name: str, args: tuple[Any, ...]) -> Callable[[], Awaitable[bool]]:
-    """Asks the present owner whether a blocked read's keys exist (False as well when nobody can tell)."""
+    """Asks the present owner whether a blocked read's keys are all there. Raises what keeps it from being known."""
 
     async def ask() -> bool:
         keys = keys_of(name, args) or ()
@@ -156,6 +156,8 @@ def is_key_there(router: Router, name: str, args: tuple[Any, ...]) -> Callable[[
             return False
         await router.discovery.refresh()
         reply = await router.call(common_slot(name, keys), ("EXISTS", *keys), reads=True)
-        return isinstance(reply, int) and reply > 0
+        if isinstance(reply, Exception):
+            raise reply
+        return bool(reply == len(keys))
 
     return ask

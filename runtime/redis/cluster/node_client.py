@@ -40,7 +40,7 @@ class ClusterNode(Commands):
             raise CommandRefused(f"{name} blocks: call it on the client, or inside `async with cluster.dedicated()`")
         raw = frozenset({0} if _compat.NEVER_DECODE in options else ())
         reply = await self._call(_compat.pack_command(args), 1, raw)
-        return shape(name, reply, options)
+        return shape(name, reply, options, self.options.protocol)
 
     def pipeline(self, transaction: bool = True) -> Pipeline:
         """Many commands for this node in one burst."""

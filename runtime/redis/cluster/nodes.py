@@ -13,7 +13,9 @@ from attrs import define, evolve, field
 from .. import _compat
 from ..backoff import Backoff
 from ..dedicated import DedicatedRedis
+from ..errors import NotSent, RedisClosed
 from ..link import Link
+from ..mux import Mux
 from ..options import RedisOptions
 from ..wire import Connect, Wire, connector, open_wire
 from .options import ClusterOptions
@@ -37,14 +39,7 @@ class NodeConnection(DedicatedRedis):
 
     async def execute_asking(self, *args: Any, **options: Any) -> Any:
         """Run one command with ASKING before it; otherwise as `execute_command`."""
-        if self._busy:
-            raise trio.BusyResourceError("a dedicated Redis connection runs one command at a time")
-        self._busy = True
-        try:
-            wire = await self._connected(False)
-            await self._exchange(wire, ASKING, None, raw=False)
-        finally:
-            self._busy = False
+        await self.burst(ASKING, 1, follow=False)
         # Nobody else uses the connection: the next command on it is ours. Should it break in between, the command goes
         # without ASKING over a new one, and is answered with MOVED.
         return await self.execute_command(*args, **options)
@@ -75,12 +70,13 @@ class Node:
     calls: int = 0
     used_at: float = float("-inf")
     left: bool = False
+    _waiting: set[trio.CancelScope] = field(factory=set, init=False)
 
     async def call(self, payload: bytes, count: int, raw: frozenset[int]) -> Any:
         """Send over the shared connection; see `Mux.call`. Raises NotSent, OutcomeUnknown."""
         self.calls += 1
         try:
-            mux = self.link.mux or await self.link.open()
+            mux = self.link.mux or await self._open()
             return await mux.call(payload, count, raw)
         finally:
             self.done()
@@ -92,10 +88,24 @@ class Node:
             self.link.close()
 
     def leave(self, *, at_once: bool) -> None:
-        """Take it out of service; its connection is closed when its calls are answered, or at once."""
+        """Take it out of service; its connection is closed when its calls are answered, or at once.
+
+        Those who wait for a connection get NotSent: they can go elsewhere now.
+        """
         self.left = True
+        for scope in self._waiting:
+            scope.cancel()
         if at_once or not self.calls:
             self.link.close()
+
+    async def _open(self) -> Mux:
+        with trio.CancelScope() as scope:
+            self._waiting.add(scope)
+            try:
+                return await self.link.open()
+            finally:
+                self._waiting.discard(scope)
+        raise NotSent(self.options.address, "not sent: the node is not in service any more")
 
 
 class Nodes:
@@ -128,12 +138,15 @@ class Nodes:
         self._rng = rng
         self._nursery = nursery
         self._nodes: dict[Address, Node] = {}
+        self._closed = False
         self.sent_before = 0
 
     def __getitem__(self, address: Address) -> Node:
-        """The node, made when it is new."""
+        """The node, made when it is new. Raises RedisClosed after `close`."""
         node = self._nodes.get(address)
         if node is None:
+            if self._closed:
+                raise RedisClosed(self._options.address, "the client is closed")
             node = self._nodes[address] = self._make(address)
         return node
 
@@ -168,9 +181,12 @@ class Nodes:
 
     def close(self) -> list[NodeConnection]:
         """Fail what is under way on the shared connections; returns the idle ones, for the caller to close."""
+        self._closed = True
         spares = []
-        for node in self._nodes.values():
+        while self._nodes:
+            _, node = self._nodes.popitem()
             node.leave(at_once=True)
+            self.sent_before += node.link.sent
             spares += node.spare
             node.spare = []
         return spares

@@ -112,6 +112,11 @@ class ClusterOptions:
         return self.node.decode_responses
 
     @property
+    def protocol(self) -> int:
+        """`RedisOptions.protocol` of every node."""
+        return self.node.protocol
+
+    @property
     def connect_timeout(self) -> float:
         """`RedisOptions.connect_timeout` of every node."""
         return self.node.connect_timeout

@@ -140,7 +140,7 @@ class ClusterPipeline(Commands):
             await self._run_transaction(queue, until)
         else:
             await self._run(queue, until)
-        results = [_shaped(command) for command in queue]
+        results = [_shaped(command, self.options) for command in queue]
         if raise_on_error:
             for number, (command, result) in enumerate(zip(queue, results, strict=True), 1):
                 if isinstance(result, Exception):
@@ -287,9 +287,9 @@ def _refusal_of(replies: list[Any]) -> Exception | None:
     return next((reply for reply in queued if isinstance(reply, Exception)), results)
 
 
-def _shaped(command: _Queued) -> Any:
+def _shaped(command: _Queued, options: RedisOptions) -> Any:
     try:
-        return shape(command.name, command.reply, command.options)
+        return shape(command.name, command.reply, command.options, options.protocol)
     except redis.exceptions.RedisError as error:
         return error
 

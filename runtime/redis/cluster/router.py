@@ -26,7 +26,7 @@ Attempt = Callable[[Node, bool], Awaitable[Any]]
 """One try on a node, with ASKING or without. Returns the reply, raises what the connection raises."""
 
 _NONE: Final[frozenset[int]] = frozenset()
-PAUSE_BASE, PAUSE_CAP = 0.05, 0.5
+PAUSE_BASE, PAUSE_CAP = 0.1, 0.5
 """Seconds: ceilings of the first pause between attempts and of every pause."""
 
 
@@ -190,7 +190,7 @@ class Router:
                     continue
                 hops, step = 0, Step.REFRESH
             if step is Step.VERIFY:
-                step = Step.REFRESH if survives is not None and await survives() else Step.GIVE_UP
+                step = Step.PAUSE if survives is not None and await survives() else Step.GIVE_UP
             if step is Step.GIVE_UP or not await self._pause(step, address, tries, until):
                 if isinstance(reply, RedisUnavailable):
                     raise reply
