@@ -28,6 +28,7 @@ from .pipeline import Pipeline
 from .pubsub import PubSub
 from .replies import REPLIES, UNCLASSIFIED, Kind, Reply, classify
 from .script import Script
+from .transaction import Transaction
 
 __all__ = [
     "REPLIES",
@@ -59,5 +60,6 @@ __all__ = [
     "Reply",
     "Script",
     "Topology",
+    "Transaction",
     "classify",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from types import TracebackType
@@ -25,6 +25,7 @@ from .pubsub import BUFFER_BYTES, PubSub
 from .retry import READS, Retry
 from .routing import block_of, check_shared, command_name
 from .subscriber import Owner, Subscriber
+from .transaction import Transaction, run_transaction
 from .wire import Connect, connector
 
 __all__ = ["Redis", "RedisStatistics"]
@@ -161,11 +162,48 @@ class Redis(Commands):
         """Many commands in one burst: see `Pipeline`. With `transaction` (redis-py's default), in MULTI and EXEC."""
         return Pipeline(self.options, self._burst, transaction=transaction, retry=self._retry)
 
+    async def transaction(
+        self,
+        function: Callable[[Transaction], Any],
+        *watches: Any,
+        value_from_callable: bool = False,
+        attempts: int = 50,
+    ) -> Any:
+        """Read, decide and write in one step, unless somebody else writes to the keys `watches` meanwhile: then again.
+
+        ::
+
+            async def take(transaction):
+                stock = int(await transaction.get("stock") or 0)
+                transaction.multi()
+                transaction.set("stock", stock - 1)
+
+            await redis.transaction(take, "stock")
+
+        `function` may run several times, so it should do nothing but use its `Transaction`; it may be a plain function,
+        too. It has a connection of its own, of those of `options.max_blocking`; when it is cancelled or raises, the
+        connection is closed, and nothing is written unless EXEC was under way.
+
+        Args:
+            function: gets a `Transaction`.
+            watches: keys.
+            value_from_callable: whether to return the function's value; else what EXEC returned, in order.
+            attempts: how often to be outrun before giving up.
+
+        Raises redis.exceptions.WatchError (outrun in every attempt), and as `execute_command` and a pipeline do.
+        """
+        if not watches:
+            raise redis.exceptions.DataError("a transaction without keys to watch: use pipeline(transaction=True)")
+        async with self._lent() as connection:
+            value, results = await run_transaction(connection, function, watches, attempts=attempts, retry=self._retry)
+        return value if value_from_callable else results
+
     @asynccontextmanager
-    async def dedicated(self) -> AsyncIterator[DedicatedRedis]:
+    async def dedicated(self, key: Any = None) -> AsyncIterator[DedicatedRedis]:
         """A connection of one's own, for a loop of blocking reads; opened by its first command, closed at the end.
 
-        It reports trouble to the same `on_trouble`. It does not count against `options.max_blocking`.
+        It reports trouble to the same `on_trouble`. It does not count against `options.max_blocking`. `key` is for
+        programs that run on a cluster, too; there is one server here.
         """
         connection = self._new_dedicated()
         self._dedicated.add(connection)
@@ -228,12 +266,18 @@ class Redis(Commands):
         return Retry(start + self.options.retry_for, reads, self._rng.random)
 
     async def _run_blocking(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        async with self._lent() as connection:
+            return await connection.execute_command(*args, **options)
+
+    @asynccontextmanager
+    async def _lent(self) -> AsyncIterator[DedicatedRedis]:
+        """One of at most `max_blocking` connections, kept for the next one afterwards."""
         self._opened()
         async with self._limit:
             connection = self._spare.pop() if self._spare else self._new_dedicated()
             self._dedicated.add(connection)
             try:
-                return await connection.execute_command(*args, **options)
+                yield connection
             finally:
                 self._dedicated.discard(connection)
                 if connection.connected and len(self._spare) < _MAX_SPARE:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
 
@@ -22,6 +24,8 @@ from .wire import STREAM_ERRORS, Connect, Wire, describe, open_wire
 __all__ = ["DedicatedRedis"]
 
 _NOTHING: Final = object()
+_FIRST: Final = frozenset({0})
+_NONE: Final[frozenset[int]] = frozenset()
 
 
 class DedicatedRedis(Commands):
@@ -61,32 +65,51 @@ class DedicatedRedis(Commands):
         block = block_of(name, args)
         payload = _compat.pack_command(args)
         start = trio.current_time()
-        if self._busy:
-            raise trio.BusyResourceError("a dedicated Redis connection runs one command at a time")
-        self._busy = True
-        try:
-            attempt = partial(self._attempt, name, payload, block, options, same_connection)
+        attempt = partial(self._attempt, name, payload, block, options, same_connection)
+        with self._alone():
             if same_connection:
                 return await attempt()
             return await Retry(start + self.options.retry_for, name in READS, self._backoff.random).run(attempt)
-        finally:
-            self._busy = False
 
     async def _attempt(
         self, name: str, payload: bytes, block: float | None, options: dict[str, Any], same_connection: bool
     ) -> Any:
         wire = await self._connected(same_connection)
-        reply = await self._exchange(wire, payload, block, raw=_compat.NEVER_DECODE in options)
+        raw = _FIRST if _compat.NEVER_DECODE in options else _NONE
+        [reply] = await self._exchange(wire, payload, 1, raw, block)
         try:
             return shape(name, reply, options, self.options.protocol)
         except redis.exceptions.ReadOnlyError:
             await self._drop()  # the master may be elsewhere now
             raise
 
+    async def burst(self, payload: bytes, count: int, raw: frozenset[int] = _NONE, *, follow: bool = True) -> list[Any]:
+        """Send `payload` in one piece and bring its `count` replies, errors as objects; those in `raw` undecoded.
+
+        With `follow` only on the connection that there is. There is one attempt. Raises as `execute_command`.
+        """
+        with self._alone():
+            wire = await self._connected(follow)
+            return await self._exchange(wire, payload, count, raw, None)
+
+    async def drop(self) -> None:
+        """Close the connection, at once; the next command opens another one. Also under cancellation."""
+        await self._drop()
+
     async def aclose(self) -> None:
         """Close at once and for good; a command under way in another task gets OutcomeUnknown."""
         self._closed = True
         await self._drop()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        if self._busy:
+            raise trio.BusyResourceError("a dedicated Redis connection runs one command at a time")
+        self._busy = True
+        try:
+            yield
+        finally:
+            self._busy = False
 
     async def _connected(self, same_connection: bool) -> Wire:
         address = self.options.address
@@ -96,7 +119,7 @@ class DedicatedRedis(Commands):
         if self._wire is not None and self._wire.is_stale():
             await self._drop()
         if self._wire is None and same_connection:
-            raise NotSent(address, "the connection whose writes should be confirmed is gone")
+            raise NotSent(address, "the connection that this belongs to is gone")
         if self._wire is None:
             await self._backoff.wait()
             try:
@@ -107,9 +130,11 @@ class DedicatedRedis(Commands):
                 raise NotSent(address, f"not sent: {error.reason}") from error
         return self._wire
 
-    async def _exchange(self, wire: Wire, payload: bytes, block: float | None, *, raw: bool) -> Any:
+    async def _exchange(
+        self, wire: Wire, payload: bytes, count: int, raw: frozenset[int], block: float | None
+    ) -> list[Any]:
         try:
-            reply = await self._converse(wire, payload, block, raw=raw)
+            replies = await self._converse(wire, payload, count, raw, block)
         except RedisStalled as error:
             self._report(error)
             await self._drop()
@@ -124,25 +149,30 @@ class DedicatedRedis(Commands):
             await self._drop()  # the reply is still to come: nobody else may get it
             raise
         self._backoff.succeeded()
-        return reply
+        return replies
 
-    async def _converse(self, wire: Wire, payload: bytes, block: float | None, *, raw: bool) -> Any:
+    async def _converse(
+        self, wire: Wire, payload: bytes, count: int, raw: frozenset[int], block: float | None
+    ) -> list[Any]:
         """Send, and receive in time. Raises RedisStalled."""
         options, start = self.options, trio.current_time()
         limit = options.response_timeout if block is None else block + options.block_margin
-        reply = _NOTHING
+        first = _NOTHING
         with trio.CancelScope(deadline=start + limit):
             await wire.send(payload)
             if block is None:
-                reply = await _receive_by(start + options.stall_after, wire, raw)
-                if reply is _NOTHING:
+                first = await _receive_by(start + options.stall_after, wire, 0 in raw)
+                if first is _NOTHING:
                     self._on_trouble(RedisStalled(options.address, f"no byte for {options.stall_after:g} s"))
-        if reply is _NOTHING:
-            reply = await _receive_by(start + limit, wire, raw)
-        if reply is _NOTHING:
+        if first is _NOTHING:
+            first = await _receive_by(start + limit, wire, 0 in raw)
+        replies = [first]
+        while replies[-1] is not _NOTHING and len(replies) < count:
+            replies.append(await _receive_by(trio.current_time() + limit, wire, len(replies) in raw))
+        if replies[-1] is _NOTHING:
             blocking = "" if block is None else f" (BLOCK {block:g} s)"
             raise RedisStalled(options.address, f"no byte for {limit:g} s{blocking}")
-        return reply
+        return replies
 
     def _report(self, trouble: RedisUnavailable) -> None:
         if not self._closed:

@@ -17,7 +17,7 @@ from .options import RedisOptions
 from .retry import READS, Retry, passes
 from .routing import block_of, check_shared, command_name
 
-__all__ = ["Pipeline"]
+__all__ = ["Pipeline", "raise_first_error"]
 
 
 class _Burst(Protocol):
@@ -90,6 +90,11 @@ class Pipeline(Commands):
         self._queue.append(_Command(name, _compat.pack_command(args), options))
         return self
 
+    @property
+    def names(self) -> list[str]:
+        """The commands that are queued, in capitals."""
+        return [command.name for command in self._queue]
+
     def clear(self) -> None:
         """Forget what is queued."""
         self._queue = []
@@ -122,10 +127,7 @@ class Pipeline(Commands):
             replies = _of_transaction(replies)
         results = [self._shaped(command, reply) for command, reply in zip(queue, replies, strict=True)]
         if raise_on_error:
-            for number, (command, result) in enumerate(zip(queue, results, strict=True), 1):
-                if isinstance(result, Exception):
-                    result.add_note(f"command {number} of {len(queue)} in the pipeline: {command.name}")
-                    raise result
+            raise_first_error([command.name for command in queue], results)
         return results
 
     async def _run(self, queue: list[_Command]) -> list[Any]:
@@ -179,6 +181,14 @@ class Pipeline(Commands):
 
 _MULTI = _compat.pack_command(("MULTI",))
 _EXEC = _compat.pack_command(("EXEC",))
+
+
+def raise_first_error(names: Sequence[str], results: Sequence[Any]) -> None:
+    """Raise the first error among the results of these commands, if there is one, with a note that says which it is."""
+    for number, (name, result) in enumerate(zip(names, results, strict=True), 1):
+        if isinstance(result, Exception):
+            result.add_note(f"command {number} of {len(names)} in the pipeline: {name}")
+            raise result
 
 
 def _of_transaction(replies: list[Any]) -> list[Any]:

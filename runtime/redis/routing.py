@@ -54,7 +54,7 @@ def check_dedicated(name: str, args: Sequence[Any]) -> bool:
     return name in _SAME_CONNECTION
 
 
-_TRANSACTION = "use redis.pipeline(transaction=True), or a Lua script to read and write in one step"
+_TRANSACTION = "use redis.pipeline(transaction=True); to read and decide first, redis.transaction() or a Lua script"
 _PUBSUB = "subscriptions need a connection that only listens"
 _CHANGES_CONNECTION: dict[str, str] = {
     "SELECT": "set RedisOptions.db",
