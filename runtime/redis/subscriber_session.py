@@ -14,7 +14,7 @@ import redis.exceptions
 import trio
 from attrs import define, field
 
-from . import _compat
+from ._compat import NOT_ENOUGH_DATA, pack_command  # not the module: attrs' __repr__ looks up a `_compat` of its own
 from .backoff import Backoff
 from .errors import RedisStalled, RedisUnavailable
 from .link import OnTrouble
@@ -164,7 +164,7 @@ class Session:
             self._outbox.append(_PING)
         else:
             verb = (SUBSCRIBE if subscribes else UNSUBSCRIBE)[topic.kind]
-            self._outbox.append(_compat.pack_command((verb, topic.name)))
+            self._outbox.append(pack_command((verb, topic.name)))
             self._latest[topic] = command
             self._changes += 1
             self._go_on.set()  # a full owner must not keep the confirmation from the caller who waits for it
@@ -216,7 +216,7 @@ class Session:
 
     def _take_all(self) -> None:
         # Undecoded: a payload that is no UTF-8 concerns its reader, not the connection.
-        while (reply := self._wire.reader.gets(False)) is not _compat.NOT_ENOUGH_DATA:
+        while (reply := self._wire.reader.gets(False)) is not NOT_ENOUGH_DATA:
             self._take(reply)
 
     def _take(self, reply: Any) -> None:
@@ -405,7 +405,7 @@ class Session:
 
 _LEAST_DEFERRAL: Final = 0.05
 _MORE_DEFERRAL: Final = 0.45
-_PING: Final = _compat.pack_command(("PING",))
+_PING: Final = pack_command(("PING",))
 _MESSAGES: Final[dict[bytes, TopicKind]] = {b"message": "channel", b"pmessage": "pattern", b"smessage": "shard"}
 _CHANGES: Final[dict[bytes, tuple[TopicKind, bool]]] = {
     **{verb.lower().encode(): (kind, True) for kind, verb in SUBSCRIBE.items()},
