@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections import deque
 from contextlib import suppress
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import hiredis
 import trio
 import trio.testing
 
 from .redis_commands import COMMANDS, name_of
-from .redis_engine import Session
+from .redis_engine import Engine, Session
 from .redis_faults import CutOff
-
-if TYPE_CHECKING:
-    from .redis import InProcessRedis
+from .redis_gate import Gate
 
 __all__ = ["Connection"]
 
@@ -25,14 +23,20 @@ Stream: TypeAlias = "trio.StapledStream[trio.testing.MemorySendStream, trio.test
 class Connection:
     """Bytes to commands, replies to bytes; one task each, and one that runs the commands in order.
 
+    Args:
+        engine, gate: the server.
+        stream: the server's end of it.
+        connections: all that there are; it adds itself, until it has ended.
+
     Attributes:
         session: what the commands run on.
         deaf: its replies get lost.
         blind: what the client sends gets lost.
     """
 
-    def __init__(self, server: InProcessRedis, stream: Stream) -> None:
-        self._server = server
+    def __init__(self, engine: Engine, gate: Gate, stream: Stream, connections: set[Connection]) -> None:
+        self._gate = gate
+        self._connections = connections
         self._stream = stream
         self._reader = hiredis.Reader()
         self._inbox: deque[list[bytes]] = deque()
@@ -44,13 +48,13 @@ class Connection:
         self._sending = trio.Lock()
         self.deaf = False
         self.blind = False
-        self.session = Session(server._engine, gatekeeper=server, send=self._queue, hang_up=self._hang_up)
-        server._connections.add(self)
+        self.session = Session(engine, gatekeeper=gate, send=self._queue, hang_up=self._hang_up)
+        connections.add(self)
 
     async def serve(self) -> None:
         """Run the client's commands until either side ends the connection."""
         try:
-            greeting = self._server._faults.greeting()
+            greeting = self._gate.faults.greeting()
             if greeting is not None:
                 self._queue(greeting)
             else:
@@ -59,7 +63,7 @@ class Connection:
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the client has left, or the connection was cut
         finally:
-            self._server._connections.discard(self)
+            self._connections.discard(self)
             self.session.close()
             self.close()
 
@@ -103,7 +107,7 @@ class Connection:
                 await self._arrived.wait()
                 continue
             words = self._inbox[0]
-            await self._server.clearance(COMMANDS.get(name_of(words)))
+            await self._gate.clearance(COMMANDS.get(name_of(words)))
             if not self._inbox:
                 continue
             self.session.execute(self._inbox.popleft())
@@ -116,7 +120,7 @@ class Connection:
             with trio.move_on_at(blocked.deadline):
                 await unblocked.wait()
                 continue
-            await self._server.clearance(None)
+            await self._gate.clearance(None)
             self.session.time_out()
 
     def _hang_up(self) -> None:
@@ -136,13 +140,13 @@ class Connection:
             while True:
                 await self._more.wait()
                 self._more = trio.Event()
-                await self._server.clearance(None)
+                await self._gate.clearance(None)
                 await self._flush()
 
     async def _flush(self) -> None:
         async with self._sending:
             while self._output:
-                trickle = self._server._faults.trickle
+                trickle = self._gate.faults.trickle
                 size = len(self._output) if trickle is None else trickle.rng.randint(1, trickle.most)
                 piece = bytes(self._output[:size])
                 del self._output[:size]

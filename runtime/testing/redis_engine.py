@@ -193,13 +193,16 @@ class Engine(FakeServer):
 class Gatekeeper(Protocol):
     """Decides over commands before and after they run. May raise to end the connection."""
 
-    def admit(self, session: Session, command: Command | None, words: Sequence[bytes]) -> str | None:
-        """The error line to answer with instead of running the command; None to run it."""
+    def admit(self, words: Sequence[bytes]) -> str | None:
+        """A planned error line to answer with instead of running the command."""
 
-    def refuse_call(self, session: Session, command: Command) -> str | None:
-        """Likewise for a command that a script calls."""
+    def redirect(self, session: Session, command: Command, words: Sequence[bytes]) -> str | None:
+        """The error line when the command's keys belong elsewhere, or to nobody."""
 
-    def done(self, session: Session, command: Command | None, words: Sequence[bytes]) -> None:
+    def refusal(self, session: Session, command: Command, words: Sequence[bytes]) -> str | None:
+        """The error line when the server is in a state in which it does not run the command."""
+
+    def done(self, session: Session, words: Sequence[bytes]) -> None:
         """The command has run; its reply is not sent yet."""
 
     def cluster(self, session: Session, words: Sequence[bytes]) -> Any:
@@ -273,9 +276,9 @@ class Session(ClientCommands, StreamCommands, FixedCommands, FakeSocket):
         return self._transaction is not None
 
     @property
-    def queued(self) -> list[Command]:
-        """The commands of the transaction."""
-        return [COMMANDS[signature.name] for _, signature, _ in self._transaction or ()]
+    def queued(self) -> list[list[bytes]]:
+        """The commands of the transaction, with all their words."""
+        return [[*signature.name.encode().split(), *words] for _, signature, words in self._transaction or ()]
 
     def execute(self, words: list[bytes]) -> None:
         """Run one command and send its reply, if it has one now; then serve those whom it has unblocked."""
@@ -284,12 +287,12 @@ class Session(ClientCommands, StreamCommands, FixedCommands, FakeSocket):
         self._words = words
         self._held = []
         try:
-            planned = self._gatekeeper.admit(self, command, words)
+            planned = self._gatekeeper.admit(words)
             reply = self._answer(name, command, words) if planned is None else self._reject(name, planned)
             if not isinstance(reply, NoResponse):
                 self.put_response(reply)
             if planned is None:
-                self._gatekeeper.done(self, command, words)
+                self._gatekeeper.done(self, words)
             self._flush()
         finally:
             self._held = None
@@ -318,7 +321,9 @@ class Session(ClientCommands, StreamCommands, FixedCommands, FakeSocket):
         try:
             result = blocked.attempt(False)
         except SimpleError as error:
-            self.unblock(error)
+            # A stream that has gone to another node is not a lost group.
+            elsewhere = self._gatekeeper.redirect(self, COMMANDS[name_of(blocked.words)], blocked.words)
+            self.unblock(error if elsewhere is None else SimpleError(elsewhere))
             return
         if result is not None:
             self.unblock(blocked.shape(result))
@@ -327,6 +332,13 @@ class Session(ClientCommands, StreamCommands, FixedCommands, FakeSocket):
         """The blocked command's time is over."""
         if (blocked := self.blocked) is not None:
             self.unblock(blocked.shape(None))
+
+    def follow(self) -> None:
+        """Slots have gone elsewhere, or the cluster is down: tell the blocked client, if it waits for such a key."""
+        if (blocked := self.blocked) is not None:
+            elsewhere = self._gatekeeper.redirect(self, COMMANDS[name_of(blocked.words)], blocked.words)
+            if elsewhere is not None and elsewhere.startswith(("MOVED ", "CLUSTERDOWN ")):
+                self.unblock(SimpleError(elsewhere))
 
     def unblock(self, reply: Any) -> None:
         """Answer the blocked command."""
@@ -357,12 +369,12 @@ class Session(ClientCommands, StreamCommands, FixedCommands, FakeSocket):
             self._hang_up()
 
     def _answer(self, name: str, command: Command | None, words: list[bytes]) -> Any:
+        self._tell_time()
         refusal = self._refusal(name, command, words)
         if refusal is not None:
             return self._reject(name, refusal)
         function, signature = self._name_to_func(name)
         arguments = words[2:] if " " in name else words[1:]
-        self._tell_time()
         if self._transaction is not None and name not in _NEVER_QUEUED:
             try:
                 signature.check_arity(arguments, self.version)
@@ -371,7 +383,7 @@ class Session(ClientCommands, StreamCommands, FixedCommands, FakeSocket):
             self._transaction.append((function, signature, arguments))
             return QUEUED
         reply = self._run_command(function, signature, arguments, False)
-        if self.asking and name != "asking":
+        if name != "asking" and self._transaction is None:
             self.asking = False
         return reply
 
@@ -387,6 +399,8 @@ class Session(ClientCommands, StreamCommands, FixedCommands, FakeSocket):
         if name == "exec":
             self._forget_transaction()
             self._clear_watches()
+            if text.startswith(_REDIRECTIONS):
+                return SimpleError(text)
             return SimpleError(f"EXECABORT Transaction discarded because of: {text}")
         return SimpleError(text)
 
@@ -398,6 +412,10 @@ class Session(ClientCommands, StreamCommands, FixedCommands, FakeSocket):
             return f"ERR wrong number of arguments for '{name.replace(' ', '|')}' command"
         if not self.logged_in and "a" not in command.flags:
             return "NOAUTH Authentication required."
+        keeper: Gatekeeper = self._gatekeeper
+        refusal = keeper.redirect(self, command, words) or keeper.refusal(self, command, words)
+        if refusal is not None:
+            return refusal
         if self.protocol == 2 and any(self.subscriptions) and name not in _WHILE_SUBSCRIBED:
             allowed = "(P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET"
             spelled = name.replace(" ", "|")
@@ -444,7 +462,7 @@ class Session(ClientCommands, StreamCommands, FixedCommands, FakeSocket):
     def _check_call(self, command: Command) -> None:
         if "s" in command.flags:
             raise SimpleError("ERR This Redis command is not allowed from script")
-        refusal = self._gatekeeper.refuse_call(self, command)
+        refusal = self._gatekeeper.refusal(self, command, [command.name.encode(), b""])
         if refusal is not None:
             raise SimpleError(refusal)
 
@@ -461,6 +479,7 @@ class Session(ClientCommands, StreamCommands, FixedCommands, FakeSocket):
         return NoResponse()
 
 
+_REDIRECTIONS: Final = ("MOVED ", "ASK ", "TRYAGAIN ", "CLUSTERDOWN ", "CROSSSLOT ", "EXECABORT ")
 _NEVER_QUEUED: Final = frozenset({"exec", "discard", "multi", "watch", "quit", "reset"})
 
 

@@ -250,7 +250,7 @@ class Faults:
 
     def greeting(self) -> bytes | None:
         """What a new connection is told before it is closed."""
-        return _TOO_MANY if any(state.row == "too-many-clients" for state in self._current()) else None
+        return _TOO_MANY if self.has_state("too-many-clients") else None
 
     def before(self, name: str) -> str | None:
         """A command comes in. The planned error to answer with; raises CutOff."""
@@ -286,6 +286,10 @@ class Faults:
                 if text is not None:
                     return text
         return None
+
+    def has_state(self, row: str) -> bool:
+        """Whether the server is in this state."""
+        return any(state.row == row for state in self._current())
 
     def _current(self) -> list[_State]:
         if self._states:
