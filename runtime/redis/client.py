@@ -19,12 +19,13 @@ from .backoff import Backoff
 from .commands import Commands, shape
 from .dedicated import DedicatedRedis
 from .link import Link, OnTrouble
+from .messages import Owner
 from .options import RedisOptions
 from .pipeline import Pipeline
 from .pubsub import BUFFER_BYTES, PubSub
 from .retry import READS, Retry
 from .routing import block_of, check_shared, command_name
-from .subscriber import Owner, Subscriber
+from .subscriber import Subscriber
 from .transaction import Transaction, run_transaction
 from .wire import Connect, connector
 

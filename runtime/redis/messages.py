@@ -1,12 +1,13 @@
-"""What a subscriber gets, and what it can subscribe to: `Message`, `Gap`, `Topic`, `Loss`."""
+"""What a subscriber gets, and can subscribe to: `Message`, `Gap`, `Topic`, `Loss`; and who is told: `Owner`."""
 
 from __future__ import annotations
 
-from typing import Final, Literal, NamedTuple
+from collections.abc import Iterable
+from typing import Final, Literal, NamedTuple, Protocol
 
 from attrs import frozen
 
-__all__ = ["SUBSCRIBE", "UNSUBSCRIBE", "Gap", "Loss", "Message", "Topic", "TopicKind"]
+__all__ = ["SUBSCRIBE", "UNSUBSCRIBE", "Gap", "Loss", "Message", "Owner", "Topic", "TopicKind"]
 
 TopicKind = Literal["channel", "pattern", "shard"]
 
@@ -70,3 +71,29 @@ class Loss:
 
     reason: str
     lost_at: float
+
+
+class Owner(Protocol):
+    """Who is told. All of it is called in the tick of the event, must be quick and must not raise."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether reading should stop (until `resume` is called)."""
+
+    def received(self, topic: Topic, channel: bytes, data: bytes) -> None:
+        """A message for a topic that is wanted."""
+
+    def confirmed(self, topic: Topic) -> None:
+        """The server has subscribed us."""
+
+    def released(self, topic: Topic) -> None:
+        """The server has unsubscribed us, as was wanted (or the connection is gone, which is as good)."""
+
+    def refused(self, topic: Topic, error: Exception, loss: Loss | None) -> None:
+        """The server's answer to a subscription, and what had interrupted it; the topic is not wanted any more."""
+
+    def hindered(self, topics: Iterable[Topic], error: Exception) -> None:
+        """There is no connection, or the server cannot subscribe us yet; it is tried again."""
+
+    def interrupted(self, gap: Gap) -> None:
+        """What was lost is back."""

@@ -12,8 +12,7 @@ import trio
 
 from .errors import RedisClosed, RedisStalled
 from .inbox import Call, Inbox, Limits, Wish
-from .messages import Gap, Loss, Message, Topic, TopicKind
-from .subscriber import Owner
+from .messages import Gap, Loss, Message, Owner, Topic, TopicKind
 
 __all__ = ["Gap", "Message", "PubSub", "Subscriptions"]
 

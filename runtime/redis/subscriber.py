@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import trio
 
 from .backoff import Backoff
 from .errors import RedisUnavailable
 from .link import OnTrouble
-from .messages import Loss, Topic
+from .messages import Loss, Owner, Topic
 from .options import RedisOptions
-from .subscriber_session import Owner, Session, State
+from .subscriber_session import Session, State
 from .wire import Connect, open_wire
 
 __all__ = ["Owner", "Subscriber"]
@@ -30,12 +32,20 @@ class Subscriber:
         on_trouble: told of each failed attempt, loss and silence, at once.
         backoff: paces the attempts.
         owner: is told what happens.
+        dropped: told of topics that the server has unsubscribed by itself, and that are not wanted any more. By default
+            they are subscribed to again.
     """
 
     def __init__(
-        self, options: RedisOptions, connect: Connect, on_trouble: OnTrouble, backoff: Backoff, owner: Owner
+        self,
+        options: RedisOptions,
+        connect: Connect,
+        on_trouble: OnTrouble,
+        backoff: Backoff,
+        owner: Owner,
+        dropped: Callable[[Topic, Loss], None] | None = None,
     ) -> None:
-        self._state = State(options, on_trouble, backoff, owner)
+        self._state = State(options, on_trouble, backoff, owner, dropped or self.want)
         self._connect = connect
         self._session: Session | None = None
         self._work = trio.Event()
@@ -44,10 +54,6 @@ class Subscriber:
     def wanted(self) -> tuple[Topic, ...]:
         """What is to be subscribed to."""
         return tuple(self._state.wanted)
-
-    def loss_of(self, topic: Topic) -> Loss | None:
-        """What interrupted the topic, as long as it is not back."""
-        return self._state.losses.get(topic)
 
     def want(self, topic: Topic, loss: Loss | None = None) -> None:
         """Subscribe. With `loss`, the topic was lost before (elsewhere), and a `Gap` tells when it is back."""
@@ -66,6 +72,16 @@ class Subscriber:
             return False
         self._session.unsubscribe(topic)
         return True
+
+    def has(self, topic: Topic) -> bool:
+        """Whether the server has confirmed the topic, on the connection that there is."""
+        return self._session is not None and self._session.has(topic)
+
+    def give_up(self, topic: Topic) -> Loss | None:
+        """Unsubscribe, for it is to be subscribed to elsewhere. Returns what has interrupted it, if anything has."""
+        loss = self._state.losses.get(topic)
+        self.unwant(topic)
+        return loss
 
     def resume(self) -> None:
         """The owner is not full any more."""

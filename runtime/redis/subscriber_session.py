@@ -7,8 +7,8 @@ every refusal has an address. Unlike a shared connection's, what comes here most
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
-from typing import Any, Final, Protocol
+from collections.abc import Callable
+from typing import Any, Final
 
 import redis.exceptions
 import trio
@@ -18,45 +18,19 @@ from ._compat import NOT_ENOUGH_DATA, pack_command  # not the module: attrs' __r
 from .backoff import Backoff
 from .errors import RedisStalled, RedisUnavailable
 from .link import OnTrouble
-from .messages import SUBSCRIBE, UNSUBSCRIBE, Gap, Loss, Topic, TopicKind
+from .messages import SUBSCRIBE, UNSUBSCRIBE, Gap, Loss, Owner, Topic, TopicKind
 from .mux import GRACE
 from .options import RedisOptions
 from .replies import Kind, classify
 from .wire import READ_SIZE, STREAM_ERRORS, Wire, describe
 
-__all__ = ["Owner", "Session", "State"]
+__all__ = ["Session", "State"]
 
 _SETTLED_AFTER: Final = 1.0
 """Seconds a connection must live to count as a success; else a server that greets and hangs up makes a hot loop."""
 
 _MOST_HELD: Final = 10_000
 """Messages kept back while lost subscriptions come back. Beyond it the oldest go: the gap to be told covers them."""
-
-
-class Owner(Protocol):
-    """Who is told. All of it is called in the tick of the event, must be quick and must not raise."""
-
-    @property
-    def is_full(self) -> bool:
-        """Whether reading should stop (until `resume` is called)."""
-
-    def received(self, topic: Topic, channel: bytes, data: bytes) -> None:
-        """A message for a topic that is wanted."""
-
-    def confirmed(self, topic: Topic) -> None:
-        """The server has subscribed us."""
-
-    def released(self, topic: Topic) -> None:
-        """The server has unsubscribed us, as was wanted (or the connection is gone, which is as good)."""
-
-    def refused(self, topic: Topic, error: Exception, loss: Loss | None) -> None:
-        """The server's answer to a subscription, and what had interrupted it; the topic is not wanted any more."""
-
-    def hindered(self, topics: Iterable[Topic], error: Exception) -> None:
-        """There is no connection, or the server cannot subscribe us yet; it is tried again."""
-
-    def interrupted(self, gap: Gap) -> None:
-        """What was lost is back."""
 
 
 @define(eq=False)
@@ -68,6 +42,7 @@ class State:
         on_trouble: told of each failed attempt, loss and silence, at once.
         backoff: paces the attempts.
         owner: is told what happens.
+        dropped: called with a topic that the server has unsubscribed by itself; it is not wanted any more.
         wanted: the topics to be subscribed to, in order.
         losses: of wanted topics that were lost, as long as their gap has not been told.
     """
@@ -76,6 +51,7 @@ class State:
     on_trouble: OnTrouble
     backoff: Backoff
     owner: Owner
+    dropped: Callable[[Topic, Loss], None]
     wanted: dict[Topic, None] = field(factory=dict)
     losses: dict[Topic, Loss] = field(factory=dict)
 
@@ -140,6 +116,9 @@ class Session:
 
     def resume(self) -> None:
         self._go_on.set()
+
+    def has(self, topic: Topic) -> bool:
+        return topic in self._live and not self._broken
 
     async def run(self) -> None:
         try:
@@ -283,12 +262,16 @@ class Session:
         self._returns(topic)
 
     def _dropped(self, topic: Topic) -> None:
-        """Unsubscribed by the server: the slot of a shard channel has moved. Ask again; its answer says where to."""
-        if topic in self._live and topic not in self._latest:
-            self._live.discard(topic)
-            loss = Loss("the server ended the subscription", self._proven_at)
-            self._state.losses.setdefault(topic, loss)
-            self.subscribe(topic)
+        """Unsubscribed by the server: the slot of a shard channel has moved."""
+        if topic not in self._live or topic in self._latest:
+            return
+        loss = Loss("the server ended the subscription", self._proven_at)
+        loss = self._state.losses.get(topic, loss)
+        self._live.discard(topic)
+        self._state.wanted.pop(topic, None)
+        self._leaves(topic)
+        self._owner.hindered([topic], RedisUnavailable(self._options.address, loss.reason))
+        self._state.dropped(topic, loss)
 
     def _defer(self, topic: Topic, error: Exception) -> None:
         """Not yet (BUSY, CLUSTERDOWN …): ask again a little later, and do not keep the others waiting."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import weakref
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
@@ -15,6 +16,8 @@ from .. import _compat
 from ..commands import shape
 from ..errors import RedisUnavailable
 from ..link import OnTrouble
+from ..messages import Owner
+from ..pubsub import BUFFER_BYTES, PubSub
 from ..retry import READS
 from ..routing import block_of, check_shared, command_name
 from ..wire import Connect
@@ -28,6 +31,7 @@ from .node_client import ClusterNode
 from .nodes import MAX_SPARE, Node, NodeConnect, NodeConnection, Nodes, with_tls_context
 from .options import ClusterOptions
 from .pipeline import ClusterPipeline
+from .pubsub import ClusterSubscriber
 from .router import Pick, Router
 from .statistics import ClusterStatistics, statistics_of
 from .topology import Address, Topology
@@ -89,6 +93,7 @@ class RedisCluster(ClusterCommands):
         self._keys: KeyFinder | None = None
         self._limit = trio.CapacityLimiter(options.max_blocking)
         self._dedicated: set[ClusterConnection | NodeConnection] = set()
+        self._pubsubs: weakref.WeakSet[PubSub] = weakref.WeakSet()
         self._last_error: Exception | None = None
         self._last_error_at: float | None = None
 
@@ -111,6 +116,8 @@ class RedisCluster(ClusterCommands):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._nursery is not None  # noqa: S101
+        for pubsub in self._pubsubs:
+            pubsub.close()
         spares = self._opened().nodes.close()
         # As in `Redis`: the body's exception is not wrapped in a group, and every background task ends at once.
         self._nursery.cancel_scope.cancel()
@@ -165,6 +172,22 @@ class RedisCluster(ClusterCommands):
         finally:
             self._dedicated.discard(connection)
             await connection.aclose()
+
+    def pubsub(self, *, buffer_bytes: int = BUFFER_BYTES) -> PubSub:
+        """Subscriptions, on connections of their own: `async with cluster.pubsub() as pubsub:`. See `PubSub`.
+
+        Channels and patterns are subscribed to at one master, any, for messages reach every node; shard channels at the
+        owner of their slot, and after a migration or a failover at the new one, with a `Gap`. `buffer_bytes` is how
+        much may wait here for a slow consumer.
+        """
+        self._opened()
+
+        def subscriber(owner: Owner) -> ClusterSubscriber:
+            return ClusterSubscriber(self, owner, self._trouble, self._rng)
+
+        pubsub = PubSub(self.options, subscriber, buffer_bytes=buffer_bytes)
+        self._pubsubs.add(pubsub)
+        return pubsub
 
     def node(self, host: str, port: int) -> ClusterNode:
         """The client of one node, for what is to be asked there and nowhere else; redirections are errors there."""
