@@ -2,7 +2,8 @@
 
 from .connection import Connection
 from .cursors import ClientCursor, Cursor, RawCursor, RawServerCursor, ServerCursor
-from .errors import FAULTS, Fault, PoolTimeout, PostgresRejected, PostgresUnavailable, classify
+from .errors import PoolTimeout, PostgresRejected, PostgresUnavailable, classify
+from .faults import ERRORS, FAULTS, ErrorRow, Fault
 from .migrations import MigrationFailed, MigrationLimits, MigrationLocked, migrate, pending, roll_back
 from .notifications import Gap, Notification, Notifications, NotificationsStatistics, listen
 from .options import PostgresOptions
@@ -11,10 +12,12 @@ from .pool_statistics import Loan, PoolStatistics
 from .probe import ProbeResult, probe
 
 __all__ = [
+    "ERRORS",
     "FAULTS",
     "ClientCursor",
     "Connection",
     "Cursor",
+    "ErrorRow",
     "Fault",
     "Gap",
     "Loan",

@@ -1,13 +1,24 @@
-"""What an error of PostgreSQL means for the one who met it: data, not code."""
+"""The link's own errors, and what any error means for the one who met it."""
 
 from __future__ import annotations
 
-import enum
-import re
-from collections.abc import Iterator, Mapping
-from types import MappingProxyType
+from collections.abc import Iterator
 
 import psycopg
+
+from .faults import FAULTS, REJECTIONS, Fault
+
+__all__ = [
+    "FAULTS",
+    "REJECTIONS",
+    "Fault",
+    "PoolTimeout",
+    "PostgresRejected",
+    "PostgresUnavailable",
+    "classify",
+    "connect_failure",
+    "first_line",
+]
 
 
 class PostgresUnavailable(psycopg.OperationalError):
@@ -36,77 +47,6 @@ class PostgresRejected(psycopg.OperationalError):
 
 class PoolTimeout(psycopg.OperationalError):
     """No connection of the pool became free in time. The server may be well: the pool is too small or held too long."""
-
-
-class Fault(enum.Enum):
-    """Whose fault an error is, and so what to do. In order: the first of a group's faults explains the others."""
-
-    OUTAGE = "outage"
-    """The server's: shut the gate, wait, do it again; it costs the event nothing."""
-
-    CONFIG = "config"
-    """The settings': fail loudly, for neither waiting nor another event helps."""
-
-    RETRY = "retry"
-    """Nobody's: a conflict with others; do it again a little later."""
-
-    EVENT = "event"
-    """The data's: the same event will fail again."""
-
-    BUG = "bug"
-    """Anything else: a wrong statement, a missing table, an error that is not PostgreSQL's."""
-
-
-# By SQLSTATE (PostgreSQL's Appendix A): the five characters first, then the class, its first two.
-FAULTS: Mapping[str, Fault] = MappingProxyType(
-    {
-        "08": Fault.OUTAGE,  # connection exception; poolers also report their own trouble as 08P01
-        "53": Fault.OUTAGE,  # insufficient resources: disk full, out of memory, too many connections
-        "57P01": Fault.OUTAGE,  # admin shutdown (also one backend terminated by hand)
-        "57P02": Fault.OUTAGE,  # crash shutdown
-        "57P03": Fault.OUTAGE,  # cannot connect now: starting up, shutting down, in recovery
-        "58030": Fault.OUTAGE,  # I/O error of the server
-        "28": Fault.CONFIG,  # invalid authorization: unknown role, wrong password, no line in pg_hba.conf
-        "3D000": Fault.CONFIG,  # no such database
-        "42501": Fault.CONFIG,  # insufficient privilege
-        "57P04": Fault.CONFIG,  # the database was dropped
-        "F0": Fault.CONFIG,  # the server's configuration file
-        "25006": Fault.RETRY,  # read-only transaction; on a standby the connection makes an outage of it
-        "25P03": Fault.RETRY,  # idle in transaction for too long
-        "25P04": Fault.RETRY,  # transaction timeout
-        "40": Fault.RETRY,  # serialization failure, deadlock
-        "55006": Fault.RETRY,  # object in use
-        "55P03": Fault.RETRY,  # lock not available in time
-        "57014": Fault.RETRY,  # cancelled: statement timeout, or by an administrator
-        "57P05": Fault.RETRY,  # idle session timeout: this connection, not the server
-        "72000": Fault.RETRY,  # snapshot too old
-        "22": Fault.EVENT,  # data exception: out of range, malformed, too long
-        "23": Fault.EVENT,  # integrity constraint
-        "44000": Fault.EVENT,  # WITH CHECK OPTION
-        "54000": Fault.EVENT,  # a value exceeds a limit of the program (an index row, say)
-    }
-)
-
-# libpq gives no SQLSTATE for an error while connecting, only text. These, in the words of server and libpq, are
-# the settings' fault. Whatever is not listed (also: the same in another language) counts as an outage: to wait
-# for a server with translated messages does less harm than to give it up.
-REJECTIONS = re.compile(
-    r"""
-      authentication\ failed\ for\ user
-    | no\ password\ supplied
-    | pg_hba\.conf
-    | role\ "[^"]*"\ (does\ not\ exist | is\ not\ permitted\ to\ log\ in)
-    | database\ "[^"]*"\ does\ not\ exist
-    | permission\ denied\ for\ database
-    | server\ does\ not\ support\ SSL
-    | certificate\ verify\ failed
-    | (root\ )?certificate\ file\ "[^"]*"\ does\ not\ exist
-    | could\ not\ (load|read)\ (private\ key|certificate|root\ certificate)\ file
-    | server\ certificate\ for\ "[^"]*"
-    | (invalid|unrecognized)\ .*(value|parameter|option)
-    """,
-    re.VERBOSE,
-)
 
 
 def classify(error: BaseException) -> Fault:
