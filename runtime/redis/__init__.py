@@ -1,6 +1,6 @@
 """The Redis link: redis-py's commands on trio, auto-pipelined. See `docs/how-to/redis-link.md`."""
 
-from .client import Redis, RedisStatistics
+from .client import Redis
 from .cluster import (
     Address,
     ClusterConnection,
@@ -28,6 +28,7 @@ from .pipeline import Pipeline
 from .pubsub import PubSub
 from .replies import REPLIES, UNCLASSIFIED, Kind, Reply, classify
 from .script import Script
+from .statistics import RedisStatistics
 from .transaction import Transaction
 
 __all__ = [

@@ -12,12 +12,12 @@ from typing import Any, Final, Self, cast
 
 import redis.exceptions
 import trio
-from attrs import frozen
 
 from . import _compat
 from .backoff import Backoff
 from .commands import Commands, shape
 from .dedicated import DedicatedRedis
+from .errors import RedisClosed
 from .link import Link, OnTrouble
 from .messages import Owner
 from .options import RedisOptions
@@ -25,43 +25,15 @@ from .pipeline import Pipeline
 from .pubsub import BUFFER_BYTES, PubSub
 from .retry import READS, Retry
 from .routing import block_of, check_shared, command_name
+from .statistics import RedisStatistics
 from .subscriber import Subscriber
 from .transaction import Transaction, run_transaction
 from .wire import Connect, connector
 
 __all__ = ["Redis", "RedisStatistics"]
 
-_MAX_SPARE = 4
+_MAX_SPARE: Final = 4
 """Idle connections kept for blocking commands; a fifth is closed after use."""
-
-
-@frozen(kw_only=True)
-class RedisStatistics:
-    """What a `Redis` is doing. Counters run from its start.
-
-    Attributes:
-        address: without secrets.
-        connected: whether the shared connection is up.
-        since: `trio.current_time()` of the last change of `connected`.
-        reconnects: shared connections made after the first one.
-        sent: commands sent over the shared connection.
-        pending: requests queued or unanswered on it (a pipeline counts once).
-        queued_bytes: bytes queued and not given to the socket.
-        dedicated: connections of their own in use.
-        last_error: the last trouble reported, or None.
-        last_error_at: `trio.current_time()` of it, or None.
-    """
-
-    address: str
-    connected: bool
-    since: float
-    reconnects: int
-    sent: int
-    pending: int
-    queued_bytes: int
-    dedicated: int
-    last_error: Exception | None
-    last_error_at: float | None
 
 
 class Redis(Commands):
@@ -133,9 +105,11 @@ class Redis(Commands):
         # The nursery does not get the body's exception: that one goes on as it is, not wrapped in a group. The wait is
         # bounded, for every background task ends at once when it is cancelled.
         self._nursery.cancel_scope.cancel()
-        await self._nurseries.__aexit__(None, None, None)
-        for connection in [*self._dedicated, *self._spare]:
-            await connection.aclose()
+        try:
+            await self._nurseries.__aexit__(None, None, None)
+        finally:  # also when an outer cancellation comes out of the nursery
+            for connection in [*self._dedicated, *self._spare]:
+                await connection.aclose()
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         """Run one command; what every command method ends in.
@@ -206,7 +180,7 @@ class Redis(Commands):
         It reports trouble to the same `on_trouble`. It does not count against `options.max_blocking`. `key` is for
         programs that run on a cluster, too; there is one server here.
         """
-        connection = self._new_dedicated()
+        connection = await self._new_dedicated()
         self._dedicated.add(connection)
         try:
             yield connection
@@ -275,7 +249,7 @@ class Redis(Commands):
         """One of at most `max_blocking` connections, kept for the next one afterwards."""
         self._opened()
         async with self._limit:
-            connection = self._spare.pop() if self._spare else self._new_dedicated()
+            connection = self._spare.pop() if self._spare else await self._new_dedicated()
             self._dedicated.add(connection)
             try:
                 yield connection
@@ -286,8 +260,10 @@ class Redis(Commands):
                 else:
                     await connection.aclose()
 
-    def _new_dedicated(self) -> DedicatedRedis:
-        self._opened()
+    async def _new_dedicated(self) -> DedicatedRedis:
+        if self._opened().closed:
+            await trio.lowlevel.checkpoint()  # whoever sends again on NotSent must stay cancellable
+            raise RedisClosed(self.options.address, "the client is closed")
         return DedicatedRedis(self.options, self._connect, self._trouble, self._backoff())
 
     def _backoff(self) -> Backoff:

@@ -68,6 +68,11 @@ class Link:
         return self.mux is not None
 
     @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    @property
     def sent(self) -> int:
         """Commands sent over all connections."""
         return self._sent_before + (self.mux.sent if self.mux is not None else 0)

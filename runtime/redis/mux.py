@@ -39,7 +39,7 @@ GRACE = 0.05
 _PING: Final = _compat.pack_command(("PING",))
 
 
-@define(eq=False)
+@define(eq=False, repr=False)  # attrs' repr looks up a global `_compat` of its own
 class _Request:
     """One command, or one burst of commands that must stay adjacent."""
 

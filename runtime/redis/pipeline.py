@@ -26,7 +26,7 @@ class _Burst(Protocol):
     async def __call__(self, payload: bytes, count: int, raw: frozenset[int]) -> list[Any]: ...
 
 
-@frozen
+@frozen(repr=False)  # attrs' repr looks up a global `_compat` of its own
 class _Command:
     name: str
     payload: bytes

@@ -322,5 +322,13 @@ async def test_a_cancelled_blocking_read_closes_its_connection_and_the_next_one_
             pass
 
 
+async def test_statistics_can_be_looked_at(valkey: ValkeyServer) -> None:
+    async with Redis(RedisOptions.from_url(valkey.url, password=None)) as redis:
+        await redis.ping()
+        statistics = redis.statistics()
+    assert "connected=True" in repr(statistics)
+    assert (statistics.sent, statistics.pending, statistics.reconnects, statistics.last_error) == (1, 0, 0, None)
+
+
 async def blocked_clients(redis: Redis) -> int:
     return int((await redis.info("clients"))["blocked_clients"])
