@@ -30,6 +30,7 @@ from .replies import REPLIES, UNCLASSIFIED, Kind, Reply, classify
 from .script import Script
 from .statistics import RedisStatistics
 from .transaction import Transaction
+from .urls import open_client, read_url
 
 __all__ = [
     "REPLIES",
@@ -63,4 +64,6 @@ __all__ = [
     "Topology",
     "Transaction",
     "classify",
+    "open_client",
+    "read_url",
 ]
