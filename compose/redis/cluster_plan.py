@@ -97,9 +97,13 @@ class View:
         return "master" in self.me.flags
 
     @property
+    def is_alone(self) -> bool:
+        return len(self.rows) == 1
+
+    @property
     def is_new(self) -> bool:
-        """Whether it is in no cluster."""
-        return len(self.rows) == 1 and not self.me.slots
+        """Whether it is in no cluster, not even in one of its own."""
+        return self.is_alone and not self.me.slots
 
     @property
     def owner(self) -> Row:
@@ -143,9 +147,10 @@ def _refuse_strangers(views: Sequence[View]) -> None:
     for view in views:
         if identities[view.me.id] != view.name:
             raise Refused(f"{view.name} and {identities[view.me.id]} are the same node; name each node once")
-        if view.is_new and view.keys:
+        if view.is_alone and view.keys:  # it may have taken the slots of its keys when it was started with them
             raise Refused(
-                f"{view.name} is in no cluster, and holds {view.keys} keys; empty it with FLUSHALL if nobody needs them"
+                f"{view.name} is in no cluster, and holds {view.keys} keys; empty it with FLUSHALL and CLUSTER RESET "
+                "if nobody needs them"
             )
     clusters = _clusters(views)
     if len(clusters) > 1:

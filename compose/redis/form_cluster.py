@@ -146,7 +146,9 @@ async def _present_address(host: str, port: int) -> str:
 
 
 def _judged(name: str, error: redis.exceptions.RedisError) -> NotYet | Refused:
-    reply = error.__cause__ if isinstance(error, RedisUnavailable) else error
+    reply: BaseException | None = error
+    while isinstance(reply, RedisUnavailable):  # the answer to a login lies below what became of the connection
+        reply = reply.__cause__
     if isinstance(reply, redis.exceptions.AuthenticationError | redis.exceptions.NoPermissionError):
         return Refused(f"{name}: {reply}; is REDIS_PASSWORD the one that the node was started with?")
     return NotYet(str(error) if name in str(error) else f"{name}: {error}")
