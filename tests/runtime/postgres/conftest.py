@@ -41,6 +41,7 @@ _SETTINGS = {
     "listen_addresses": "",
     "port": _PORT,
     "max_connections": "40",
+    "max_prepared_transactions": "10",
     "shared_buffers": "16MB",
     "logging_collector": "off",
     "log_min_messages": "fatal",
