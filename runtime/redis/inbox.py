@@ -107,9 +107,9 @@ class Inbox:
     async def take(self, resume: Callable[[], None]) -> Message | Gap:
         """The oldest item, as soon as there is one; calls `resume` when there is room again.
 
-        Raises what stands in the place of an item, and RedisClosed. Cancelled, it has taken nothing.
+        Raises what stands in the place of an item, and RedisClosed. Cancelled, it has taken nothing. A checkpoint only
+        when it has to wait, so that an item which is there is had even with no time left.
         """
-        await trio.lowlevel.checkpoint()
         while not self._items and not self.closed:
             await self._takers.park()
         if self.closed:

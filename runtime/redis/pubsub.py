@@ -120,6 +120,7 @@ class PubSub:
         one is unsubscribed then, the others are not concerned, and one may go on. With `decode_responses` raises
         UnicodeDecodeError for a message that is no UTF-8, and one may go on.
         """
+        await trio.lowlevel.checkpoint()
         with trio.move_on_after(math.inf if timeout is None else timeout):
             return await self._inbox.take(self._subscriptions.resume)
         return None
