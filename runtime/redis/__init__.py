@@ -28,14 +28,16 @@ from .pipeline import Pipeline
 from .pubsub import PubSub
 from .replies import REPLIES, UNCLASSIFIED, Kind, Reply, classify
 from .script import Script
+from .sentinel import SentinelOptions
 from .statistics import RedisStatistics
 from .transaction import Transaction
-from .urls import open_client, read_url
+from .urls import AnyRedis, open_client, read_url
 
 __all__ = [
     "REPLIES",
     "UNCLASSIFIED",
     "Address",
+    "AnyRedis",
     "ClusterConnection",
     "ClusterNode",
     "ClusterOptions",
@@ -61,6 +63,7 @@ __all__ = [
     "RedisUnavailable",
     "Reply",
     "Script",
+    "SentinelOptions",
     "Topology",
     "Transaction",
     "classify",

@@ -13,7 +13,10 @@ from .link import OnTrouble
 from .options import RedisOptions
 from .sentinel import SentinelOptions, open_master
 
-__all__ = ["open_client", "read_url"]
+__all__ = ["AnyRedis", "open_client", "read_url"]
+
+AnyRedis = Redis | RedisCluster
+"""What `open_client` gives: both have every command of redis-py's, `pipeline`, `dedicated` and `register_script`."""
 
 
 def read_url(url: str, **overrides: Any) -> RedisOptions | ClusterOptions | SentinelOptions:
