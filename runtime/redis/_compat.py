@@ -80,7 +80,8 @@ def pack_command(args: tuple[Any, ...]) -> bytes:
     if " " in name if isinstance(name, str) else b" " in name:
         args = (*name.split(), *args[1:])
     try:
-        return cast("bytes", hiredis.pack_command(args))
+        packed: bytes = hiredis.pack_command(args)
+        return packed
     except TypeError:
         wrong = next((arg for arg in args if not _is_packable(arg)), None)
         message = f"{args[0]!s}: an argument of type {type(wrong).__name__!r}; use bytes, str, int or float"

@@ -24,7 +24,7 @@ from .options import RedisOptions
 from .pipeline import Pipeline
 from .pubsub import BUFFER_BYTES, PubSub
 from .retry import READS, Retry
-from .routing import block_of, check_shared, command_name
+from .routing import UNUSUAL, block_of, check_shared, command_name
 from .statistics import RedisStatistics
 from .subscriber import Subscriber
 from .transaction import Transaction, run_transaction
@@ -74,6 +74,7 @@ class Redis(Commands):
         rng: random.Random | None = None,
     ) -> None:
         super().__init__(options)
+        self._protocol = options.protocol
         self._listener = on_trouble
         self._connect = connect if connect is not None else connector(options)
         self._rng = rng if rng is not None else random.Random()  # noqa: S311  # jitter, no secret
@@ -120,14 +121,20 @@ class Redis(Commands):
         redis.exceptions.ResponseError (the server's answer).
         """
         name = command_name(args)
-        check_shared(name, args)
-        if block_of(name, args) is not None:
-            return await self._run_blocking(args, options)
+        if name in UNUSUAL:
+            check_shared(name, args)
+            if block_of(name, args) is not None:
+                return await self._run_blocking(args, options)
         raw = _FIRST if _compat.NEVER_DECODE in options else _NONE
         payload = _compat.pack_command(args)
-        start = trio.current_time()
+        link, start = self._opened(), trio.current_time()
         try:
-            return await self._attempt(name, payload, raw, options)
+            # The first attempt stands here, and not in `_attempt`: one coroutine less on the way of each reply.
+            mux = link.mux or await link.open()
+            return shape(name, await mux.call(payload, 1, raw), options, self._protocol)
+        except redis.exceptions.ReadOnlyError as error:
+            link.retire(mux)
+            failure: redis.exceptions.RedisError = error
         except redis.exceptions.RedisError as error:
             failure = error
         attempt = partial(self._attempt, name, payload, raw, options)
@@ -222,7 +229,7 @@ class Redis(Commands):
         link = self._opened()
         mux = link.mux or await link.open()
         try:
-            return shape(name, await mux.call(payload, 1, raw), options, self.options.protocol)
+            return shape(name, await mux.call(payload, 1, raw), options, self._protocol)
         except redis.exceptions.ReadOnlyError:
             link.retire(mux)
             raise

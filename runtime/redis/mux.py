@@ -28,7 +28,7 @@ from attrs import define
 from . import _compat
 from .errors import NotSent, OutcomeUnknown, RedisStalled, RedisUnavailable
 from .options import RedisOptions
-from .wire import READ_SIZE, STREAM_ERRORS, Wire, describe
+from .wire import STREAM_ERRORS, Wire, describe
 
 __all__ = ["GRACE", "Mux"]
 
@@ -49,6 +49,13 @@ class _Request:
     task: trio.lowlevel.Task | None  # None: nobody waits (any more)
     replies: list[Any] | None = None  # of a burst, those that have come
     sent: bool = False
+
+    def collect(self, reply: Any) -> list[Any] | None:
+        """Keep one reply of a burst; all of them when it was the last."""
+        if self.replies is None:
+            self.replies = []
+        self.replies.append(reply)
+        return self.replies if len(self.replies) == self.count else None
 
 
 class Mux:
@@ -194,7 +201,7 @@ class Mux:
                     await self._wait_for_work()
                 data = self._take_queue()
                 if data:
-                    await self._wire.stream.send_all(data)
+                    await self._wire.send(data)
         except STREAM_ERRORS as error:
             self._break(error)
 
@@ -222,10 +229,10 @@ class Mux:
         return data
 
     async def _read(self) -> None:
-        stream, reader = self._wire.stream, self._wire.reader
+        wire, reader = self._wire, self._wire.reader
         try:
             while True:
-                data = await stream.receive_some(READ_SIZE)
+                data = await wire.read()
                 if not data:
                     raise EOFError
                 self._quiet_since = trio.current_time()
@@ -235,35 +242,30 @@ class Mux:
             self._break(error)
 
     def _deliver_all(self, reader: hiredis.Reader) -> None:
-        pending = self._pending
+        """Give each reply that is complete to its request, and the request's task its turn."""
+        pending, next_reply, reschedule = self._pending, reader.gets, trio.lowlevel.reschedule
         while True:
             head = pending[0] if pending else None
             raw = head is not None and head.raw and len(head.replies or ()) in head.raw
-            reply = reader.gets(not raw)
+            reply = next_reply(not raw)
             if reply is _compat.NOT_ENOUGH_DATA:
                 break
-            if isinstance(reply, hiredis.PushNotification):
+            if type(reply) is hiredis.PushNotification:
                 continue
             if head is None:
                 raise redis.exceptions.InvalidResponse("a reply that no command asked for")
-            self._deliver(head, reply)
+            self._due -= 1
+            if head.count > 1:
+                reply = head.collect(reply)
+                if reply is None:
+                    continue
+            pending.popleft()
+            task, head.task = head.task, None
+            if task is not None:
+                reschedule(task, outcome.Value(reply))
         if self._waiting:
             self._let_in()
         self._close_if_over()
-
-    def _deliver(self, head: _Request, reply: Any) -> None:
-        self._due -= 1
-        if head.count > 1:
-            if head.replies is None:
-                head.replies = []
-            head.replies.append(reply)
-            if len(head.replies) < head.count:
-                return
-            reply = head.replies
-        self._pending.popleft()
-        task, head.task = head.task, None
-        if task is not None:
-            trio.lowlevel.reschedule(task, outcome.Value(reply))
 
     async def _watch(self) -> None:
         """Report silence after `stall_after`, end the connection after `response_timeout`. No timer for each call."""

@@ -7,11 +7,11 @@ connection would change it for them all.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from .errors import CommandRefused
 
-__all__ = ["block_of", "check_dedicated", "check_shared", "command_name"]
+__all__ = ["UNUSUAL", "block_of", "check_dedicated", "check_shared", "command_name"]
 
 
 def command_name(args: Sequence[Any]) -> str:
@@ -163,3 +163,6 @@ _BLOCKING: dict[str, Callable[[Sequence[Any]], float | None]] = {
     "WAITAOF": _last_in_milliseconds,
     "MIGRATE": _migrate,
 }
+
+UNUSUAL: Final = _GUARDED | _BLOCKING.keys()
+"""Commands for which `check_shared`, `check_dedicated` or `block_of` may have something to say: no other need ask."""
