@@ -126,6 +126,51 @@ async def test_a_stream_moves_under_load_and_nothing_is_lost(local: LocalCluster
         assert statistics.last_error is None
 
 
+async def test_a_slot_that_is_migrated_in_one_step_is_no_error(local: LocalCluster) -> None:
+    """Valkey 9 moves slots by a replication of their own and hands them over at once: there is no ASK."""
+    source, target = local.master_of(STREAM), another(local, STREAM)
+    slot, target_id = slot_of(STREAM), local.id_of(target)
+    with local.admin(source) as admin:
+        if "MIGRATESLOTS" not in str(admin.execute_command("CLUSTER", "HELP")):  # type: ignore[no-untyped-call]
+            pytest.skip("this server has no CLUSTER MIGRATESLOTS")
+    taken: list[int] = []
+    written: list[int] = []
+    moved = trio.Event()
+    async with RedisCluster(ClusterOptions.from_url(local.url)) as cluster:
+        await cluster.xgroup_create(STREAM, GROUP, id="0", mkstream=True)
+
+        async def write() -> None:
+            while not moved.is_set():
+                await cluster.xadd(STREAM, {"number": len(written)})
+                written.append(len(written))
+
+        async def read() -> None:
+            async with cluster.dedicated(key=STREAM) as connection:
+                while not moved.is_set() or len(taken) < len(written):
+                    reply = await connection.xreadgroup(GROUP, "me", {STREAM: ">"}, count=100, block=100)
+                    for _, entries in reply:
+                        taken.extend(int(fields[b"number"]) for _, fields in entries)
+                        await cluster.xack(STREAM, GROUP, *(entry for entry, _ in entries))
+
+        with trio.fail_after(LIMIT):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(write)
+                nursery.start_soon(read)
+                await cluster.execute_command(
+                    "CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", slot, slot, "NODE", target_id,
+                    target=("127.0.0.1", source.port),
+                )  # fmt: skip
+                while (await cluster.node_for_slot(slot)).port != target.port:
+                    await trio.sleep(0.01)
+                count = len(written)
+                while len(written) < count + 100:
+                    await trio.sleep(0.01)
+                moved.set()
+        assert taken == written
+        assert (await cluster.xpending(STREAM, GROUP))["pending"] == 0
+        assert cluster.statistics().last_error is None
+
+
 async def test_a_blocked_reader_goes_with_its_stream(local: LocalCluster) -> None:
     """It sleeps on the old owner when the stream goes: Redis says that the key is gone, or MOVED; it is neither lost
     nor deleted, and the reader gets what is written at the new owner."""
@@ -160,7 +205,7 @@ async def test_a_deleted_stream_is_told_from_one_that_moved(local: LocalCluster)
 
                 @nursery.start_soon
                 async def read() -> None:
-                    with pytest.raises(redis.exceptions.ResponseError, match="no longer exists|No such key"):
+                    with pytest.raises(redis.exceptions.ResponseError, match=r"no longer exists|No such key"):
                         await connection.xreadgroup(GROUP, "me", {STREAM: ">"}, block=30_000)
 
                 await until_blocked(local, local.master_of(STREAM), 1)
