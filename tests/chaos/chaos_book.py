@@ -18,7 +18,7 @@ from attrs import define, field, frozen
 from penstock.runtime.redis import NotSent, OutcomeUnknown, RedisStalled, RedisUnavailable, classify
 from penstock.runtime.testing import tasks_waiting
 
-__all__ = ["Book", "Fate", "Outcome", "open_sockets", "running_tasks"]
+__all__ = ["Book", "Channel", "Fate", "Outcome", "open_sockets", "running_tasks"]
 
 _HARD_LIMIT = 20.0
 """Seconds beyond a call's limit after which it is cancelled: it hangs."""
@@ -155,6 +155,44 @@ class Book:
         lines += [f"beside: {_counts(self.notes) or 'nothing'}"]
         lines += [f"VIOLATION {text}" for text in self.violations]
         return "\n".join(lines)
+
+
+@define(eq=False)
+class Channel:
+    """The ledger of a channel that one task publishes to: how each number went out, and what the subscriber got.
+
+    Attributes:
+        strict: whether nothing may be missing without a `Gap`. Between the nodes of a cluster, messages may.
+        log: the numbers, and None for a `Gap`.
+    """
+
+    name: str
+    strict: bool
+    sent: dict[int, Fate] = field(factory=dict)
+    log: list[int | None] = field(factory=list)
+
+    def faults(self) -> list[str]:
+        """What is wrong with the log."""
+        numbers = [number for number in self.log if number is not None]
+        found = [f"{number} came {times} times" for number, times in Counter(numbers).items() if times > 1]
+        if not self.strict:
+            return found
+        last = None
+        for number in self.log:
+            if number is None:
+                last = None
+            elif self.sent.get(number) is Fate.DONE:  # one of unknown outcome may come late, from a socket that thaws
+                found += self._between(last, number)
+                last = number
+        return found
+
+    def _between(self, last: int | None, number: int) -> list[str]:
+        if last is None:
+            return []
+        if number < last:
+            return [f"{number} came after {last}"]
+        missing = [each for each in range(last + 1, number) if self.sent.get(each) is Fate.DONE]
+        return [f"{missing} are missing between {last} and {number}, without a Gap"] if missing else []
 
 
 def _fate_in_redis(error: redis.exceptions.RedisError) -> Fate:

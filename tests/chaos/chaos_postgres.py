@@ -17,10 +17,10 @@ from typing import Any
 import psycopg
 import trio
 from attrs import define, field
-from chaos_book import Book, Fate, Outcome, open_sockets, running_tasks
+from chaos_book import Book, Channel, Fate, Outcome, open_sockets, running_tasks
 from chaos_proxy import Proxy
 
-from penstock.runtime.postgres import Pool, PostgresOptions
+from penstock.runtime.postgres import Gap, Notification, Pool, PostgresOptions, listen
 from penstock.runtime.testing.servers import free_port
 
 __all__ = ["run_postgres"]
@@ -69,6 +69,7 @@ class _Statements:
     book: Book
     running: bool = True
     ledger: _Ledger = field(factory=_Ledger)
+    channel: Channel = field(factory=lambda: Channel("notified", strict=True))
     _tokens: Any = field(factory=itertools.count)
 
     async def run(self) -> None:
@@ -81,8 +82,10 @@ class _Statements:
             self._copy: 2,
             self._executemany: 2,
             self._stream: 2,
+            self._notify: 1,
         }
         async with trio.open_nursery() as nursery:
+            await nursery.start(self._listen)
             for work, number in works.items():
                 for each in range(number):
                     nursery.start_soon(self._repeat, work, f"{work.__name__[1:]}:{each}")
@@ -232,6 +235,32 @@ class _Statements:
             self.book.wrong(f"WRONG REPLY: a server cursor from {start} gave {str(outcome.value)[:100]}")
         return outcome
 
+    async def _notify(self, name: str, rng: random.Random) -> Outcome:
+        number = len(self.channel.sent) + 1
+        self.channel.sent[number] = Fate.UNKNOWN
+
+        async def run() -> None:
+            async with self.pool.connection() as connection:
+                await connection.execute("select pg_notify(%s, %s)", [self.channel.name, str(number)])
+
+        outcome, _ = await self._call("notify", rng, run)
+        self.channel.sent[number] = outcome.fate
+        return outcome
+
+    async def _listen(self, task_status: trio.TaskStatus[None]) -> None:
+        async with listen(self.pool.options, self.channel.name, check_every=1.0, check_timeout=0.5) as notifications:
+            task_status.started()
+            quiet = 0.0
+            while self.running or quiet < 3.0:
+                begin, item = trio.current_time(), None
+                with trio.move_on_after(self.book.rng(str(begin)).choice([0.0, 0.01, 0.3])):
+                    item = await anext(notifications)
+                quiet = quiet + trio.current_time() - begin if item is None else 0.0
+                if isinstance(item, Gap):
+                    self.channel.log.append(None)
+                elif isinstance(item, Notification):
+                    self.channel.log.append(int(item.payload))
+
     def settle(self, server: Any) -> None:
         """Hold the ledger to the tables."""
         with psycopg.connect(server.url, autocommit=True) as admin:
@@ -250,6 +279,10 @@ class _Statements:
         for name, (sure, perhaps, _) in self.ledger.counts.items():
             if not sure <= counts.get(name, 0) <= sure + perhaps:
                 self.book.wrong(f"LOST or done twice: {name} is {counts.get(name)}, {sure} sure, {perhaps} unknown")
+        for fault in self.channel.faults():
+            self.book.wrong(f"notifications: {fault}")
+        self.book.notes["notifications"] += len(self.channel.log)
+        self.book.notes["gaps"] += self.channel.log.count(None)
         self.book.notes["rows committed"] += len(self.ledger.sure)
         self.book.notes["rows unknown"] += len(self.ledger.perhaps)
         self.book.notes["rows unknown that had happened"] += len(self.ledger.perhaps & there)
@@ -351,8 +384,8 @@ class _Faults:
         self.proxy.release()
 
 
-async def run_postgres(book: Book, seconds: float) -> None:
-    """One server behind a proxy; what is committed survives kill -9."""
+async def run_postgres(book: Book, seconds: float, program: str | None = None) -> None:
+    """One server (always the embedded one) behind a proxy; what is committed survives kill -9."""
     server = postgres_servers.PostgresServer(postgres_servers._directory())
     port = free_port()
     settings = {"synchronous_commit": "on", "full_page_writes": "on", "listen_addresses": "127.0.0.1"}

@@ -9,15 +9,17 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
+import redis.exceptions
 import trio
 from attrs import define, field
-from chaos_book import Book, Fate, Outcome
+from chaos_book import Book, Channel, Fate, Outcome
 
-from penstock.runtime.redis import CommandRefused, DedicatedRedis, Gap, Message, Redis
+from penstock.runtime.redis import CommandRefused, DedicatedRedis, Gap, Message
 
 __all__ = ["Limits", "Traffic"]
 
 _GROUP = "g"
+_SHARED = "transacted"
 _ECHO = "return {KEYS[1], ARGV[1]}"
 _TOKEN = "return ARGV[1]"
 _BLOCK = 400  # ms
@@ -60,44 +62,6 @@ class _Stream:
 
 
 @define(eq=False)
-class _Channel:
-    """The ledger of a channel that one task publishes to: how each number went out, and what the subscriber got.
-
-    Attributes:
-        strict: whether nothing may be missing without a `Gap`. Between the nodes of a cluster, messages may.
-        log: the numbers, and None for a `Gap`.
-    """
-
-    name: str
-    strict: bool
-    sent: dict[int, Fate] = field(factory=dict)
-    log: list[int | None] = field(factory=list)
-
-    def faults(self) -> list[str]:
-        """What is wrong with the log."""
-        numbers = [number for number in self.log if number is not None]
-        found = [f"{number} came {times} times" for number, times in Counter(numbers).items() if times > 1]
-        if not self.strict:
-            return found
-        last = None
-        for number in self.log:
-            if number is None:
-                last = None
-            elif self.sent.get(number) is Fate.DONE:  # one of unknown outcome may come late, from a socket that thaws
-                found += self._between(last, number)
-                last = number
-        return found
-
-    def _between(self, last: int | None, number: int) -> list[str]:
-        if last is None:
-            return []
-        if number < last:
-            return [f"{number} came after {last}"]
-        missing = [each for each in range(last + 1, number) if self.sent.get(each) is Fate.DONE]
-        return [f"{missing} are missing between {last} and {number}, without a Gap"] if missing else []
-
-
-@define(eq=False)
 class Traffic:
     """Many tasks on one client. `run` until `stop`, then `settle`.
 
@@ -111,27 +75,29 @@ class Traffic:
     book: Book
     limits: Limits
     may_lose: Callable[[], bool]
-    keyless: bool = True
+    clustered: bool = False
     haste: float = 100.0
     running: bool = field(default=True, init=False)
     _tokens: Any = field(factory=itertools.count, init=False)
     _counts: dict[str, _Count] = field(factory=dict, init=False)
     _streams: list[_Stream] = field(factory=list, init=False)
-    _channels: list[_Channel] = field(factory=list, init=False)
+    _transacted: set[int] = field(factory=set, init=False)
+    _channels: list[Channel] = field(factory=list, init=False)
     _script: Any = field(default=None, init=False)
 
     async def run(self, *, scale: int = 1) -> None:
         """Until `stop`. Each task ends with a call that succeeds, or with a violation."""
         self._streams = [_Stream(f"events:{number}") for number in range(3)]
-        self._channels = [_Channel(f"channel:{number}", strict=self.keyless) for number in range(2)]
+        self._channels = [Channel(name, strict=not self.clustered) for name in ("channel:0", "channel:1", "shard:0")]
         self._script = self.client.register_script(_ECHO)
         await self._make_groups()
         works = {
-            self._echo: 4 if self.keyless else 0,
+            self._echo: 4,
             self._store: 6,
             self._count: 4,
             self._burst: 4,
             self._run_script: 2,
+            self._transact: 0 if self.clustered else 2,  # on one server only
             self._pop: 2,
             self._measure: 1,
         }
@@ -285,6 +251,27 @@ class Traffic:
             self._expect("GET in a pipeline", _text(value), token)
         return outcome
 
+    async def _transact(self, name: str, rng: random.Random) -> Outcome:
+        """Several tasks raise one counter, each by what it has read."""
+        count = self._counts.setdefault(_SHARED, _Count())
+
+        async def step(transaction: Any) -> int:
+            value = int(await transaction.get(_SHARED) or 0) + 1
+            transaction.multi()
+            transaction.set(_SHARED, value)
+            return value
+
+        run = partial(self.client.transaction, step, _SHARED, value_from_callable=True)
+        outcome = await self._call("WATCH and EXEC", rng, run)
+        if outcome.done:
+            count.sure += 1
+            if outcome.value in self._transacted and not self.may_lose():
+                self.book.wrong(f"two transactions raised {_SHARED} to {outcome.value}")
+            self._transacted.add(outcome.value)
+        elif not isinstance(outcome.error, redis.exceptions.WatchError):
+            count.perhaps += outcome.fate is Fate.UNKNOWN
+        return outcome
+
     async def _run_script(self, name: str, rng: random.Random) -> Outcome:
         token = self._token(name, rng)
         outcome = await self._call("EVALSHA", rng, lambda: self._script(keys=[name], args=[token]))
@@ -335,9 +322,6 @@ class Traffic:
                     step = self._ask_once if rng.random() < 0.3 else self._read_once
                     await self._checked(partial(step, stream, connection), consumer, rng)
 
-    def _dedicated(self, key: str) -> Any:
-        return self.client.dedicated() if isinstance(self.client, Redis) else self.client.dedicated(key=key)
-
     async def _ask_once(
         self, stream: _Stream, connection: DedicatedRedis, consumer: str, rng: random.Random
     ) -> Outcome:
@@ -382,20 +366,22 @@ class Traffic:
         if known is not None:
             self._expect("the entry's id", _text(entry_id), known)
 
-    async def _publish(self, channel: _Channel, name: str, rng: random.Random) -> Outcome:
+    async def _publish(self, channel: Channel, name: str, rng: random.Random) -> Outcome:
         number = len(channel.sent) + 1
         text = f"{channel.name}/{number}/" + "x" * rng.choice([0, 10, 3000])
         channel.sent[number] = Fate.UNKNOWN
-        outcome = await self._call("PUBLISH", rng, lambda: self.client.publish(channel.name, text))
+        publish = self.client.spublish if channel.name.startswith("shard") else self.client.publish
+        outcome = await self._call("PUBLISH", rng, lambda: publish(channel.name, text))
         channel.sent[number] = outcome.fate
         if outcome.done:
             self._expect("PUBLISH", outcome.value, 0, 1)
         return outcome
 
-    async def _listen(self, channel: _Channel) -> None:
+    async def _listen(self, channel: Channel) -> None:
         rng = self.book.rng(f"listen:{channel.name}")
         async with self.client.pubsub() as pubsub:
-            while not (await self._call("SUBSCRIBE", rng, lambda: pubsub.subscribe(channel.name))).done:
+            subscribe = pubsub.ssubscribe if channel.name.startswith("shard") else pubsub.subscribe
+            while not (await self._call("SUBSCRIBE", rng, lambda: subscribe(channel.name))).done:
                 await trio.sleep(0.02)
             quiet = 0.0
             while self.running or quiet < 1.0:
@@ -405,7 +391,7 @@ class Traffic:
                 if outcome.value is not None:
                     self._heard(channel, outcome.value)
 
-    def _heard(self, channel: _Channel, item: Message | Gap) -> None:
+    def _heard(self, channel: Channel, item: Message | Gap) -> None:
         if isinstance(item, Gap):
             channel.log.append(None)
             return

@@ -49,11 +49,11 @@ SLACK = 1.5
 SINGLE = Limits(command=OPTIONS.retry_for + ATTEMPT + SLACK, blocking=OPTIONS.retry_for + ATTEMPT + SLACK)
 
 
-async def run_single(book: Book, seconds: float, *, robber: bool = False) -> None:
+async def run_single(book: Book, seconds: float, program: str | None, *, robber: bool = False) -> None:
     """One server behind a proxy; what is acknowledged is on its disk. With `robber`, the proxy swallows replies."""
     with tempfile.TemporaryDirectory(prefix="pf-") as directory:
         arguments = [*DURABLE, "--enable-debug-command", "yes", "--busy-reply-threshold", "50"]
-        node = LocalNode(str(valkey_server()), free_port(), Path(directory), arguments)
+        node = LocalNode(program or str(valkey_server()), free_port(), Path(directory), arguments)
         await trio.to_thread.run_sync(node.start)
         try:
             async with trio.open_nursery() as nursery:
@@ -61,7 +61,7 @@ async def run_single(book: Book, seconds: float, *, robber: bool = False) -> Non
                 await nursery.start(proxy.serve)
                 if robber:
                     nursery.start_soon(_rob, proxy)
-                options = evolve(OPTIONS, port=proxy.port, max_pending=book.rng("limits").choice([100_000, 20]))
+                options = evolve(_draw_options(book), port=proxy.port)
                 faults = NodeFaults(book, book.rng("faults"), pace=1.5, longest=SINGLE.command + 2)
                 traffic = partial(Traffic, book=book, limits=SINGLE, may_lose=lambda: False)
                 strike = partial(faults.run, node, [proxy])
@@ -71,17 +71,23 @@ async def run_single(book: Book, seconds: float, *, robber: bool = False) -> Non
             node.kill()
 
 
+def _draw_options(book: Book) -> RedisOptions:
+    """Some seeds speak RESP2, some have so little room that callers wait for it."""
+    rng = book.rng("options")
+    return evolve(OPTIONS, max_pending=rng.choice([100_000, 20]), protocol=rng.choice([2, 3]))
+
+
 async def _rob(proxy: Proxy) -> None:
     while True:
         await trio.sleep(1)
         proxy.rob()
 
 
-async def run_cluster(book: Book, seconds: float, *, replicas: int) -> None:
+async def run_cluster(book: Book, seconds: float, program: str | None, *, replicas: int) -> None:
     """Three masters, each node behind a proxy; with replicas, a failover may lose what was not replicated."""
     from penstock.runtime.redis import ClusterOptions, RedisCluster
 
-    make = partial(LocalCluster.make, replicas=replicas, arguments=["--appendfsync", "always"])
+    make = partial(LocalCluster.make, replicas=replicas, program=program, arguments=["--appendfsync", "always"])
     with await trio.to_thread.run_sync(make) as cluster:
         async with trio.open_nursery() as nursery:
             proxies = [Proxy(node.port) for node in cluster.nodes]
@@ -93,7 +99,7 @@ async def run_cluster(book: Book, seconds: float, *, replicas: int) -> None:
                 return await trio.open_tcp_stream(host, by_port[port])
 
             seeds = tuple(("127.0.0.1", node.port) for node in cluster.nodes)
-            options = ClusterOptions(nodes=seeds, node=OPTIONS, retry_for=4.0)
+            options = ClusterOptions(nodes=seeds, node=_draw_options(book), retry_for=4.0)
             limit = options.retry_for + 2 * ATTEMPT + SLACK
             keys = [f"events:{number}" for number in range(3)]
             faults = ClusterFaults(book, book.rng("faults"), pace=2.0, longest=limit + 2, keys=keys)
@@ -102,7 +108,7 @@ async def run_cluster(book: Book, seconds: float, *, replicas: int) -> None:
                 book=book,
                 limits=Limits(command=limit, blocking=limit, recovery=40.0),
                 may_lose=lambda: faults.failovers > 0,
-                keyless=False,
+                clustered=True,
             )
             strike = partial(faults.run, cluster, proxies)
             client = partial(RedisCluster, options, connect=connect)
@@ -166,7 +172,10 @@ def _check_clients(book: Book, node: LocalNode) -> None:
         book.wrong(f"LEAK: the server on port {node.port} still has {len(others)} connections: {others}")
 
 
-TOPOLOGIES: dict[str, Callable[[Book, float], Awaitable[None]]] = {
+Topology = Callable[[Book, float, str | None], Awaitable[None]]
+"""A run with so many seconds of faults, on a server program of its own or the embedded one."""
+
+TOPOLOGIES: dict[str, Topology] = {
     "single": run_single,
     "cluster": partial(run_cluster, replicas=0),
     "replicas-cluster": partial(run_cluster, replicas=1),
@@ -176,14 +185,14 @@ TOPOLOGIES: dict[str, Callable[[Book, float], Awaitable[None]]] = {
 """`robbed` is the check of the checks: it must end with violations."""
 
 
-async def run(topology: str, seconds: float, seed: int) -> Book:
+async def run(topology: str, seconds: float, seed: int, program: str | None = None) -> Book:
     """One run; the book tells of it."""
     book = Book(seed)
     async with AsyncExitStack() as stack:
         nursery = await stack.enter_async_context(trio.open_nursery())
         nursery.start_soon(book.measure_lag)
         try:
-            await TOPOLOGIES[topology](book, seconds)
+            await TOPOLOGIES[topology](book, seconds, program)
         finally:
             nursery.cancel_scope.cancel()
     return book
@@ -200,12 +209,15 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=180.0, help="length of the faults")
     parser.add_argument("--seed", type=int, default=None, help="of the faults and commands; default: a new one")
     parser.add_argument("--topology", choices=TOPOLOGIES, default="single")
+    parser.add_argument(
+        "--server", metavar="PROGRAM", help="another redis-server or valkey-server than the embedded one"
+    )
     arguments = parser.parse_args()
     seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(10**6)
     signal.signal(signal.SIGTERM, _interrupted)
     seed_scheduler(seed)
     print(f"{arguments.topology}: {arguments.seconds:g} s of faults, --seed {seed}", flush=True)
-    book = trio.run(run, arguments.topology, arguments.seconds, seed)
+    book = trio.run(run, arguments.topology, arguments.seconds, seed, arguments.server)
     print(book.report())
     print(f"violations: {len(book.violations)} (--topology {arguments.topology} --seed {seed})")
     return 1 if book.violations else 0
