@@ -98,8 +98,7 @@ class DrivenConnection(psycopg.AsyncConnection[Row]):
                 raise
             return outcome[0]
         except KeyboardInterrupt:
-            if self._is_busy():
-                await self._end_interrupted(gen, cancel=True)
+            await self._end_broken_off(gen)
             raise
 
     def _is_active(self) -> bool:
@@ -125,6 +124,9 @@ class DrivenConnection(psycopg.AsyncConnection[Row]):
                 if deadline is not None and trio.current_time() >= deadline:
                     raise internals.WaitTimeout("wait timeout expired")
         except StopIteration as end:
+            if alive and self.closed:
+                # psycopg ignores errors of a rollback, for there is another one already; the loss is news all the same.
+                self._look_for_trouble(psycopg.OperationalError(self.pgconn.get_error_message()))
             result: _R = end.value
             return result
         except internals.WaitTimeout:
@@ -204,6 +206,15 @@ class DrivenConnection(psycopg.AsyncConnection[Row]):
         self._give_up(steps)
         return None
 
+    async def _end_broken_off(self, steps: PQGen[Any]) -> None:
+        """What Control-C breaks off is cancelled on the server. Where more would have to follow, it closes."""
+        if not self.closed and self.pgconn.pipeline_status:
+            self.abandon()
+            _close(steps)
+        elif self._is_active():
+            await self._end_interrupted(steps, cancel=True)
+            await self.settle()  # a COPY may have begun all the same
+
     def _give_up(self, steps: PQGen[Any]) -> None:
         """Close a connection whose server does not end what was cancelled: it may be frozen, so say that too."""
         _log.warning("no end of a statement within %g s of its cancellation: closing its connection", self.cancel_grace)
@@ -229,7 +240,11 @@ class DrivenConnection(psycopg.AsyncConnection[Row]):
         if steps is None:
             return
         with trio.move_on_after(min(timeout or float("inf"), self.cancel_grace / 2), shield=True):
-            await drive_connecting(steps)
+            try:
+                await drive_connecting(steps)
+            except KeyboardInterrupt:
+                self.abandon()
+                raise
             return
         self.abandon()
         raise psycopg.errors.CancellationTimeout("cancellation timeout expired")
@@ -241,16 +256,21 @@ class DrivenConnection(psycopg.AsyncConnection[Row]):
         """
         if not self._is_active() or self.pgconn.pipeline_status:
             return
-        with trio.move_on_after(self.cancel_grace, shield=True), suppress(psycopg.Error):
-            await self._request_cancel()
-            while results := await self._drive(internals.result_steps(self.pgconn)):
-                if results[-1].status == pq.ExecStatus.COPY_IN:
-                    await self._drive(internals.copy_end_steps(self.pgconn, b"abandoned"))
-                elif results[-1].status == pq.ExecStatus.COPY_OUT:
-                    while isinstance(await self._drive(internals.copy_out_steps(self.pgconn)), memoryview):
-                        pass
-        if self._is_active():
-            self.abandon()
+        try:
+            with trio.move_on_after(self.cancel_grace, shield=True), suppress(psycopg.Error):
+                await self._request_cancel()
+                await self._drain()
+        finally:
+            if self._is_active():
+                self.abandon()
+
+    async def _drain(self) -> None:
+        while results := await self._drive(internals.result_steps(self.pgconn)):
+            if results[-1].status == pq.ExecStatus.COPY_IN:
+                await self._drive(internals.copy_end_steps(self.pgconn, b"abandoned"))
+            elif results[-1].status == pq.ExecStatus.COPY_OUT:
+                while isinstance(await self._drive(internals.copy_out_steps(self.pgconn)), memoryview):
+                    pass
 
     def still_connected(self) -> bool:
         """Whether the server has not ended this idle connection, as far as is known here; asks nobody."""

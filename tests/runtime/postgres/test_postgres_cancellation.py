@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import random
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, suppress
+from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import psycopg
 import pytest
@@ -15,7 +13,7 @@ import trio.testing
 from psycopg import pq
 from psycopg.rows import TupleRow
 
-from penstock.runtime.postgres import Connection, Fault, PostgresOptions, PostgresUnavailable, classify
+from penstock.runtime.postgres import Connection, PostgresOptions
 
 IDLE = pq.TransactionStatus.IDLE
 
@@ -193,147 +191,3 @@ async def test_a_waiter_for_the_connection_is_cancelled_at_once(connection) -> N
             await connection.execute("select 1")
         assert trio.current_time() - started < 0.4
     assert await count(connection) == 0
-
-
-# Any operation, cut anywhere
-
-Operation = Callable[[Connection[TupleRow], random.Random], Awaitable[None]]
-
-
-async def _execute(connection: Connection[TupleRow], _: random.Random) -> None:
-    await connection.execute("select pg_sleep(0.002)")
-
-
-async def _executemany(connection: Connection[TupleRow], dice: random.Random) -> None:
-    rows = [(dice.randrange(10**9), "note") for _ in range(dice.choice([1, 20, 400]))]
-    await connection.cursor().executemany("insert into effect values (%s, %s) on conflict do nothing", rows)
-
-
-async def _copy_in(connection: Connection[TupleRow], dice: random.Random) -> None:
-    async with connection.cursor().copy("copy scratch from stdin") as copy:
-        for number in range(dice.choice([0, 3, 3000])):
-            await copy.write_row((number, "x" * 200))
-
-
-async def _copy_out(connection: Connection[TupleRow], dice: random.Random) -> None:
-    async with connection.cursor().copy("copy (select generate_series(1, 20000)) to stdout") as copy:
-        for _ in range(dice.choice([0, 10, 30000])):
-            if not await copy.read():
-                break
-
-
-async def _pipeline(connection: Connection[TupleRow], dice: random.Random) -> None:
-    async with connection.pipeline():
-        for _ in range(dice.randrange(1, 5)):
-            cursor = await connection.execute("select pg_sleep(0.001)")
-        if dice.random() < 0.5:
-            await cursor.fetchone()
-
-
-async def _transaction(connection: Connection[TupleRow], dice: random.Random) -> None:
-    # A stream or a COPY left early cancels its query, and so fails the transaction it is in.
-    with suppress(psycopg.errors.InFailedSqlTransaction):
-        async with connection.transaction():
-            await connection.execute("insert into scratch values (1)")
-            async with connection.transaction():
-                await _any(connection, dice)
-
-
-async def _transaction_in_pipeline(connection: Connection[TupleRow], _: random.Random) -> None:
-    async with connection.pipeline(), connection.transaction():
-        await connection.execute("insert into scratch values (1)")
-        await connection.execute("select pg_sleep(0.001)")
-
-
-async def _stream(connection: Connection[TupleRow], dice: random.Random) -> None:
-    left = dice.choice([1, 50, 10**6])
-    async with aclosing(connection.cursor().stream("select generate_series(1, 3000)")) as rows:
-        async for _ in rows:
-            left -= 1
-            if not left:
-                break
-
-
-async def _server_cursor(connection: Connection[TupleRow], _: random.Random) -> None:
-    async with connection.transaction(), connection.cursor("numbers") as cursor:
-        await cursor.execute("select generate_series(1, 300)")
-        async for _row in cursor:
-            pass
-
-
-_OPERATIONS: list[Operation] = [
-    _execute,
-    _executemany,
-    _copy_in,
-    _copy_out,
-    _pipeline,
-    _transaction_in_pipeline,
-    _stream,
-    _server_cursor,
-]
-
-
-async def _any(connection: Connection[TupleRow], dice: random.Random) -> None:
-    operation = dice.choice([one for one in _OPERATIONS if one not in (_server_cursor,)])
-    await operation(connection, dice)
-
-
-@pytest.mark.parametrize("operation", [*_OPERATIONS, _transaction], ids=lambda operation: operation.__name__)
-async def test_a_backend_that_dies_in_the_middle_of_anything(options, server, operation: Operation) -> None:
-    """The error is an outage, told at once; the connection is closed and nothing hangs."""
-    troubles: list[PostgresUnavailable] = []
-    connection = await Connection.open(options, on_trouble=troubles.append)
-    await connection.execute("create temp table effect (id int primary key, note text)")
-    await connection.execute("create temp table scratch (id int, note text)")
-    pid = connection.info.backend_pid
-
-    async def repeat() -> None:
-        dice = random.Random(5)
-        while True:
-            await operation(connection, dice)
-
-    async def terminate() -> None:
-        await trio.to_thread.run_sync(server.execute, f"select pg_terminate_backend({pid}, 5000)")
-
-    with trio.fail_after(20), pytest.raises(ExceptionGroup) as caught:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(repeat)
-            nursery.start_soon(terminate)
-    assert classify(caught.value) is Fault.OUTAGE
-    assert len(troubles) >= 1
-    assert connection.closed
-
-
-FUZZ_ROUNDS = int(os.environ.get("PENSTOCK_FUZZ_ROUNDS", "250"))
-
-
-@pytest.mark.parametrize("seed", [1, 2, 3])
-async def test_any_operation_cut_at_any_moment(options: PostgresOptions, seed: int) -> None:
-    """A random operation under a random deadline: the connection is then usable or closed, and nearly always usable."""
-    dice = random.Random(seed)
-    closed = cut = 0
-    connection = await _fresh(options)
-    for number in range(FUZZ_ROUNDS):
-        operation = dice.choice([*_OPERATIONS, _transaction])
-        with trio.fail_after(10), trio.move_on_after(dice.choice([0, 0.0005, 0.004, 0.02]) * dice.random()) as scope:
-            await operation(connection, dice)
-        cut += scope.cancelled_caught
-        if connection.closed:
-            closed += 1
-            connection = await _fresh(options)
-            continue
-        where = f"seed {seed}, round {number}: {operation.__name__}"
-        assert connection.pgconn.transaction_status == IDLE, where
-        assert connection.pgconn.pipeline_status == pq.PipelineStatus.OFF, where
-        with trio.fail_after(5):
-            assert await (await connection.execute("select %s::int", [number])).fetchone() == (number,), where
-    await connection.close()
-    assert cut > FUZZ_ROUNDS / 4
-    assert closed <= FUZZ_ROUNDS / 100
-
-
-async def _fresh(options: PostgresOptions) -> Connection[TupleRow]:
-    connection = await Connection.open(options)
-    await connection.execute("create temp table effect (id int primary key, note text)")
-    await connection.execute("create temp table scratch (id int, note text)")
-    return connection
