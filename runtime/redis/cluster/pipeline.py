@@ -36,6 +36,7 @@ class _Queued:
     options: dict[str, Any]
     slot: int | None = None
     reply: Any = None
+    overtaken: bool = False
 
     @property
     def raw(self) -> bool:
@@ -48,7 +49,8 @@ class ClusterPipeline(Commands):
     Without `transaction`, each node gets its commands in one contiguous burst, all nodes at the same time; commands of
     one slot run in the order in which they were queued. What a burst did not do because its slot or its master moved is
     then sent again one by one, in order for each slot, under the rule of `RedisCluster`. When one of them fails for
-    good, those behind it in its slot that have not run are not sent: they get NotSent.
+    good, those behind it in its slot that have not run are not sent: they get NotSent. So does one that a command
+    behind it has overtaken (a node was in order again in the middle of the burst), unless both only read.
 
     With `transaction`, all keys must be in one slot; the burst is wrapped in MULTI and EXEC, runs as one step, and is
     redirected and sent again as a whole.
@@ -197,6 +199,7 @@ class ClusterPipeline(Commands):
             async with trio.open_nursery() as nursery:
                 for address, share in shares.items():
                     nursery.start_soon(self._send, address, share)
+        self._give_up_overtaken(queue)
         left = [command for command in queue if _is_unfinished(command)]
         if not left:
             return
@@ -207,6 +210,21 @@ class ClusterPipeline(Commands):
         async with trio.open_nursery() as nursery:
             for line in lines.values():
                 nursery.start_soon(self._send_again, line, where, until)
+
+    def _give_up_overtaken(self, queue: list[_Queued]) -> None:
+        """Do not send again what would then run after the commands that were queued behind it."""
+        ran: dict[int, bool] = {}  # slot -> whether there is a write among those that ran, behind the present command
+        for command in reversed(queue):
+            if command.slot is None:
+                continue
+            writes = command.full not in READS
+            if not isinstance(command.reply, Exception):
+                ran[command.slot] = ran.get(command.slot, False) or writes
+            elif _is_unfinished(command) and command.slot in ran and (writes or ran[command.slot]):
+                reason = f"refused, and not sent again: a command behind it in slot {command.slot} has run"
+                refusal, command.reply = command.reply, NotSent(self._router.options.address, reason)
+                command.reply.__cause__ = refusal
+                command.overtaken = True
 
     async def _share_out(self, queue: list[_Queued]) -> dict[Address | None, list[_Queued]]:
         """The commands of each node; under None, those whose slot nobody serves at the moment."""
@@ -276,6 +294,8 @@ def _slot_without_keys(name: str, args: Sequence[Any]) -> int | None:
 def _is_unfinished(command: _Queued) -> bool:
     """Whether the command has provably not run, or may be sent again."""
     reply = command.reply
+    if command.overtaken:
+        return False
     return isinstance(reply, Exception) and step_after(reply, reads=command.full in READS) is not Step.GIVE_UP
 
 
