@@ -298,14 +298,17 @@ async def _admin(node: LocalNode, *order: Any) -> Any:
 async def _until_done(node: LocalNode, *order: str, also: str = "") -> None:
     """An order that must get through: a server must not stay crippled."""
 
-    def give() -> bool:
+    def give() -> str | None:
         try:
             with node.admin() as admin:
                 admin.execute_command(*order)
         except redis.exceptions.RedisError as error:
-            return bool(also) and also in str(error)
-        return True
+            return None if also and also in str(error) else str(error)
+        return None
 
-    with trio.fail_after(30):
-        while not await trio.to_thread.run_sync(give):
-            await trio.sleep(0.05)
+    deadline = trio.current_time() + 30
+    while (refusal := await trio.to_thread.run_sync(give)) is not None:
+        if trio.current_time() > deadline:
+            tail = node.log.read_text(errors="replace")[-2000:]
+            raise AssertionError(f"the server does not take {order}: {refusal}\n{tail}")
+        await trio.sleep(0.05)
