@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from math import inf
 from typing import Final
 
@@ -285,10 +284,10 @@ class Discovery:
         texts = [f"{address}: {failure.reason}" for address, failure in list(failures.items())[:4]]
         reasons = "; ".join(texts) or f"no answer within {LIMIT:g} s"
         error = RedisUnavailable(self._options.address, f"no node of the cluster answers: {reasons}")
-        with suppress(StopIteration):
-            # A reply that a person must act on (credentials, say) says more than a node that is away.
-            causes = (failure.__cause__ for failure in failures.values())
-            error.__cause__ = next(each for each in causes if isinstance(each, redis.exceptions.ResponseError))
+        # A reply that a person must act on (credentials, say) says more than a node that is away.
+        causes = [failure.__cause__ for failure in failures.values()]
+        replies = [cause for cause in causes if isinstance(cause, redis.exceptions.RedisError)]
+        error.__cause__ = next(iter(replies), None)
         return error
 
 
