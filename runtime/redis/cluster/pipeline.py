@@ -35,6 +35,7 @@ class _Queued:
     payload: bytes
     options: dict[str, Any]
     slot: int | None = None
+    keys: Sequence[bytes] = ()
     reply: Any = None
     overtaken: bool = False
 
@@ -49,8 +50,8 @@ class ClusterPipeline(Commands):
     Without `transaction`, each node gets its commands in one contiguous burst, all nodes at the same time; commands of
     one slot run in the order in which they were queued. What a burst did not do because its slot or its master moved is
     then sent again one by one, in order for each slot, under the rule of `RedisCluster`. When one of them fails for
-    good, those behind it in its slot that have not run are not sent: they get NotSent. So does one that a command
-    behind it has overtaken (a node was in order again in the middle of the burst), unless both only read.
+    good, those behind it in its slot that have not run are not sent: they get NotSent. So does one that another command on
+    its key has overtaken (a node was in order again in the middle of the burst), unless both only read.
 
     With `transaction`, all keys must be in one slot; the burst is wrapped in MULTI and EXEC, runs as one step, and is
     redirected and sent again as a whole.
@@ -102,7 +103,7 @@ class ClusterPipeline(Commands):
         slot = common_slot(full, keys) if keys else None
         if not keys and keys is not None:
             slot = _slot_without_keys(full, args)
-        command = _Queued(name, full, args, _compat.pack_command(args), options, slot)
+        command = _Queued(name, full, args, _compat.pack_command(args), options, slot, _as_bytes(keys or ()))
         if self._transaction:
             self._check_slot(command)
         self._queue.append(command)
@@ -156,6 +157,7 @@ class ClusterPipeline(Commands):
             if command.slot is None and keys_of(command.full, command.args) is None:
                 keys = await self._find_keys(command.full, command.args)
                 command.slot = common_slot(command.full, keys) if keys else None
+                command.keys = _as_bytes(keys)
                 if self._transaction:
                     self._check_slot(command, queue)
 
@@ -212,16 +214,14 @@ class ClusterPipeline(Commands):
                 nursery.start_soon(self._send_again, line, where, until)
 
     def _give_up_overtaken(self, queue: list[_Queued]) -> None:
-        """Do not send again what would then run after the commands that were queued behind it."""
-        ran: dict[int, bool] = {}  # slot -> whether there is a write among those that ran, behind the present command
+        """Do not send again what would then run after commands on the same keys that were queued behind it."""
+        ran: dict[bytes, bool] = {}  # key -> whether there is a write among what ran, behind the present command
         for command in reversed(queue):
-            if command.slot is None:
-                continue
             writes = command.full not in READS
             if not isinstance(command.reply, Exception):
-                ran[command.slot] = ran.get(command.slot, False) or writes
-            elif _is_unfinished(command) and command.slot in ran and (writes or ran[command.slot]):
-                reason = f"refused, and not sent again: a command behind it in slot {command.slot} has run"
+                ran.update({key: ran.get(key, False) or writes for key in command.keys})
+            elif _is_unfinished(command) and any(key in ran and (writes or ran[key]) for key in command.keys):
+                reason = "refused, and not sent again: a command behind it on the same key has run"
                 refusal, command.reply = command.reply, NotSent(self._router.options.address, reason)
                 command.reply.__cause__ = refusal
                 command.overtaken = True
@@ -280,6 +280,11 @@ class ClusterPipeline(Commands):
                 if _is_unfinished(command):
                     failure = RedisUnavailable(router.options.address, str(command.reply))
                     failure.__cause__ = command.reply
+
+
+def _as_bytes(keys: Sequence[Any]) -> Sequence[bytes]:
+    buffers = (bytes, bytearray, memoryview)
+    return [bytes(key) if isinstance(key, buffers) else str(key).encode() for key in keys]
 
 
 def _slot_without_keys(name: str, args: Sequence[Any]) -> int | None:

@@ -667,6 +667,31 @@ async def test_what_a_burst_could_not_do_is_done_again_in_order(autojump_clock: 
         assert [words[-1] for words in cluster.c.log] == ["1", "2", LOW, "3"]
 
 
+async def test_one_key_of_a_slot_may_be_elsewhere_already(autojump_clock: MockClock) -> None:
+    """During a migration: what runs here meanwhile is about other keys, and overtakes nobody."""
+    gone, here = LOW + "gone", LOW + "here"
+    async with a_cluster() as cluster, client(cluster) as redis_cluster:
+        cluster.a.answer = lambda _, words: error(f"ASK {slot_of(LOW)} seed:7003") if words[1] == gone else None
+        pipeline = redis_cluster.pipeline(transaction=False)
+        pipeline.set(gone, 1).set(here, 1).get(gone).set(here, 2)
+        assert await pipeline.execute() == [True, True, f"c:{gone}".encode(), True]
+        assert [words[0] for words in cluster.c.log] == ["ASKING", "SET", "ASKING", "GET"]
+
+
+async def test_what_was_overtaken_on_its_key_is_not_sent_again(autojump_clock: MockClock) -> None:
+    async with a_cluster() as cluster, client(cluster) as redis_cluster:
+        down = error("CLUSTERDOWN The cluster is down")
+        cluster.a.answer = on("SET", down)
+        pipeline = redis_cluster.pipeline(transaction=False)
+        pipeline.set(LOW, 1).set(LOW, 2).set(LOW + "other", 1)
+        refused, *rest = await pipeline.execute(raise_on_error=False)
+        assert isinstance(refused, NotSent)
+        assert "behind it on the same key" in str(refused)
+        assert rest == [True, True]
+        cluster.a.answer = on("GET", down)
+        assert await pipeline.get(LOW).get(LOW).execute() == [f"a:{LOW}".encode()] * 2
+
+
 async def test_behind_a_command_that_failed_nothing_of_its_slot_is_sent(autojump_clock: MockClock) -> None:
     async with a_cluster() as cluster, client(cluster, retry_for=1.0) as redis_cluster:
         cluster.a.answer = lambda _, words: error("CLUSTERDOWN The cluster is down")
