@@ -446,8 +446,6 @@ async def _drive(book: Book, seconds: float, server: Any, proxy: Proxy, start: C
 
 
 async def _backends(server: Any) -> list[Any]:
-    statement = (
-        "select pid, state, query from pg_stat_activity"
-        " where backend_type = 'client backend' and pid <> pg_backend_pid()"
-    )
+    """The link's connections that the server has."""
+    statement = "select pid, state, query from pg_stat_activity where application_name = 'penstock'"
     return list(await trio.to_thread.run_sync(server.execute, statement))
