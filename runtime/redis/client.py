@@ -198,9 +198,10 @@ class Redis(Commands):
     def pubsub(self, *, buffer_bytes: int = BUFFER_BYTES) -> PubSub:
         """Subscriptions, on a connection of their own: `async with redis.pubsub() as pubsub:`. See `PubSub`.
 
-        `buffer_bytes` is how much may wait here for a slow consumer.
+        `buffer_bytes` is how much may wait here for a slow consumer. Raises RedisClosed after the client was left.
         """
-        self._opened()
+        if self._opened().closed:
+            raise RedisClosed(self.options.address, "the client is closed")
 
         def subscriber(owner: Owner) -> Subscriber:
             return Subscriber(self.options, self._connect, self._trouble, self._backoff(), owner)
@@ -219,6 +220,7 @@ class Redis(Commands):
             reconnects=max(0, link.connections - 1),
             sent=link.sent,
             pending=link.pending,
+            waiting=link.waiting,
             queued_bytes=link.queued_bytes,
             dedicated=len(self._dedicated),
             last_error=self._last_error,

@@ -128,11 +128,11 @@ class PubSub:
     async def subscribe(self, *channels: str | bytes) -> None:
         """Subscribe to channels, and wait until the server has confirmed it: later messages will come.
 
-        Waits at most `options.response_timeout`, connecting included; failed attempts are repeated for
+        An attempt may take `options.response_timeout` (or `connect_timeout`), and failed ones are repeated for
         `options.retry_for`. When it raises or is cancelled, nothing has changed: what it had added is taken back.
 
-        Raises NotSent (no connection), RedisStalled (no confirmation in time), redis.exceptions.NoPermissionError and
-        other ResponseErrors (the server's refusal), redis.exceptions.DataError (no names, or no str or bytes).
+        Raises NotSent (no connection, or no answer in time: to call again is safe), redis.exceptions.NoPermissionError
+        and other ResponseErrors (the server's refusal), redis.exceptions.DataError (no names, or no str or bytes).
         """
         await self._add("channel", channels)
 
@@ -189,7 +189,7 @@ class PubSub:
             inbox.released(topic)  # whoever waits for its end has been overtaken
             self._subscriptions.want(topic)
         try:
-            await self._answer_to(call, "subscription")
+            await self._answer_to(call, self._options.response_timeout + self._options.retry_for)
         except BaseException:
             self._take_back(call, wishes)
             raise
@@ -217,23 +217,21 @@ class PubSub:
             if not self._subscriptions.unwant(topic):
                 inbox.released(topic)
         try:
-            await self._answer_to(call, "end of a subscription")
+            await self._answer_to(call, self._options.response_timeout)
         finally:
             for topic in call.waiting:
                 inbox.leaving[topic].remove(call)
 
-    async def _answer_to(self, call: Call, what: str) -> None:
-        limit = self._options.response_timeout
-        if call.waiting:
-            with trio.move_on_after(limit):
-                await call.done.wait()
-        else:
+    async def _answer_to(self, call: Call, limit: float) -> None:
+        if not call.waiting:
             await trio.lowlevel.checkpoint()
             return
+        with trio.move_on_after(limit):
+            await call.done.wait()
         if call.error is not None:
             raise call.error
         if not call.done.is_set():
-            late = RedisStalled(self._options.address, f"no confirmation of the {what} within {limit:g} s")
+            late = RedisStalled(self._options.address, f"the server has not confirmed it within {limit:g} s")
             raise late from call.hindrance
 
 

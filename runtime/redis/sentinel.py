@@ -123,14 +123,16 @@ class SentinelOptions:
 
     def for_sentinel(self, sentinel: Address) -> RedisOptions:
         """The options of one connection to a sentinel."""
-        return RedisOptions(
+        return evolve(
+            self.node,
             host=sentinel.host,
             port=sentinel.port,
+            path=None,
+            db=0,
             username=self.sentinel_username,
             password=self.sentinel_password,
-            client_name=self.node.client_name,
             tls=self.sentinel_tls,
-            tls_context=self.node.make_tls_context() if self.sentinel_tls else None,
+            decode_responses=False,
             connect_timeout=self.node.connect_timeout / 2 / len(self.sentinels),
         )
 

@@ -29,8 +29,8 @@ __all__ = ["Session", "State"]
 _SETTLED_AFTER: Final = 1.0
 """Seconds a connection must live to count as a success; else a server that greets and hangs up makes a hot loop."""
 
-_MOST_HELD: Final = 10_000
-"""Messages kept back while lost subscriptions come back. Beyond it the oldest go: the gap to be told covers them."""
+_MOST_HELD: Final = 1024 * 1024
+"""Bytes of messages kept back while lost subscriptions come back. Beyond it they go: the gap to be told covers them."""
 
 
 @define(eq=False)
@@ -86,7 +86,8 @@ class Session:
         self._live: set[Topic] = set()
         self._returning: set[Topic] = set()
         self._back: list[Topic] = []
-        self._held: deque[tuple[Topic, bytes, bytes]] = deque(maxlen=_MOST_HELD)
+        self._held: list[tuple[Topic, bytes, bytes]] = []
+        self._held_bytes = 0
         self._deferrals: trio.Nursery | None = None
         # Signs of life.
         self._quiet_since = self._since
@@ -215,10 +216,16 @@ class Session:
     def _message(self, topic: Topic, channel: bytes, data: bytes) -> None:
         if topic not in self._state.wanted:
             return
-        if self._returning:
-            self._held.append((topic, channel, data))
+        if topic in self._state.losses:
+            self._hold(topic, channel, data)  # its gap comes first
         else:
             self._owner.received(topic, channel, data)
+
+    def _hold(self, topic: Topic, channel: bytes, data: bytes) -> None:
+        self._held_bytes += len(channel) + len(data)
+        if self._held_bytes > _MOST_HELD:
+            self._held, self._held_bytes = [], 0
+        self._held.append((topic, channel, data))
 
     def _changed(self, topic: Topic, *, subscribes: bool) -> None:
         head = self._pending[0] if self._pending else None
@@ -297,7 +304,7 @@ class Session:
         if self._returning:
             return
         self._tell_gaps()
-        held, self._held = self._held, deque(maxlen=_MOST_HELD)
+        held, self._held, self._held_bytes = self._held, [], 0
         for held_topic, channel, data in held:
             if held_topic in self._state.wanted:
                 self._owner.received(held_topic, channel, data)
@@ -331,7 +338,7 @@ class Session:
                 limit = limits.response_timeout if reported == quiet_since else limits.stall_after
                 # In steps, so that a new silence after a reported one is seen in its own time.
                 due = min(quiet_since + limit, trio.current_time() + limits.stall_after)
-                await self._let_pass(due)
+                await _let_pass(due)
                 if self._quiet_since != quiet_since or self._paused or not self._pending or due < quiet_since + limit:
                     continue
                 silence = RedisStalled(limits.address, f"no byte for {limit:g} s")
@@ -340,13 +347,6 @@ class Session:
                     return
                 reported = quiet_since
                 self._state.on_trouble(silence)
-
-    async def _let_pass(self, deadline: float) -> None:
-        """Sleep, and then let the reader take what came while our own event loop was busy."""
-        await trio.sleep_until(deadline)
-        if trio.current_time() - deadline > GRACE:
-            await trio.sleep(GRACE)
-        await trio.lowlevel.checkpoint()
 
     def _break(self, error: BaseException) -> None:
         """The connection is of no use any more. Note what is lost, and tell, in this tick."""
@@ -384,6 +384,14 @@ class Session:
         for topic, command in latest.items():
             if not command.subscribes:
                 self._owner.released(topic)
+
+
+async def _let_pass(deadline: float) -> None:
+    """Sleep, and then let the reader take what came while our own event loop was busy."""
+    await trio.sleep_until(deadline)
+    if trio.current_time() - deadline > GRACE:
+        await trio.sleep(GRACE)
+    await trio.lowlevel.checkpoint()
 
 
 _LEAST_DEFERRAL: Final = 0.05
