@@ -83,6 +83,11 @@ class Link:
         return self.mux.pending if self.mux is not None else 0
 
     @property
+    def waiting(self) -> int:
+        """Requests that wait for room."""
+        return self.mux.waiting if self.mux is not None else 0
+
+    @property
     def queued_bytes(self) -> int:
         """Bytes queued and not sent."""
         return self.mux.queued_bytes if self.mux is not None else 0

@@ -101,6 +101,11 @@ class Mux:
         return len(self._queue) + len(self._pending)
 
     @property
+    def waiting(self) -> int:
+        """Requests that wait for room in the queue."""
+        return len(self._waiting)
+
+    @property
     def queued_bytes(self) -> int:
         """Bytes queued and not given to the stream."""
         return self._queued_bytes

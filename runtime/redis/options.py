@@ -7,6 +7,7 @@ from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
 from attrs import field, fields, frozen, validators
+from redis.credentials import CredentialProvider
 
 from ._compat import parse_url  # not the module: attrs' __repr__ looks up a global `_compat` of its own
 from .errors import InvalidRedisUrl
@@ -15,7 +16,7 @@ from .query import read_query
 __all__ = ["RedisOptions"]
 
 _POSITIVE: Any = validators.gt(0)
-_NOT_IN_URLS: Final = frozenset({"host", "port", "path", "tls", "tls_context"})
+_NOT_IN_URLS: Final = frozenset({"host", "port", "path", "tls", "tls_context", "credential_provider"})
 
 
 def _hide(value: object) -> str:
@@ -33,6 +34,8 @@ class RedisOptions:
         path: unix socket.
         db: index of the database.
         username, password: ACL user; without a name the password is the default user's.
+        credential_provider: asked for user and password at every connect, in place of the two (tokens that expire);
+            redis-py's interface. Its `get_credentials_async` may wait on trio, within `connect_timeout`.
         client_name: shown by CLIENT LIST.
         protocol: RESP3, or RESP2 for servers and proxies that do not know HELLO. Python sees the same values.
         tls: TLS on the connection (`rediss://`).
@@ -68,6 +71,7 @@ class RedisOptions:
     db: int = field(default=0, validator=validators.ge(0))
     username: str | None = None
     password: str | None = field(default=None, repr=_hide)
+    credential_provider: CredentialProvider | None = field(default=None, repr=False)
     client_name: str | None = None
     protocol: Literal[2, 3] = field(default=3, validator=validators.in_((2, 3)))
     tls: bool = False

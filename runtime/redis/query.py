@@ -77,6 +77,7 @@ _REFUSED: Final = {
     "path": "write unix:///path",
     "tls": "write rediss://",
     "tls_context": "give it to RedisOptions",
+    "credential_provider": "give it to RedisOptions",
     "max_connections": _ONE_CONNECTION,
     "single_connection_client": _ONE_CONNECTION,
     "auto_close_connection_pool": _ONE_CONNECTION,

@@ -18,6 +18,7 @@ class RedisStatistics:
         reconnects: shared connections made after the first one.
         sent: commands sent over the shared connection.
         pending: requests queued or unanswered on it (a pipeline counts once).
+        waiting: callers that wait for room on it (`RedisOptions.max_pending`, `max_queued_bytes`).
         queued_bytes: bytes queued and not given to the socket.
         dedicated: connections of their own in use.
         last_error: the last trouble reported, or None.
@@ -30,6 +31,7 @@ class RedisStatistics:
     reconnects: int
     sent: int
     pending: int
+    waiting: int
     queued_bytes: int
     dedicated: int
     last_error: Exception | None

@@ -174,7 +174,7 @@ async def _greet(wire: Wire, options: RedisOptions) -> None:
 
     No CLIENT SETINFO: a user without the right to it would get an ACL LOG entry for each connection.
     """
-    commands = _greeting(options)
+    commands = _greeting(options, await _credentials(options))
     try:
         await wire.send(b"".join(_compat.pack_command(each) for each in commands))
     except STREAM_ERRORS as failure:
@@ -187,18 +187,31 @@ async def _greet(wire: Wire, options: RedisOptions) -> None:
             raise reply
 
 
-def _greeting(options: RedisOptions) -> list[tuple[Any, ...]]:
+async def _credentials(options: RedisOptions) -> tuple[str | None, str | None]:
+    """User and password for this connection. Raises RedisUnavailable."""
+    if options.credential_provider is None:
+        return options.username, options.password
+    try:
+        found = await options.credential_provider.get_credentials_async()
+    except Exception as error:
+        # Whatever it was: there is no login, and there may be one at the next attempt. Its text may be secret.
+        raise RedisUnavailable(options.address, f"no credentials ({type(error).__name__})") from error
+    return (found[0], found[1]) if len(found) == 2 else (None, found[0])
+
+
+def _greeting(options: RedisOptions, login: tuple[str | None, str | None]) -> list[tuple[Any, ...]]:
+    user, password = login
     commands: list[tuple[Any, ...]] = []
-    login: tuple[Any, ...] = ()
-    if options.password is not None:
-        login = ("AUTH", options.username or "default", options.password)
+    auth: tuple[Any, ...] = ()
+    if password is not None:
+        auth = ("AUTH", user or "default", password)
     if options.protocol == 3:
         name = () if options.client_name is None else ("SETNAME", options.client_name)
-        commands.append(("HELLO", 3, *login, *name))
+        commands.append(("HELLO", 3, *auth, *name))
     else:
-        if options.password is not None:
+        if password is not None:
             # Without a user, the form that servers and proxies without ACL know.
-            commands.append(login if options.username else ("AUTH", options.password))
+            commands.append(auth if user else ("AUTH", password))
         if options.client_name is not None:
             commands.append(("CLIENT", "SETNAME", options.client_name))
     if options.db:

@@ -88,6 +88,7 @@ async def test_queued_bytes_stay_below_their_limit(autojump_clock: MockClock, se
         for number in range(20):
             await started(nursery, redis.rpush("l", f"{number:02}" + "x" * 350))
             assert redis.statistics().queued_bytes <= 1000
+        assert redis.statistics().waiting == 17
         assert redis.statistics().pending == 1 + 2  # one being sent, two of 382 bytes queued
         stream.sent.clear()
         stream.go()

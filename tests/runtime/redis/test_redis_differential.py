@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import inspect
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,15 +18,29 @@ import redis.asyncio
 import trio
 from redis.commands import AsyncCoreCommands
 
+from penstock.runtime.embedded.binaries import valkey_server
 from penstock.runtime.redis import Redis, RedisOptions
+from penstock.runtime.testing.servers import LocalNode, free_port
 
 if TYPE_CHECKING:
     import redis_calls as calls
-    from conftest import ValkeyServer
 else:
     spec = importlib.util.spec_from_file_location("redis_calls", Path(__file__).with_name("redis_calls.py"))
     calls = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(calls)
+
+
+@pytest.fixture(scope="module", params=["valkey-server", "redis-server"])
+def server_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The embedded Valkey, and Debian's Redis where there is one."""
+    program = str(valkey_server()) if request.param == "valkey-server" else shutil.which(request.param)
+    if program is None:
+        pytest.skip("needs a redis-server on the path")
+    arguments = ["--save", "", "--enable-debug-command", "yes"]
+    node = LocalNode(program, free_port(), tmp_path_factory.mktemp("server"), arguments)
+    node.start()
+    yield node.url
+    node.kill()
 
 
 async def make(client: Any, step: calls.Step, before: list[Any]) -> Any:
@@ -88,12 +104,10 @@ def ours(url: str, protocol: int, decode: bool, steps: list[calls.Step]) -> list
 @pytest.mark.parametrize("decode", [False, True], ids=["bytes", "text"])
 @pytest.mark.parametrize("protocol", [3, 2], ids=["RESP3", "RESP2"])
 @pytest.mark.parametrize("scenario", calls.SCENARIOS)
-def test_penstock_answers_as_redis_asyncio_does(
-    shared_valkey: ValkeyServer, scenario: str, protocol: int, decode: bool
-) -> None:
+def test_penstock_answers_as_redis_asyncio_does(server_url: str, scenario: str, protocol: int, decode: bool) -> None:
     steps = calls.SCENARIOS[scenario]
-    expected = theirs(shared_valkey.url, protocol, decode, steps)
-    found = ours(shared_valkey.url, protocol, decode, steps)
+    expected = theirs(server_url, protocol, decode, steps)
+    found = ours(server_url, protocol, decode, steps)
     for step, theirs_, ours_ in zip(steps, expected, found, strict=True):
         where = f"{step.method}{step.args}{step.kwargs}"
         assert not is_misuse(theirs_), (where, theirs_)
@@ -107,10 +121,10 @@ def test_penstock_answers_as_redis_asyncio_does(
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("decode", [False, True], ids=["bytes", "text"])
 @pytest.mark.parametrize("scenario", calls.SCENARIOS)
-def test_both_protocols_give_the_same_values(shared_valkey: ValkeyServer, scenario: str, decode: bool) -> None:
+def test_both_protocols_give_the_same_values(server_url: str, scenario: str, decode: bool) -> None:
     steps = calls.SCENARIOS[scenario]
-    resp2 = ours(shared_valkey.url, 2, decode, steps)
-    resp3 = ours(shared_valkey.url, 3, decode, steps)
+    resp2 = ours(server_url, 2, decode, steps)
+    resp3 = ours(server_url, 3, decode, steps)
     for step, one, other in zip(steps, resp2, resp3, strict=True):
         if step.method not in calls.PROTOCOL_SHOWS:
             where = f"{step.method}{step.args}{step.kwargs}"

@@ -17,7 +17,9 @@ from urllib.parse import quote
 import pytest
 import redis.exceptions
 import trio
+import trio.lowlevel
 from attrs import frozen
+from redis.credentials import CredentialProvider
 
 from penstock.runtime.redis import Kind, NotSent, Redis, RedisOptions, classify
 from penstock.runtime.testing.servers import free_port
@@ -220,6 +222,41 @@ async def test_the_default_user_has_a_password_without_a_name(
     async with Redis(RedisOptions.from_url(server.url, protocol=protocol)) as client:
         with pytest.raises(redis.exceptions.ConnectionError, match="NOAUTH"):
             await client.ping()
+
+
+class Turnstile(CredentialProvider):
+    """Tokens: one that fails, one that is wrong, then good ones."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def get_credentials(self) -> tuple[str, str]:
+        raise NotImplementedError
+
+    async def get_credentials_async(self) -> tuple[str, str]:
+        await trio.lowlevel.checkpoint()
+        self.asked += 1
+        if self.asked == 1:
+            raise OSError("the token office is closed: secret")
+        return "miller", "chaff" if self.asked == 2 else "grist & flour"
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+async def test_credentials_are_asked_for_at_every_connect(valkey: ValkeyServer, users: Redis, protocol: int) -> None:
+    """An office that is closed for a moment is asked again; its reasons stay secret."""
+    office = Turnstile()
+    options = RedisOptions.from_url(valkey.url, protocol=protocol, credential_provider=office)
+    async with Redis(options) as client:
+        with pytest.raises(NotSent, match="WRONGPASS"):
+            await client.set("mill:k", "v")
+        last = client.statistics().last_error
+        assert last is not None
+        assert "secret" not in str(last)
+        assert office.asked == 2
+        assert await client.set("mill:k", "v")
+        async with client.dedicated() as connection:
+            assert await connection.get("mill:k") == b"v"
+        assert office.asked == 4
 
 
 async def test_a_database_that_does_not_exist_is_told(valkey: ValkeyServer) -> None:

@@ -13,8 +13,17 @@ import trio.testing
 from redis.commands import READ_COMMANDS
 from trio.testing import MockClock
 
-from penstock.runtime.redis import NotSent, OutcomeUnknown, Redis, RedisClosed, RedisOptions, RedisStalled, _compat
-from penstock.runtime.redis.retry import READS, Retry, may_resend
+from penstock.runtime.redis import (
+    REPLIES,
+    NotSent,
+    OutcomeUnknown,
+    Redis,
+    RedisClosed,
+    RedisOptions,
+    RedisStalled,
+    _compat,
+)
+from penstock.runtime.redis.retry import _PASSING, READS, Retry, may_resend
 from penstock.runtime.testing.redis import InProcessRedis
 
 NOWHERE = "redis://nowhere:6379/0"
@@ -62,6 +71,11 @@ def not_sent(cause: BaseException | None = None) -> NotSent:
 def test_what_may_be_sent_again(error: Exception, any_command: bool, read: bool) -> None:
     assert may_resend(error, reads=False) is any_command
     assert may_resend(error, reads=True) is read
+
+
+def test_the_passing_replies_are_rows_of_the_table() -> None:
+    assert {row.name for row in REPLIES} >= _PASSING
+    assert {"loading", "busy-script", "cluster-down", "try-again", "too-many-clients"} <= _PASSING
 
 
 def test_what_only_reads() -> None:
