@@ -9,7 +9,7 @@ import random
 import shutil
 import signal
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,15 @@ from attrs import define, field
 from chaos_book import Book, Channel, Fate, Outcome, open_sockets, running_tasks
 from chaos_proxy import Proxy
 
-from penstock.runtime.postgres import Gap, Notification, Pool, PostgresOptions, listen
+from penstock.runtime.postgres import (
+    Gap,
+    Notification,
+    Notifications,
+    Pool,
+    PostgresOptions,
+    PostgresUnavailable,
+    listen,
+)
 from penstock.runtime.testing.servers import free_port
 
 __all__ = ["run_postgres"]
@@ -248,7 +256,8 @@ class _Statements:
         return outcome
 
     async def _listen(self, task_status: trio.TaskStatus[None]) -> None:
-        async with listen(self.pool.options, self.channel.name, check_every=1.0, check_timeout=0.5) as notifications:
+        async with AsyncExitStack() as stack:
+            notifications = await self._start_to_listen(stack)
             task_status.started()
             quiet = 0.0
             while self.running or quiet < 3.0:
@@ -260,6 +269,15 @@ class _Statements:
                     self.channel.log.append(None)
                 elif isinstance(item, Notification):
                     self.channel.log.append(int(item.payload))
+
+    async def _start_to_listen(self, stack: AsyncExitStack) -> Notifications:
+        """Entering tells of an outage; from then on there is none to be seen."""
+        while True:
+            listening = listen(self.pool.options, self.channel.name, check_every=1.0, check_timeout=0.5)
+            try:
+                return await stack.enter_async_context(listening)
+            except PostgresUnavailable:
+                await trio.sleep(0.1)
 
     def settle(self, server: Any) -> None:
         """Hold the ledger to the tables."""

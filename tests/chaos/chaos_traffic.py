@@ -317,7 +317,7 @@ class Traffic:
             async with self.client.dedicated(
                 **({} if type(self.client).__name__ == "Redis" else {"key": stream.name})
             ) as connection:
-                while self.running and rng.random() > 0.002:
+                while self.running and rng.random() > 0.01:
                     # Not reads alone: one reply of XREADGROUP looks like another.
                     step = self._ask_once if rng.random() < 0.3 else self._read_once
                     await self._checked(partial(step, stream, connection), consumer, rng)

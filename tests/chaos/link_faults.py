@@ -19,6 +19,7 @@ import random
 import signal
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
@@ -46,6 +47,12 @@ ATTEMPT = 2.0 + OPTIONS.connect_timeout + OPTIONS.response_timeout + OPTIONS.sta
 """The longest attempt: a full back-off, a connect that never answers, a reply that never comes."""
 
 SLACK = 1.5
+AT_REST = 5
+"""Connections of a client to a node when nothing is under way: the shared one, and four spare ones."""
+
+TASKS_AT_REST = 6
+"""Tasks of a client for each node when nothing is under way: those of the shared connection, and their keepers."""
+
 SINGLE = Limits(command=OPTIONS.retry_for + ATTEMPT + SLACK, blocking=OPTIONS.retry_for + ATTEMPT + SLACK)
 
 
@@ -136,20 +143,30 @@ async def _drive(
             await trio.sleep(1)
             traffic.stop()
         await traffic.settle()
-        await _check_idle(book, client)
+        await _check_idle(book, client, nodes)
     await _check_gone(book, sockets, tasks)
     for node in nodes:
-        await trio.to_thread.run_sync(partial(_check_clients, book, node))
+        if others := await trio.to_thread.run_sync(_clients, node):
+            book.wrong(f"LEAK: the node on port {node.port} still has {len(others)} connections: {others}")
 
 
-async def _check_idle(book: Book, client: Any) -> None:
-    """Nothing is under way: nothing may be counted as under way."""
+async def _check_idle(book: Book, client: Any, nodes: list[LocalNode]) -> None:
+    """Nothing is under way: nothing may be counted as under way, and of connections only the spare ones are left."""
     statistics = client.statistics()
     for name in ("pending", "queued_bytes", "dedicated"):
         value = getattr(statistics, name, 0)
         if value:
             book.wrong(f"LEAK: at rest the client counts {name} = {value}")
-    await trio.lowlevel.checkpoint()
+    for node in nodes:
+        with trio.move_on_after(10):
+            while len(await trio.to_thread.run_sync(_clients, node)) > AT_REST:
+                await trio.sleep(0.05)
+        clients = await trio.to_thread.run_sync(_clients, node)
+        if len(clients) > AT_REST:
+            book.wrong(f"LEAK: at rest the node on port {node.port} has {len(clients)} connections: {clients}")
+    own = Counter(name for name in running_tasks() if name.startswith("penstock.runtime."))
+    if sum(own.values()) > TASKS_AT_REST * len(nodes):
+        book.wrong(f"LEAK: at rest {sum(own.values())} tasks of the client run: {own}")
 
 
 async def _check_gone(book: Book, sockets: int, tasks: int) -> None:
@@ -163,13 +180,11 @@ async def _check_gone(book: Book, sockets: int, tasks: int) -> None:
         book.wrong(f"LEAK: {len(now_running) - tasks} tasks run after the client was closed: {now_running}")
 
 
-def _check_clients(book: Book, node: LocalNode) -> None:
+def _clients(node: LocalNode) -> list[Any]:
+    """Connections that the node has, without our own and those that servers keep for MIGRATE."""
     with node.admin() as admin:
-        normal = [each for each in admin.client_list() if "N" in each["flags"]]
-    # Our own, and those that servers keep for MIGRATE.
-    others = [each for each in normal if each["cmd"] not in ("client|list", "restore-asking", "restore")]
-    if others:
-        book.wrong(f"LEAK: the server on port {node.port} still has {len(others)} connections: {others}")
+        normal = [each for each in admin.client_list() if each["flags"] == "N"]
+    return [each for each in normal if each["cmd"] not in ("client|list", "restore-asking", "restore")]
 
 
 Topology = Callable[[Book, float, str | None], Awaitable[None]]
