@@ -16,10 +16,10 @@ try:
     from fakeredis._command_args_parsing import Float, Int, extract_args
     from fakeredis._commands import SUPPORTED_COMMANDS, Key, Signature
     from fakeredis._core import CommandItem, Database, FakeServer
-    from fakeredis._helpers import OK, QUEUED, NoResponse, SimpleError, SimpleString, compile_pattern
+    from fakeredis._helpers import OK, QUEUED, NoResponse, SimpleError, SimpleString, compile_pattern, current_time
     from fakeredis._socket import FakeSocket
     from fakeredis._socket._resp import convert_to_resp2
-    from fakeredis.model._stream import StreamEntryKey, XStream
+    from fakeredis.model._stream import PelEntry, StreamConsumerInfo, StreamEntryKey, XStream
 except ModuleNotFoundError as error:
     raise ImportError("the in-process Redis needs fakeredis with Lua: pip install 'penstock[test]'") from error
 
@@ -36,13 +36,16 @@ __all__ = [
     "Int",
     "Key",
     "NoResponse",
+    "PelEntry",
     "Signature",
     "SimpleError",
     "SimpleString",
+    "StreamConsumerInfo",
     "StreamEntryKey",
     "XStream",
     "compile_pattern",
     "convert_to_resp2",
+    "current_time",
     "extract_args",
     "messages",
     "signature",

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from ._fakeredis import SimpleError, SimpleString
 
-__all__ = ["NULL_ARRAY", "Members", "Push", "Verbatim", "encode"]
+__all__ = ["NULL_ARRAY", "Members", "Pairs", "Push", "Verbatim", "encode"]
 
 
 class Push(list[Any]):
@@ -15,6 +15,10 @@ class Push(list[Any]):
 
 class Members(list[Any]):
     """The members of a set; an array in RESP2."""
+
+
+class Pairs(list[Any]):
+    """A map in which a key may come twice, as a list of pairs; an array of arrays in RESP2."""
 
 
 class Verbatim(bytes):
@@ -67,6 +71,8 @@ def _encode_compound(value: Any, protocol: int) -> bytes:
         if protocol == 3:
             return b"=%d\r\ntxt:%b\r\n" % (len(value) + 4, value)
         return encode(bytes(value), protocol)
+    if isinstance(value, Pairs) and protocol == 3:
+        return b"%%%d\r\n" % len(value) + b"".join(encode(part, protocol) for pair in value for part in pair)
     if isinstance(value, dict):
         parts = [part for pair in value.items() for part in pair]
         head = b"%%%d\r\n" % len(value) if protocol == 3 else b"*%d\r\n" % len(parts)

@@ -32,7 +32,7 @@ from ._fakeredis import (
 )
 from .redis_clients import CLIENT_COMMANDS, ClientCommands
 from .redis_commands import COMMANDS, CONTAINERS, Command, UnsupportedCommand, name_of
-from .redis_encoding import encode
+from .redis_encoding import Members, encode
 from .redis_fixes import FIXED_COMMANDS, FixedCommands, correct
 from .redis_pubsub import PUBSUB_COMMANDS, Channels
 from .redis_streams import STREAM_COMMANDS, StreamCommands
@@ -43,14 +43,20 @@ EPOCH: Final = 1_767_225_600.0
 """Wall clock of the server when trio's clock reads 0: 2026-01-01T00:00:00Z, seconds."""
 
 _TRUSTED_WORDS: Final = """
-    hello auth ping echo time select reset quit info role wait
-    del unlink exists type expire pexpire persist ttl pttl keys scan rename dbsize flushall flushdb touch
-    get set setnx setex psetex getdel getset append strlen incr incrby incrbyfloat decr decrby mget mset
-    hset hsetnx hget hmget hgetall hdel hexists hincrby hkeys hvals hlen hscan
-    lpush rpush lpop rpop lrange llen lindex lrem ltrim lmove blpop brpop blmove
-    sadd srem smembers sismember smismember scard spop sscan
-    zadd zrem zscore zmscore zrange zrevrange zrangebyscore zrank zcard zcount zincrby zpopmin zpopmax
-    zremrangebyscore zremrangebyrank
+    hello auth ping echo time select reset quit info role wait swapdb
+    del unlink exists type rename renamenx copy move touch keys scan randomkey dbsize flushall flushdb sort sort_ro
+    expire pexpire expireat pexpireat expiretime pexpiretime persist ttl pttl
+    get set setnx setex psetex getdel getex getset append strlen incr incrby incrbyfloat decr decrby
+    mget mset msetnx setrange getrange substr setbit getbit bitcount bitop
+    hset hsetnx hmset hget hmget hgetall hdel hexists hincrby hincrbyfloat hkeys hvals hlen hstrlen hscan
+    lpush rpush lpushx rpushx lpop rpop lrange llen lindex lset linsert lrem lpos ltrim
+    lmove rpoplpush lmpop blpop brpop blmove brpoplpush blmpop
+    sadd srem smembers sismember smismember scard spop sscan smove
+    sinter sunion sdiff sinterstore sunionstore sdiffstore sintercard
+    zadd zrem zscore zmscore zincrby zcard zcount zrank zrevrank zscan
+    zrange zrevrange zrangebyscore zrevrangebyscore zrangebylex zrevrangebylex zlexcount zrangestore
+    zremrangebyscore zremrangebyrank zremrangebylex zpopmin zpopmax bzpopmin bzpopmax zmpop bzmpop
+    zunion zinter zdiff zunionstore zinterstore zdiffstore zintercard
     xadd xlen xrange xrevrange xread xreadgroup xack xdel xtrim xpending xclaim xautoclaim xsetid
     multi exec discard watch unwatch eval evalsha eval_ro evalsha_ro
     publish spublish subscribe psubscribe ssubscribe unsubscribe punsubscribe sunsubscribe
@@ -412,6 +418,8 @@ class Session(ClientCommands, StreamCommands, FixedCommands, FakeSocket):
             return f"ERR wrong number of arguments for '{name.replace(' ', '|')}' command"
         if not self.logged_in and "a" not in command.flags:
             return "NOAUTH Authentication required."
+        if self.in_transaction and name in _NOT_IN_TRANSACTIONS:
+            return f"ERR Command '{name}' not allowed inside a transaction"
         keeper: Gatekeeper = self._gatekeeper
         refusal = keeper.redirect(self, command, words) or keeper.refusal(self, command, words)
         if refusal is not None:
@@ -447,6 +455,8 @@ class Session(ClientCommands, StreamCommands, FixedCommands, FakeSocket):
             result = SimpleError(correct(error.value))
         for item in items:
             item.writeback(remove_empty_val=messages.FLAG_LEAVE_EMPTY_VAL not in sig.flags)
+        if sig.name in _SETS and isinstance(result, list):
+            result = Members(result)
         if from_script and self._resp_version == 2:
             result = convert_to_resp2(result, "valkey")
         return result
@@ -462,6 +472,8 @@ class Session(ClientCommands, StreamCommands, FixedCommands, FakeSocket):
     def _check_call(self, command: Command) -> None:
         if "s" in command.flags:
             raise SimpleError("ERR This Redis command is not allowed from script")
+        if self._script_reads_only and command.writes:
+            raise SimpleError("ERR Write commands are not allowed from read-only scripts.")
         refusal = self._gatekeeper.refusal(self, command, [command.name.encode(), b""])
         if refusal is not None:
             raise SimpleError(refusal)
@@ -480,6 +492,8 @@ class Session(ClientCommands, StreamCommands, FixedCommands, FakeSocket):
 
 
 _REDIRECTIONS: Final = ("MOVED ", "ASK ", "TRYAGAIN ", "CLUSTERDOWN ", "CROSSSLOT ", "EXECABORT ")
+_SETS: Final = frozenset({"smembers", "sinter", "sunion", "sdiff", "spop"})
+_NOT_IN_TRANSACTIONS: Final = frozenset({"multi", "watch"})
 _NEVER_QUEUED: Final = frozenset({"exec", "discard", "multi", "watch", "quit", "reset"})
 
 

@@ -1,77 +1,104 @@
-"""Streams: what fakeredis does differently from a real server."""
+"""Streams without groups: what fakeredis does differently from a real server."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Final
 
-from ._fakeredis import Signature, SimpleError, XStream, messages
+from ._fakeredis import OK, Int, SimpleError, StreamEntryKey, messages, signature
 from .redis_commands import UnsupportedCommand
 from .redis_encoding import NULL_ARRAY
+from .redis_groups import GROUP_COMMANDS, GroupCommands, parse_bound, parse_id
 
 __all__ = ["STREAM_COMMANDS", "StreamCommands"]
 
+_BELOW: Final = "ERR The ID specified in XSETID is smaller than {}"
 _NOT_IN_VALKEY: Final = (b"idmp", b"iids", b"pids")
 
 
-class StreamCommands:
+class StreamCommands(GroupCommands):
     """The commands, for a session."""
 
-    _db: Any
-    _blocking: Any
-
-    def xreadgroup(self, group_const: bytes, group_name: bytes, consumer_name: bytes, *args: bytes) -> Any:
-        """fakeredis never blocks when COUNT is given, and answers an absent key with another command's error."""
-        words = [word.upper() for word in args]
-        split = words.index(b"STREAMS") if b"STREAMS" in words else len(words)
-        block: float | None = None
-        if b"BLOCK" in words[:split]:
-            position = words.index(b"BLOCK")
-            block = int(args[position + 1]) / 1000
-            args = args[:position] + args[position + 2 :]
-            split -= 2
-        keys = args[split + 1 : split + 1 + (len(args) - split - 1) // 2]
-
-        def attempt(_: bool) -> Any:
-            self._check_groups(keys, group_name)
-            # dropped: fakeredis' own `first_pass`, which gives up the entries that it has just delivered
-            return super(StreamCommands, self).xreadgroup(group_const, group_name, consumer_name, *args) or None  # type: ignore[misc]
-
-        def shape(reply: Any) -> Any:
-            return NULL_ARRAY if reply is None else reply
-
-        return shape(attempt(True)) if block is None else self._blocking(block, attempt, shape)
-
-    def xread(self, *args: bytes) -> Any:
-        reply = super().xread(*args)  # type: ignore[misc]
-        return reply or NULL_ARRAY if isinstance(reply, (list, dict)) or reply is None else reply
-
-    def xinfo_stream(self, key: Any, *args: bytes) -> dict[bytes, Any]:
+    def xinfo_stream(self, key: Any, *words: bytes) -> dict[bytes, Any]:
         """fakeredis answers with a list where RESP3 has a map, and with fields that Valkey does not have."""
-        if args:
+        if words:
             raise UnsupportedCommand("the in-process Redis does not vouch for XINFO STREAM FULL: use a real server")
-        flat = iter(super().xinfo_stream(key))  # type: ignore[misc]
+        stream = self._stream(key)
+        if stream is None:
+            raise SimpleError(messages.NO_KEY_MSG)
+        flat = iter(stream.stream_info(False, False))
         return {name: value for name, value in zip(flat, flat, strict=True) if not name.startswith(_NOT_IN_VALKEY)}
 
-    def xgroup_destroy(self, key: Any, group_name: bytes) -> int:
-        """fakeredis wakes nobody."""
-        gone: int = super().xgroup_destroy(key, group_name)  # type: ignore[misc]
+    def xrange(self, key: Any, start: bytes, end: bytes, *words: bytes) -> Any:
+        return self._entries(key, start, end, words, backwards=False)
+
+    def xrevrange(self, key: Any, end: bytes, start: bytes, *words: bytes) -> Any:
+        return self._entries(key, start, end, words, backwards=True)
+
+    def xdel(self, key: Any, *ids: bytes) -> int:
+        stream = self._stream(key)
+        if stream is None:
+            return 0
+        parsed = [parse_id(word) for word in ids]
+        gone: int = stream.delete([each.encode() for each in parsed])
         if gone:
             key.updated()
         return gone
 
-    def xsetid(self, key: Any, entry_id: bytes, *options: bytes) -> Any:
-        raise UnsupportedCommand("XSETID")
+    def xsetid(self, key: Any, word: bytes, *options: bytes) -> Any:
+        last, added, deleted = parse_id(word), None, None
+        if len(options) % 2:
+            raise SimpleError("ERR syntax error")
+        for option, value in zip(options[::2], options[1::2], strict=True):
+            if option.upper() == b"ENTRIESADDED":
+                added = Int.decode(value)
+                if added < 0:
+                    raise SimpleError("ERR entries_added must be positive")
+            elif option.upper() == b"MAXDELETEDID":
+                deleted = parse_id(value)
+                if last < deleted:
+                    raise SimpleError(
+                        "ERR The ID specified in XSETID is smaller than the provided max_deleted_entry_id"
+                    )
+            else:
+                raise SimpleError("ERR syntax error")
+        stream = self._stream(key)
+        if stream is None:
+            raise SimpleError(messages.NO_KEY_MSG)
+        if last < stream.max_deleted_id:
+            raise SimpleError(_BELOW.format("current max_deleted_entry_id"))
+        if len(stream):
+            if last < stream._ids[-1]:
+                raise SimpleError(_BELOW.format("the target stream top item"))
+            if added is not None and added < len(stream):
+                raise SimpleError("ERR The entries_added specified in XSETID is smaller than the target stream length")
+        stream._last_id = last
+        if added is not None:
+            stream._entries_added = added
+        if deleted is not None and deleted != StreamEntryKey(0, 0):
+            stream._max_deleted_id = deleted
+        key.updated()
+        return OK
 
-    def _check_groups(self, keys: Sequence[bytes], group: bytes) -> None:
-        for key in keys:
-            item = self._db.get(key)
-            if item is not None and not isinstance(item.value, XStream):
-                raise SimpleError(messages.WRONGTYPE_MSG)
-            if item is None or not item.value.group_get(group):
-                text = messages.XREADGROUP_KEY_OR_GROUP_NOT_FOUND_MSG
-                raise SimpleError(text.format(key.decode(), group.decode()))
+    def _entries(self, key: Any, start: bytes, end: bytes, words: tuple[bytes, ...], *, backwards: bool) -> Any:
+        low, high = parse_bound(start, is_start=True), parse_bound(end, is_start=False)
+        limit = -1
+        for index in range(0, len(words), 2):
+            if words[index].upper() != b"COUNT" or index + 1 == len(words):
+                raise SimpleError("ERR syntax error")
+            limit = max(0, Int.decode(words[index + 1]))
+        stream = self._stream(key)
+        if stream is None:
+            return []
+        ids = [each for each in stream._ids if low <= each <= high]
+        if backwards:
+            ids.reverse()
+        if limit == 0:
+            return NULL_ARRAY
+        return [stream.format_record(each) for each in (ids if limit < 0 else ids[:limit])]
 
 
-STREAM_COMMANDS: Final[dict[str, Signature]] = {}
-"""How fakeredis is to call those that it does not have."""
+STREAM_COMMANDS: Final = GROUP_COMMANDS | {
+    name: signature(name, name.replace(" ", "_"), keys=1)
+    for name in ("xrange", "xrevrange", "xdel", "xsetid", "xinfo stream")
+}
+"""How fakeredis is to call them."""
