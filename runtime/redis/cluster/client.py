@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import weakref
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Final, Self
@@ -20,6 +20,7 @@ from ..messages import Owner
 from ..pubsub import BUFFER_BYTES, PubSub
 from ..retry import READS
 from ..routing import block_of, check_shared, command_name
+from ..transaction import Transaction
 from ..wire import Connect
 from .commands import ClusterCommands
 from .dedicated import ClusterConnection, attempt_on, is_key_there
@@ -35,6 +36,7 @@ from .pubsub import ClusterSubscriber
 from .router import Pick, Router
 from .statistics import ClusterStatistics, statistics_of
 from .topology import Address, Topology
+from .transaction import run_transaction
 
 __all__ = ["RedisCluster"]
 
@@ -156,6 +158,27 @@ class RedisCluster(ClusterCommands):
         """
         return ClusterPipeline(self.options.node, self._opened(), self._find_keys, transaction=transaction)
 
+    async def transaction(
+        self,
+        function: Callable[[Transaction], Any],
+        *watches: Any,
+        value_from_callable: bool = False,
+        attempts: int = 50,
+    ) -> Any:
+        """Read, decide and write in one step, unless somebody else writes to the keys `watches` meanwhile: then again.
+
+        See `Redis.transaction`. All keys must be in one slot. After a failover or a migration the function runs again
+        at the new owner.
+
+        Raises redis.exceptions.WatchError (outrun in every attempt), and as `execute_command` and a pipeline do.
+        """
+        if not watches:
+            raise redis.exceptions.DataError("a transaction without keys to watch: use pipeline(transaction=True)")
+        router = self._opened()
+        async with self._limit:
+            value, results = await run_transaction(router, self._lent, function, watches, attempts=attempts)
+        return value if value_from_callable else results
+
     @asynccontextmanager
     async def dedicated(self, key: Any = None) -> AsyncIterator[ClusterConnection]:
         """A connection of one's own to the owner of a key's slot, for a loop of blocking reads; it follows the slot.
@@ -262,19 +285,9 @@ class RedisCluster(ClusterCommands):
         pick: Pick = router.any_master if slot is None else router.owner_of(slot)
 
         async def attempt(node: Node, asking: bool) -> Any:
-            connection = node.spare.pop() if node.spare else router.nodes.new_connection(node)
-            self._dedicated.add(connection)
-            node.calls += 1
             node.keyed = node.keyed or slot is not None
-            try:
+            async with self._lent(node) as connection:
                 return await attempt_on(connection, asking, args, options)
-            finally:
-                self._dedicated.discard(connection)
-                node.done()
-                if connection.connected and not node.left and len(node.spare) < MAX_SPARE:
-                    node.spare.append(connection)
-                else:
-                    await connection.aclose()
 
         async with self._limit:
             reply = await router.run(
@@ -287,6 +300,22 @@ class RedisCluster(ClusterCommands):
         if isinstance(reply, Exception):
             raise reply
         return reply
+
+    @asynccontextmanager
+    async def _lent(self, node: Node) -> AsyncIterator[NodeConnection]:
+        """A connection of one's own to a node, for a while; kept for others if it is well."""
+        connection = node.spare.pop() if node.spare else self._opened().nodes.new_connection(node)
+        self._dedicated.add(connection)
+        node.calls += 1
+        try:
+            yield connection
+        finally:
+            self._dedicated.discard(connection)
+            node.done()
+            if connection.connected and not node.left and len(node.spare) < MAX_SPARE:
+                node.spare.append(connection)
+            else:
+                await connection.aclose()
 
     async def _run_everywhere(self, args: tuple[Any, ...], options: dict[str, Any], combine: Any) -> Any:
         """On all masters; what fails somewhere is made again everywhere, which does no harm with these commands."""

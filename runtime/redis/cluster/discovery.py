@@ -13,6 +13,7 @@ from attrs import define, field
 
 from .. import _compat
 from ..errors import NotSent, RedisClosed, RedisUnavailable
+from ..retry import may_resend
 from ..slots import SLOTS
 from ..wire import STREAM_ERRORS, Wire, describe
 from .options import ClusterOptions
@@ -284,11 +285,16 @@ class Discovery:
         texts = [f"{address}: {failure.reason}" for address, failure in list(failures.items())[:4]]
         reasons = "; ".join(texts) or f"no answer within {LIMIT:g} s"
         error = RedisUnavailable(self._options.address, f"no node of the cluster answers: {reasons}")
-        # A reply that a person must act on (credentials, say) says more than a node that is away.
-        causes = [failure.__cause__ for failure in failures.values()]
-        replies = [cause for cause in causes if isinstance(cause, redis.exceptions.RedisError)]
-        error.__cause__ = next(iter(replies), None)
+        # What a person must mend (credentials, a certificate) says more than a node that is away.
+        telling = min(failures.values(), key=_may_pass, default=None)
+        error.__cause__ = telling.__cause__ if telling is not None else trio.TooSlowError()
         return error
+
+
+def _may_pass(failure: RedisUnavailable) -> bool:
+    unsent = NotSent(failure.address, failure.reason)
+    unsent.__cause__ = failure.__cause__
+    return may_resend(unsent, reads=True)
 
 
 _QUESTION: Final = _compat.pack_command(("CLUSTER", "SLOTS"))

@@ -50,8 +50,8 @@ class ClusterPipeline(Commands):
     Without `transaction`, each node gets its commands in one contiguous burst, all nodes at the same time; commands of
     one slot run in the order in which they were queued. What a burst did not do because its slot or its master moved is
     then sent again one by one, in order for each slot, under the rule of `RedisCluster`. When one of them fails for
-    good, those behind it in its slot that have not run are not sent: they get NotSent. So does one that another command on
-    its key has overtaken (a node was in order again in the middle of the burst), unless both only read.
+    good, those behind it in its slot that have not run are not sent: they get NotSent. So does one that was overtaken
+    by another on its key (a node was in order again in the middle of the burst), unless both only read.
 
     With `transaction`, all keys must be in one slot; the burst is wrapped in MULTI and EXEC, runs as one step, and is
     redirected and sent again as a whole.
