@@ -55,7 +55,7 @@ def check_dedicated(name: str, args: Sequence[Any]) -> bool:
 
 
 _TRANSACTION = "use redis.pipeline(transaction=True); to read and decide first, redis.transaction() or a Lua script"
-_PUBSUB = "subscriptions need a connection that only listens"
+_PUBSUB = "use `async with redis.pubsub() as pubsub:`, a connection that only listens"
 _CHANGES_CONNECTION: dict[str, str] = {
     "SELECT": "set RedisOptions.db",
     "AUTH": "set RedisOptions.username and password",

@@ -32,6 +32,9 @@ _SETTLED_AFTER: Final = 1.0
 _MOST_HELD: Final = 1024 * 1024
 """Bytes of messages kept back while lost subscriptions come back. Beyond it they go: the gap to be told covers them."""
 
+_DEFERRAL: Final = 0.5
+"""Seconds, with jitter, before a topic is asked for again that the server could not subscribe us to yet."""
+
 
 @define(eq=False)
 class State:
@@ -85,7 +88,7 @@ class Session:
         # Subscriptions: confirmed ones, and those that were lost before and are on their way back.
         self._live: set[Topic] = set()
         self._returning: set[Topic] = set()
-        self._back: list[Topic] = []
+        self._back: dict[Topic, None] = {}
         self._held: list[tuple[Topic, bytes, bytes]] = []
         self._held_bytes = 0
         self._deferrals: trio.Nursery | None = None
@@ -210,8 +213,7 @@ class Session:
             kind, subscribes = _CHANGES[reply[0]]
             self._changed(Topic(kind, reply[1]), subscribes=subscribes)
         elif self._pending and self._pending[0].topic is None:
-            self._answer(None)  # to PING: +PONG, or a list in RESP2
-        # Other pushes are of no interest here.
+            self._answer(None)  # to PING: +PONG, or a list in RESP2; other pushes are of no interest
 
     def _message(self, topic: Topic, channel: bytes, data: bytes) -> None:
         if topic not in self._state.wanted:
@@ -264,7 +266,7 @@ class Session:
     def _confirmed(self, topic: Topic) -> None:
         self._live.add(topic)
         if topic in self._returning:
-            self._back.append(topic)
+            self._back[topic] = None
         self._owner.confirmed(topic)
         self._returns(topic)
 
@@ -272,8 +274,7 @@ class Session:
         """Unsubscribed by the server: the slot of a shard channel has moved."""
         if topic not in self._live or topic in self._latest:
             return
-        loss = Loss("the server ended the subscription", self._proven_at)
-        loss = self._state.losses.get(topic, loss)
+        loss = self._state.losses.get(topic) or Loss("the server ended the subscription", self._proven_at)
         self._live.discard(topic)
         self._state.wanted.pop(topic, None)
         self._leaves(topic)
@@ -288,15 +289,14 @@ class Session:
             self._deferrals.start_soon(self._ask_again, topic)
 
     async def _ask_again(self, topic: Topic) -> None:
-        await trio.sleep(_LEAST_DEFERRAL + self._state.backoff.random() * _MORE_DEFERRAL)
+        await trio.sleep(_DEFERRAL * (0.1 + self._state.backoff.random()))
         if topic in self._state.wanted and topic not in self._latest and topic not in self._live:
             self.subscribe(topic)
 
     def _leaves(self, topic: Topic) -> None:
         """It is not wanted any more, so nobody need be told that it was lost."""
         self._state.losses.pop(topic, None)
-        if topic in self._back:
-            self._back.remove(topic)
+        self._back.pop(topic, None)
         self._returns(topic)
 
     def _returns(self, topic: Topic) -> None:
@@ -314,11 +314,11 @@ class Session:
         concerned: dict[Loss, list[Topic]] = {}
         for topic in self._back:
             concerned.setdefault(self._state.losses.pop(topic), []).append(topic)
-        self._back = []
+        self._back = {}
         now = trio.current_time()
         for loss, topics in concerned.items():
-            names = tuple(topic.name for topic in topics)
-            self._owner.interrupted(Gap(reason=loss.reason, lost_at=loss.lost_at, back_at=now, channels=names))
+            channels = tuple(topic.name for topic in topics)
+            self._owner.interrupted(Gap(reason=loss.reason, lost_at=loss.lost_at, back_at=now, channels=channels))
 
     # -- signs of life, and the end
 
@@ -354,8 +354,7 @@ class Session:
             return
         self._broken = True
         self._scope.cancel()
-        trouble = self._trouble(error)
-        state = self._state
+        trouble, state = self._trouble(error), self._state
         loss = Loss(trouble.reason, self._proven_at)
         for topic in self._live:
             if topic in state.wanted:
@@ -394,8 +393,6 @@ async def _let_pass(deadline: float) -> None:
     await trio.lowlevel.checkpoint()
 
 
-_LEAST_DEFERRAL: Final = 0.05
-_MORE_DEFERRAL: Final = 0.45
 _PING: Final = pack_command(("PING",))
 _MESSAGES: Final[dict[bytes, TopicKind]] = {b"message": "channel", b"pmessage": "pattern", b"smessage": "shard"}
 _CHANGES: Final[dict[bytes, tuple[TopicKind, bool]]] = {
