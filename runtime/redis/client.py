@@ -23,7 +23,7 @@ from .messages import Owner
 from .options import RedisOptions
 from .pipeline import Pipeline
 from .pubsub import BUFFER_BYTES, PubSub
-from .retry import READS, Retry
+from .retry import READS, SCRIPTS, Retry
 from .routing import UNUSUAL, block_of, check_shared, command_name
 from .statistics import RedisStatistics
 from .subscriber import Subscriber
@@ -137,8 +137,9 @@ class Redis(Commands):
             failure: redis.exceptions.RedisError = error
         except redis.exceptions.RedisError as error:
             failure = error
-        attempt = partial(self._attempt, name, payload, raw, options)
-        return await self._retry(start, name in READS).run(attempt, failure)
+        retry = self._retry(start, name in READS)
+        retry.scripted = name in SCRIPTS
+        return await retry.run(partial(self._attempt, name, payload, raw, options), failure)
 
     def pipeline(self, transaction: bool = True) -> Pipeline:
         """Many commands in one burst: see `Pipeline`. With `transaction` (redis-py's default), in MULTI and EXEC."""

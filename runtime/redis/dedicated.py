@@ -17,7 +17,7 @@ from .errors import NotSent, OutcomeUnknown, RedisClosed, RedisStalled, RedisUna
 from .link import OnTrouble
 from .mux import GRACE
 from .options import RedisOptions
-from .retry import READS, Retry
+from .retry import READS, SCRIPTS, Retry
 from .routing import block_of, check_dedicated, command_name
 from .wire import STREAM_ERRORS, Connect, Wire, describe, open_wire
 
@@ -69,7 +69,8 @@ class DedicatedRedis(Commands):
         with self._alone():
             if same_connection:
                 return await attempt()
-            return await Retry(start + self.options.retry_for, name in READS, self._backoff.random).run(attempt)
+            until = start + self.options.retry_for
+            return await Retry(until, name in READS, self._backoff.random, name in SCRIPTS).run(attempt)
 
     async def _attempt(
         self, name: str, payload: bytes, block: float | None, options: dict[str, Any], same_connection: bool

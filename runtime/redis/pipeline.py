@@ -14,7 +14,7 @@ from . import _compat
 from .commands import Commands, shape
 from .errors import CommandRefused
 from .options import RedisOptions
-from .retry import READS, Retry, passes
+from .retry import READS, SCRIPTS, Retry, passes
 from .routing import block_of, check_shared, command_name
 
 __all__ = ["Pipeline", "raise_first_error"]
@@ -136,6 +136,7 @@ class Pipeline(Commands):
         if self._retry is None:
             return await self._burst(payload, count, raw)
         retry = self._retry(trio.current_time(), all(command.name in READS for command in queue))
+        retry.scripted = any(command.name in SCRIPTS for command in queue)
         while True:
             failure: Exception | None
             try:
@@ -143,7 +144,7 @@ class Pipeline(Commands):
             except redis.exceptions.RedisError as error:
                 replies, failure = [], error
             else:
-                failure = self._refusal(replies)
+                failure = self._refusal(replies, scripted=retry.scripted)
                 if failure is None:
                     return replies
             wait = retry.wait_after(failure, trio.current_time())
@@ -168,7 +169,7 @@ class Pipeline(Commands):
         except redis.exceptions.RedisError as error:
             return error
 
-    def _refusal(self, replies: list[Any]) -> Exception | None:
+    def _refusal(self, replies: list[Any], *, scripted: bool) -> Exception | None:
         """Why nothing of the burst has run, if that will pass by itself."""
         if self._transaction:
             refused = isinstance(replies[-1], redis.exceptions.ExecAbortError) and not isinstance(replies[0], Exception)
@@ -176,7 +177,9 @@ class Pipeline(Commands):
         else:
             reasons = [reply for reply in replies if isinstance(reply, Exception)]
             refused = len(reasons) == len(replies)
-        return reasons[0] if refused and reasons and all(passes(reason) for reason in reasons) else None
+        return (
+            reasons[0] if refused and reasons and all(passes(reason, scripted=scripted) for reason in reasons) else None
+        )
 
 
 _MULTI = _compat.pack_command(("MULTI",))

@@ -73,6 +73,39 @@ def test_what_may_be_sent_again(error: Exception, any_command: bool, read: bool)
     assert may_resend(error, reads=True) is read
 
 
+@pytest.mark.parametrize(
+    ("line", "servers"),
+    [
+        ("LOADING Redis is loading the dataset in memory", True),
+        ("LOADING Valkey is loading the dataset in memory", True),
+        ("BUSY Valkey is busy running a script. You can only call SCRIPT KILL", True),
+        ("MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.", True),
+        ("READONLY You can't write against a read only replica.", True),
+        ("BUSY the lock is held", False),
+        ("TRYAGAIN later", False),
+        ("LOADING the mill", False),
+    ],
+)
+def test_a_scripts_own_errors_are_not_taken_for_the_servers(line: str, servers: bool) -> None:
+    """It may have written before it answered so."""
+    assert may_resend(_compat.reply_error(line), reads=False, scripted=True) is servers
+    assert may_resend(_compat.reply_error(line), reads=False)
+
+
+async def test_a_script_that_answers_with_an_error_of_its_own_runs_once(
+    autojump_clock: MockClock, server: InProcessRedis, redis_: Redis
+) -> None:
+    text = "redis.call('INCR', KEYS[1]); return redis.error_reply('BUSY the lock is held')"
+    with pytest.raises(redis.exceptions.ResponseError, match="the lock is held"):
+        await redis_.eval(text, 1, "n")
+    with pytest.raises(redis.exceptions.ResponseError, match="the lock is held"):
+        await redis_.pipeline(transaction=False).eval(text, 1, "n").execute()  # type: ignore[attr-defined]
+    async with redis_.dedicated() as connection:
+        with pytest.raises(redis.exceptions.ResponseError, match="the lock is held"):
+            await connection.eval(text, 1, "n")
+    assert await redis_.get("n") == b"3"
+
+
 def test_the_passing_replies_are_rows_of_the_table() -> None:
     assert {row.name for row in REPLIES} >= _PASSING
     assert {"loading", "busy-script", "cluster-down", "try-again", "too-many-clients"} <= _PASSING
