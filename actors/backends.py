@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from ..runtime.embedded import EmbeddedPostgres, EmbeddedValkey
 from ..runtime.postgres import Pool, PostgresOptions, migrate
-from ..runtime.redis import RedisOptions
+from ..runtime.redis import ClusterOptions, RedisOptions, SentinelOptions, read_url
 from ..runtime.telemetry import get_logger
 from .probes import PostgresProbe
 from .store import PostgresStore, Store
@@ -27,7 +27,14 @@ if TYPE_CHECKING:
     from ..runtime.supervision import ChildSpec
     from .settings import ActorSettings
 
-__all__ = ["Backends", "postgres_options", "redis_options"]
+__all__ = ["Backends", "RedisPlace", "postgres_options", "redis_options"]
+
+RedisPlace = RedisOptions | ClusterOptions | SentinelOptions
+"""Where Redis is: one server, a cluster, or a master that Sentinels know."""
+
+HEALED_WITHIN: Final = 1.0
+"""Seconds within which the link to a cluster has to get over what is no outage: slots that move, masters that change
+places. Longer than a planned failover takes, and short, for whoever publishes waits meanwhile."""
 
 log = get_logger(__name__)
 
@@ -45,8 +52,9 @@ class Backends:
     """See the module.
 
     Attributes:
-        redis_options: the Redis server.
-        redis_connect: opens the byte stream to it instead of the options; None for the real one.
+        redis_options: where Redis is.
+        redis_connect: opens the byte stream to it instead of the options (for a cluster, to a host and a port); None
+            for the real one.
         store: where effects are committed.
         probe_postgres: raises `Unhealthy` unless the database takes writes.
         migrate: applies what is new of a directory of migrations, and keeps the account in tables of that prefix;
@@ -58,8 +66,8 @@ class Backends:
         on_postgres_slow: told when a statement waits suspiciously long; a `Deployment` listens.
     """
 
-    redis_options: RedisOptions
-    redis_connect: Callable[[], Awaitable[trio.abc.Stream]] | None = None
+    redis_options: RedisPlace
+    redis_connect: Callable[..., Awaitable[trio.abc.Stream]] | None = None
     store: Store
     probe_postgres: Callable[[], Awaitable[None]]
     migrate: Callable[[Traversable | Path, str], Awaitable[list[str]]] = _nothing_to_migrate
@@ -109,15 +117,13 @@ class Backends:
         return made
 
 
-def redis_options(settings: ActorSettings, url: str) -> RedisOptions:
-    """The options of the link to the Redis server at `url`.
+def redis_options(settings: ActorSettings, url: str) -> RedisPlace:
+    """The options of the link to the Redis server or cluster at `url`.
 
     Raises:
         ValueError: the URL cannot be used; the text names the part at fault.
     """
-    if url.startswith(("redis+cluster://", "rediss+cluster://")):
-        raise ValueError("a cluster cannot be used yet; give one server, as redis://host:port")
-    return RedisOptions.from_url(
+    options = read_url(
         url,
         connect_timeout=settings.redis.connect_timeout,
         response_timeout=settings.redis.response_timeout,
@@ -125,6 +131,7 @@ def redis_options(settings: ActorSettings, url: str) -> RedisOptions:
         client_name="penstock",
         retry_for=0.0,  # the actors have gates and mailboxes of their own: they are told at once
     )
+    return evolve(options, retry_for=HEALED_WITHIN) if isinstance(options, ClusterOptions) else options
 
 
 def postgres_options(settings: ActorSettings, url: str) -> PostgresOptions:

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 import redis.exceptions
 import trio
 
-from ..runtime.redis import Kind, Redis, classify
+from ..runtime.redis import AnyRedis, Kind, RedisOptions, RedisUnavailable, classify, open_client
 from ..runtime.redis.replies import reply_text
 from ..runtime.supervision import (
     Child,
@@ -51,11 +51,12 @@ from ..runtime.telemetry import get_logger
 from . import migrations
 from .access_repository import AccessRepository
 from .backlog import Backlog
+from .cluster_probe import ClusterProbe, probe_of
 from .event import Envelope, Origin, SkippedEntry, UndecodableEntry
 from .handler_pool import HandlerPool
 from .health_monitor import HealthMonitor, Watch
 from .listener import Listener
-from .probes import RedisProbe, StreamView, observe
+from .probes import StreamView, observe
 from .producer import Outgoing, Producer, Published, PublishFailed
 from .retention import Retention
 
@@ -68,6 +69,13 @@ if TYPE_CHECKING:
 __all__ = ["Deployment", "migrate_all"]
 
 log = get_logger(__name__)
+
+REST_AT_MOST = 1.0
+"""Seconds between two probes of a Redis that may come back on another node: a failover takes one or two, and nobody
+tells us of its end."""
+
+PATIENCE = 1.0
+"""Seconds for which a listener makes a connection to a cluster again before it calls that trouble."""
 
 READ_AHEAD = 2
 """A backlog holds so many batches for each worker: one in work, one waiting. More is only more to give back."""
@@ -122,12 +130,10 @@ class Deployment:
         self._access = AccessRepository(backends.pool, settings.zone_info) if backends.pool else None
         self.pools: dict[str, HandlerPool] = {}
         self.backlogs: dict[str, Backlog] = {}
-        self._client: Redis | None = None
+        self._client: AnyRedis | None = None
         self._streams: dict[str, StreamView] = {}
-        redis_probe = RedisProbe(
-            backends.redis_options, tuple(system.streams), backends.redis_connect, self.gates["redis-memory"]
-        )
-        self._redis_watch = Watch(self.gates["redis"], redis_probe, settings.health, backends.redis_options.address)
+        self._cluster_probe: ClusterProbe | None = None
+        self._redis_watch = self._watch_redis()
         self._postgres_watch = Watch(
             self.gates["postgres"], backends.probe_postgres, settings.health, backends.postgres_address
         )
@@ -139,6 +145,7 @@ class Deployment:
             self._redis_trouble,
             requests=settings.delivery.publish_capacity,
             buffer=settings.capture.buffer,
+            believes_late=not self._may_move,
         )
         self.tree = Tree(self._root(front_ends), gates=self.gates, seed=seed)
 
@@ -189,7 +196,7 @@ class Deployment:
             redis.exceptions.RedisError: Redis is away.
         """
         declared = self.system.streams[stream]
-        async with self.client().dedicated() as connection:
+        async with self.client().dedicated(key=stream) as connection:
             if last_id == "$":
                 # Once, and not at every read: what comes between two reads would be passed over.
                 last_id = (await observe(self.client(), stream, trio.current_time())).last_id
@@ -217,9 +224,9 @@ class Deployment:
 
     def cluster(self) -> ClusterView | None:
         """The Redis Cluster as it was last seen; None where there is none, or it was not seen yet."""
-        return None
+        return None if self._cluster_probe is None else self._cluster_probe.view
 
-    def client(self) -> Redis:
+    def client(self) -> AnyRedis:
         """The link to Redis.
 
         Raises:
@@ -248,7 +255,7 @@ class Deployment:
 
     async def _hold_redis(self, child: Child) -> None:
         options, connect = self.backends.redis_options, self.backends.redis_connect
-        async with Redis(options, on_trouble=self._redis_trouble, connect=connect, rng=self._random) as client:
+        async with open_client(options, on_trouble=self._link_trouble, connect=connect, rng=self._random) as client:
             self._client = client
             child.note(options.address)
             child.started()
@@ -319,9 +326,10 @@ class Deployment:
                     backlog,
                     lambda: self.backends.store.stored_position(group.name, stream.key),
                     self._reader_trouble,
+                    patience=PATIENCE if self._cluster_probe else 0.0,
                 ),
                 requires=("redis", "postgres", "schema"),
-                progress_within=group.block + self.backends.redis_options.block_margin + 5.0,
+                progress_within=group.block + self._block_margin + 5.0,
             )
             for number in range(1, group.consumers + 1)
         ]
@@ -335,7 +343,46 @@ class Deployment:
         child.started()
         self.gates["schema"].open()
 
+    # Redis ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def _may_move(self) -> bool:
+        """Whether another node may become what the present master is."""
+        return not isinstance(self.backends.redis_options, RedisOptions)
+
+    @property
+    def _block_margin(self) -> float:
+        options = self.backends.redis_options
+        return (options if isinstance(options, RedisOptions) else options.node).block_margin
+
+    def _watch_redis(self) -> Watch:
+        options, health = self.backends.redis_options, self.settings.health
+        probe = probe_of(
+            options,
+            tuple(self.system.streams),
+            connect=self.backends.redis_connect,
+            memory=self.gates["redis-memory"],
+            within=health.timeout,
+        )
+        if isinstance(probe, ClusterProbe):
+            self._cluster_probe = probe
+            probe.on_change = _tell_nodes
+        rest = REST_AT_MOST if self._may_move else None
+        return Watch(self.gates["redis"], probe, health, options.address, rest_at_most=rest)
+
     # News -----------------------------------------------------------------------------------------------------------
+
+    def _link_trouble(self, error: Exception) -> None:
+        """What the link itself says, before any caller has an error.
+
+        In a cluster a connection that breaks proves nothing: a master that hands over closes some. That it cannot be
+        made again, or that a node is silent, does.
+        """
+        probe = self._cluster_probe
+        if probe is not None and (_has_broken(error) or not probe.concerns(error)):
+            self._redis_watch.doubt()
+        else:
+            self._redis_trouble(error)
 
     def _redis_trouble(self, error: Exception) -> None:
         """Shut the gate for what an error of Redis says about Redis; never for what it says about a command."""
@@ -389,6 +436,19 @@ async def migrate_all(system: System, backends: Backends) -> list[str]:
 
 _OF_THE_SERVER = (Kind.WAIT, Kind.REROUTE, Kind.REDIRECT, Kind.CONFIG)
 """Kinds of replies that no other command would fare better with; on the one server that there is."""
+
+
+def _tell_nodes(gone: list[str], back: list[str]) -> None:
+    if gone:
+        log.warning("nodes of the cluster have failed; our streams work without them", nodes=gone)
+    if back:
+        log.info("nodes of the cluster are no longer called failed", nodes=back)
+
+
+def _has_broken(error: Exception) -> bool:
+    """Whether it tells of a connection that was there, and is no more."""
+    ends = (EOFError, trio.BrokenResourceError, trio.ClosedResourceError)
+    return isinstance(error, RedisUnavailable) and isinstance(error.__cause__, ends)
 
 
 def _outgoing(stream: Stream, envelope: Envelope) -> Outgoing | PublishFailed:

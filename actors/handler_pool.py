@@ -30,7 +30,7 @@ from .sorting import Handle, Ignore, Refuse, Verdict, sort_entry
 from .store import InboxEntry
 
 if TYPE_CHECKING:
-    from ..runtime.redis import Redis
+    from ..runtime.redis import AnyRedis
     from ..runtime.supervision import Child, Gate
     from .backlog import Backlog
     from .settings import DeliverySettings
@@ -112,7 +112,7 @@ class HandlerPool:
         group: Group,
         backlog: Backlog,
         store: Store,
-        client: Callable[[], Redis],
+        client: Callable[[], AnyRedis],
         settings: DeliverySettings,
         *,
         redis_gate: Gate,

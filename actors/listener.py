@@ -3,6 +3,9 @@
 At every start it first reads its own history: what this consumer was given and has not acknowledged, for example
 because the process was killed. So nothing that was delivered is left behind. Now and then it looks again: a server may
 have given entries to a connection of ours that was gone already, and that it did not know of.
+
+Where another node may take over, a connection that breaks is made again at once; only if that does not help, it is
+trouble.
 """
 
 from __future__ import annotations
@@ -13,15 +16,17 @@ from typing import TYPE_CHECKING, Any
 import redis.exceptions
 import trio
 
-from ..runtime.redis import Kind, classify
+from ..runtime.redis import Kind, RedisStalled, RedisUnavailable, classify
 from ..runtime.telemetry import get_logger
 from .handling import Entry, entry_order
 
 if TYPE_CHECKING:
-    from ..runtime.redis import DedicatedRedis, Redis
+    from ..runtime.redis import AnyRedis, ClusterConnection, DedicatedRedis
     from ..runtime.supervision import Child
     from .backlog import Backlog
     from .system import Group
+
+    Connection = DedicatedRedis | ClusterConnection
 
 __all__ = ["Listener"]
 
@@ -36,6 +41,9 @@ LOOK_BACK = 30.0
 REPAIR_PAUSE = 10.0
 """Seconds that must lie between two repairs of a lost group; a second loss sooner than that is a crash."""
 
+BREATH = 0.1
+"""Seconds before a read is tried again that failed for a reason which should be gone by now."""
+
 
 class Listener:
     """The body of one listener.
@@ -47,16 +55,19 @@ class Listener:
         backlog: where the entries go, and whose room is its credit.
         position: the last position of the group that the database knows, or None.
         trouble: told of every error of Redis, so that the gate can be shut at once.
+        patience: seconds for which a connection that breaks is no trouble yet: another node may be taking over.
     """
 
     def __init__(
         self,
-        client: Callable[[], Redis],
+        client: Callable[[], AnyRedis],
         group: Group,
         consumer: str,
         backlog: Backlog,
         position: Callable[[], Awaitable[str | None]],
         trouble: Callable[[Exception], None],
+        *,
+        patience: float = 0.0,
     ) -> None:
         self._client = client
         self._group = group
@@ -64,6 +75,8 @@ class Listener:
         self._backlog = backlog
         self._position = position
         self._trouble = trouble
+        self._patience = patience
+        self._bearable_until: float | None = None
         self._repaired_at = -REPAIR_PAUSE
 
     async def __call__(self, child: Child) -> None:
@@ -74,23 +87,43 @@ class Listener:
         """
         child.note(self._consumer)
         try:
-            async with self._client().dedicated() as connection:
+            async with self._client().dedicated(key=self._group.stream) as connection:
                 await self._make_group(connection)
                 child.started()
-                look_back_at = trio.current_time()
-                while True:
-                    await self._wait_room(child)
-                    try:
-                        if trio.current_time() >= look_back_at:
-                            await self._read_history(connection, child)
-                            look_back_at = trio.current_time() + LOOK_BACK
-                        else:
-                            await self._read_news(connection, child)
-                    except redis.exceptions.ResponseError as error:
-                        await self._repair(connection, error)
+                await self._read_on(connection, child)
         except redis.exceptions.RedisError as error:
             self._trouble(error)
             raise
+
+    async def _read_on(self, connection: Connection, child: Child) -> None:
+        look_back_at = trio.current_time()
+        while True:
+            await self._wait_room(child)
+            try:
+                if trio.current_time() >= look_back_at:
+                    await self._read_history(connection, child)
+                    look_back_at = trio.current_time() + LOOK_BACK
+                else:
+                    await self._read_news(connection, child)
+            except redis.exceptions.ResponseError as error:
+                await self._repair(connection, error)
+            except RedisUnavailable as error:
+                await self._bear(error)
+                look_back_at = trio.current_time()  # what was given to the connection that broke is in the history
+            else:
+                self._bearable_until = None
+
+    async def _bear(self, error: RedisUnavailable) -> None:
+        """Wait a little, or raise `error` if reads have been failing for longer than our patience."""
+        now = trio.current_time()
+        if self._bearable_until is None:
+            self._bearable_until = now + self._patience
+        # A server that has gone silent has had its time.
+        if now >= self._bearable_until or isinstance(error, RedisStalled):
+            self._bearable_until = None
+            raise error
+        log.debug("reading again", stream=self._group.stream, consumer=self._consumer, error=str(error))
+        await trio.sleep(BREATH)
 
     async def _wait_room(self, child: Child) -> None:
         """Block until the pool can take an entry; waiting for it is no stall of the listener."""
@@ -100,12 +133,12 @@ class Listener:
                 await self._backlog.wait_room()
         child.progress()
 
-    async def _read_news(self, connection: DedicatedRedis, child: Child) -> None:
+    async def _read_news(self, connection: Connection, child: Child) -> None:
         entries = await self._read(connection, ">", block=int(self._group.block * 1000))
         child.progress()
         self._backlog.add(entries)
 
-    async def _read_history(self, connection: DedicatedRedis, child: Child) -> None:
+    async def _read_history(self, connection: Connection, child: Child) -> None:
         """What this consumer was given before and has not acknowledged, oldest first."""
         last, found = "0", 0
         while True:
@@ -121,7 +154,7 @@ class Listener:
         if found:
             log.info("took up its own history", stream=self._group.stream, consumer=self._consumer, entries=found)
 
-    async def _read(self, connection: DedicatedRedis, after: str, block: int | None) -> list[Entry]:
+    async def _read(self, connection: Connection, after: str, block: int | None) -> list[Entry]:
         reply = await connection.xreadgroup(
             self._group.name,
             self._consumer,
@@ -133,12 +166,19 @@ class Listener:
 
     # The group ------------------------------------------------------------------------------------------------------
 
-    async def _repair(self, connection: DedicatedRedis, error: redis.exceptions.ResponseError) -> None:
+    async def _repair(self, connection: Connection, error: redis.exceptions.ResponseError) -> None:
         """Make a lost group again, or raise `error` if that is not what it says, or is said too often."""
         kind, now = classify(error).kind, trio.current_time()
         if kind is Kind.NORMAL:
             return  # woken by CLIENT UNBLOCK: read on
-        if kind is not Kind.REPAIR or now - self._repaired_at < REPAIR_PAUSE:
+        if kind is not Kind.REPAIR:
+            raise error
+        # Asked of whoever has the slot now: one that moves is no loss, and another listener may have been faster.
+        if await self._has_group(connection):
+            log.debug("group is there", stream=self._group.stream, group=self._group.name, error=str(error))
+            await trio.sleep(BREATH)
+            return
+        if now - self._repaired_at < REPAIR_PAUSE:
             raise error
         self._repaired_at = now
         log.warning(
@@ -146,7 +186,7 @@ class Listener:
         )
         await self._make_group(connection)
 
-    async def _make_group(self, connection: DedicatedRedis) -> None:
+    async def _make_group(self, connection: Connection) -> None:
         """Make the group unless it is there: at the position that the database knows, else where it is declared.
 
         Never at ``$``: what was published before would not be read.
@@ -162,7 +202,7 @@ class Listener:
         else:
             log.info("group made", stream=self._group.stream, group=self._group.name, start=start)
 
-    async def _has_group(self, connection: DedicatedRedis) -> bool:
+    async def _has_group(self, connection: Connection) -> bool:
         try:
             groups = await connection.xinfo_groups(self._group.stream)
         except redis.exceptions.ResponseError as error:
@@ -171,7 +211,7 @@ class Listener:
             raise
         return any(_text(group["name"]) == self._group.name for group in groups)
 
-    async def _start(self, connection: DedicatedRedis) -> str:
+    async def _start(self, connection: Connection) -> str:
         known = await self._position()
         if known is None:
             return self._group.start
@@ -182,7 +222,7 @@ class Listener:
         return known
 
 
-async def _last_id(connection: DedicatedRedis, stream: str) -> str | None:
+async def _last_id(connection: Connection, stream: str) -> str | None:
     """The last id that the stream has given out, or None if there is no such stream."""
     try:
         info: Mapping[str, Any] = await connection.xinfo_stream(stream)

@@ -5,7 +5,7 @@ PING proves nothing (it is answered while a cluster is down), and an empty strea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -14,14 +14,25 @@ from attrs import field, frozen
 
 from ..runtime.postgres import PostgresOptions
 from ..runtime.postgres import probe as probe_postgres
-from ..runtime.redis import Redis, RedisOptions
+from ..runtime.redis import AnyRedis, RedisOptions, SentinelOptions, open_client
 from ..runtime.redis.replies import reply_text
+from ..runtime.redis.slots import hash_tag
 from ..runtime.telemetry import get_logger
 
 if TYPE_CHECKING:
     from ..runtime.supervision import Gate
 
-__all__ = ["GroupView", "PostgresProbe", "RedisProbe", "StreamView", "Unhealthy", "observe"]
+__all__ = [
+    "GroupView",
+    "PostgresProbe",
+    "RedisProbe",
+    "StreamView",
+    "Unhealthy",
+    "check_stream",
+    "observe",
+    "probe_key",
+    "tell_memory",
+]
 
 log = get_logger(__name__)
 
@@ -73,14 +84,14 @@ class RedisProbe:
     """Asks a Redis server, over a connection opened for the purpose, whether streams work on it.
 
     Attributes:
-        options: the server.
+        options: the server, or the Sentinels that know it. A cluster has `ClusterProbe`.
         streams: the declared streams' keys.
         connect: opens the byte stream instead of the options; None for the real one.
         memory: the gate that is shut while a server that is well otherwise is full: it refuses new entries, and lets
             everybody read and acknowledge. None where nobody asks; then being full is unhealthy, too.
     """
 
-    options: RedisOptions
+    options: RedisOptions | SentinelOptions
     streams: Sequence[str]
     connect: Callable[[], Any] | None = field(default=None, repr=False)
     memory: Gate | None = None
@@ -90,15 +101,23 @@ class RedisProbe:
 
         Blocks as long as the link's own limits; callers set a shorter one by cancelling.
         """
+        address = self.options.address
         try:
-            async with Redis(self.options, connect=self.connect) as client:
+            async with open_client(self.options, connect=self.connect) as client:
                 await self._check_cluster(client)
-                full = [await self._check_stream(client, stream) for stream in self.streams]
+                is_fault = self.memory is None
+                full = [await check_stream(client, stream, address, full_is_fault=is_fault) for stream in self.streams]
         except redis.exceptions.RedisError as error:
-            raise Unhealthy(_told(self.options.address, error)) from error
-        self._tell_memory(next((refusal for refusal in full if refusal is not None), None))
+            raise Unhealthy(_told(address, error)) from error
+        except Unhealthy as refused:
+            if not isinstance(refused.__cause__, redis.exceptions.AskError):  # MOVED is one, too
+                raise
+            raise Unhealthy(
+                f"{refused}; this is one node of a cluster: begin the URL with redis+cluster://"
+            ) from refused
+        tell_memory(self.memory, full)
 
-    async def _check_cluster(self, client: Redis) -> None:
+    async def _check_cluster(self, client: AnyRedis) -> None:
         info: Mapping[str, Any] = await client.info("cluster")
         if not info.get("cluster_enabled"):
             return
@@ -109,41 +128,51 @@ class RedisProbe:
             nodes = f"; failed nodes: {', '.join(failed)}" if failed else ""
             raise Unhealthy(f"{self.options.address}: cluster_state is {state}{nodes}")
 
-    async def _check_stream(self, client: Redis, stream: str) -> str | None:
-        """Raise `Unhealthy`, naming the stream, unless it can be read and written; what it says if it is full."""
-        full = None
-        try:
-            # NOMKSTREAM on a key that never exists: answered nil where writing is possible, else with the very refusal;
-            # nothing is stored either way. The tag keeps it in the stream's slot.
-            await client.execute_command("XADD", probe_key(stream), "NOMKSTREAM", "*", "probe", "1")
-        except redis.exceptions.OutOfMemoryError as error:
-            if self.memory is None:
-                raise Unhealthy(self._refused("XADD", probe_key(stream), error)) from error
-            full = self._refused("XADD", probe_key(stream), error)
-        except redis.exceptions.ResponseError as error:
-            raise Unhealthy(self._refused("XADD", probe_key(stream), error)) from error
-        try:
-            await client.xrange(stream, count=1)
-        except redis.exceptions.ResponseError as error:
-            raise Unhealthy(self._refused("XRANGE", stream, error)) from error
-        return full
 
-    def _refused(self, command: str, key: str, error: Exception) -> str:
-        return f"{self.options.address}: {command} {key}: {reply_text(error)}"
+async def check_stream(client: AnyRedis, stream: str, where: str, *, full_is_fault: bool) -> str | None:
+    """Raise `Unhealthy`, naming the stream and `where` it is, unless it can be read and written.
 
-    def _tell_memory(self, full: str | None) -> None:
-        if self.memory is None:
-            return
-        if full is None:
-            self.memory.open()
-        else:
-            self.memory.shut(full)
+    Returns what the server says if it is full, where that is no fault; None if it is not.
+
+    Raises:
+        redis.exceptions.RedisError: as the link says.
+    """
+    full = None
+    try:
+        # NOMKSTREAM on a key that never exists: answered nil where writing is possible, else with the very refusal;
+        # nothing is stored either way. The tag keeps it in the stream's slot.
+        await client.execute_command("XADD", probe_key(stream), "NOMKSTREAM", "*", "probe", "1")
+    except redis.exceptions.OutOfMemoryError as error:
+        full = _refused(where, "XADD", probe_key(stream), error)
+        if full_is_fault:
+            raise Unhealthy(full) from error
+    except redis.exceptions.ResponseError as error:
+        raise Unhealthy(_refused(where, "XADD", probe_key(stream), error)) from error
+    try:
+        await client.xrange(stream, count=1)
+    except redis.exceptions.ResponseError as error:
+        raise Unhealthy(_refused(where, "XRANGE", stream, error)) from error
+    return full
+
+
+def tell_memory(gate: Gate | None, refusals: Iterable[str | None]) -> None:
+    """Shut the gate with the first refusal of a full server, or open it if there is none."""
+    if gate is None:
+        return
+    full = next((refusal for refusal in refusals if refusal is not None), None)
+    if full is None:
+        gate.open()
+    else:
+        gate.shut(full)
+
+
+def _refused(where: str, command: str, key: str, error: Exception) -> str:
+    return f"{where}: {command} {key}: {reply_text(error)}"
 
 
 def probe_key(stream: str) -> str:
     """A key in the slot of `stream` that is written to and never exists."""
-    tag = stream[stream.index("{") + 1 :].partition("}")[0] if "{" in stream and "}" in stream else stream
-    return f"{{{tag or stream}}}:penstock-probe"
+    return f"{{{hash_tag(stream)}}}:penstock-probe"
 
 
 def _told(address: str, error: Exception) -> str:
@@ -170,7 +199,7 @@ def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-async def observe(client: Redis, stream: str, now: float) -> StreamView:
+async def observe(client: AnyRedis, stream: str, now: float) -> StreamView:
     """What Redis knows of a stream and its groups; a stream that does not exist yet is an empty one.
 
     Raises:

@@ -21,14 +21,14 @@ import trio
 from attrs import define, frozen
 
 from ..runtime.mailbox import AskTimeout, Mailbox, MailboxClosed, PeerDied, Reply
-from ..runtime.redis import Kind, NotSent, classify
+from ..runtime.redis import Kind, NotSent, RedisUnavailable, classify
 from ..runtime.redis.replies import reply_text
 from ..runtime.telemetry import get_logger
 from .texts import well_formed
 
 if TYPE_CHECKING:
     from ..runtime.mailbox import Inbox, MailboxStatistics
-    from ..runtime.redis import Redis
+    from ..runtime.redis import AnyRedis, ClusterPipeline, Pipeline
     from ..runtime.supervision import Child, Gate
 
 __all__ = ["Outgoing", "Producer", "PublishFailed", "Published"]
@@ -114,20 +114,25 @@ class Producer:
         requests: how many requests may wait. Default 1,000.
         buffer: how many captured events may wait. Default 10,000: minutes of an outage at the speed of Hypercorn's one
             worker would take more memory than they are worth; the outbox is where more belongs.
+        believes_late: whether an answer counts that comes after the gate ``redis`` was shut. Where another node may
+            take over, it does not: a master that was silent for so long may be none any more when it goes on,
+            acknowledge what it has, and lose it.
     """
 
     def __init__(
         self,
-        client: Callable[[], Redis],
+        client: Callable[[], AnyRedis],
         gates: Sequence[Gate],
         trouble: Callable[[Exception], None],
         *,
         requests: int = 1_000,
         buffer: int = 10_000,
+        believes_late: bool = True,
     ) -> None:
         self._client = client
         self._gates = tuple(gates)
         self._trouble = trouble
+        self._believes_late = believes_late
         self._requests: Mailbox[_Request] = Mailbox("producer", requests)
         self._captured: Mailbox[Outgoing] = Mailbox("producer.captured", buffer)
         # Taken out of the mailbox and not yet acknowledged; here, and not in the task, so that it survives the task.
@@ -299,15 +304,40 @@ class Producer:
         for entry in entries:
             pipeline.xadd(entry.stream, entry.fields)  # type: ignore[arg-type]
         try:
-            replies = await pipeline.execute(raise_on_error=False)
+            replies = await self._execute(pipeline)
         except redis.exceptions.RedisError as error:
             self._trouble(error)
             return _refused(entries, str(error), unknown=not isinstance(error, NotSent))
+        if replies is None:
+            return _refused(entries, self._why_not() or "Redis was away meanwhile", unknown=True)
         return [self._result(entry, reply) for entry, reply in zip(entries, replies, strict=True)]
+
+    async def _execute(self, pipeline: Pipeline | ClusterPipeline) -> list[Any] | None:
+        """The replies; None if the gate was shut before they came, and nobody would believe them."""
+        if self._believes_late:
+            return await pipeline.execute(raise_on_error=False)
+        replies: list[Any] | None = None
+        failure: redis.exceptions.RedisError | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._give_up, nursery.cancel_scope)
+            try:
+                replies = await pipeline.execute(raise_on_error=False)
+            except redis.exceptions.RedisError as error:
+                failure = error
+            nursery.cancel_scope.cancel(reason="the burst is answered")
+        if failure is not None:
+            raise failure
+        return replies
+
+    async def _give_up(self, burst: trio.CancelScope) -> None:
+        await self._gates[0].wait_shut()
+        burst.cancel(reason="the gate redis was shut")
 
     def _result(self, entry: Outgoing, reply: object) -> Result:
         if isinstance(reply, Exception):
             self._trouble(reply)
+            if isinstance(reply, RedisUnavailable):  # of one node of a cluster
+                return PublishFailed(entry.event_id, str(reply), outcome_unknown=not isinstance(reply, NotSent))
             permanent = classify(reply).kind in _HOPELESS
             return PublishFailed(entry.event_id, f"Redis refused: {reply_text(reply)}", permanent=permanent)
         self.published += 1

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from zoneinfo import ZoneInfo
 
     from ..runtime.postgres import Pool
-    from ..runtime.redis import Redis
+    from ..runtime.redis import AnyRedis
     from ..runtime.supervision import Child
     from .settings import RetentionSettings
     from .system import System
@@ -57,7 +57,7 @@ class Retention:
         self,
         *,
         system: System,
-        client: Callable[[], Redis],
+        client: Callable[[], AnyRedis],
         pool: Pool,
         settings: RetentionSettings,
         zone: ZoneInfo,

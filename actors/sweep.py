@@ -22,7 +22,7 @@ from .trimming import StreamReport, count_trimmable, trim
 
 if TYPE_CHECKING:
     from ..runtime.postgres import Connection, Pool
-    from ..runtime.redis import Redis
+    from ..runtime.redis import AnyRedis
     from .settings import RetentionSettings
     from .system import Stream, System
 
@@ -109,7 +109,7 @@ class Sweep:
     def __init__(
         self,
         system: System,
-        client: Callable[[], Redis],
+        client: Callable[[], AnyRedis],
         pool: Pool,
         settings: RetentionSettings,
         *,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from attrs import evolve, frozen
 
 if TYPE_CHECKING:
-    from ..runtime.redis import Redis
+    from ..runtime.redis import AnyRedis
     from .system import Stream
 
 __all__ = ["HeldBack", "StreamReport", "count_trimmable", "entry_id_of", "trim"]
@@ -69,7 +69,7 @@ def entry_id_of(moment: datetime) -> str:
     return f"{max(0, int(moment.timestamp() * 1000))}-0"
 
 
-async def trim(redis: Redis, stream: Stream, cutoff: datetime) -> StreamReport:
+async def trim(redis: AnyRedis, stream: Stream, cutoff: datetime) -> StreamReport:
     """Trim what is older than `cutoff` and acknowledged by every group, in steps; whole nodes of the stream only.
 
     An entry is kept that any group has not read, or has read and not acknowledged; a declared group that does not exist
@@ -90,7 +90,7 @@ async def trim(redis: Redis, stream: Stream, cutoff: datetime) -> StreamReport:
     return evolve(report, trimmed=trimmed)
 
 
-async def count_trimmable(redis: Redis, stream: Stream, cutoff: datetime) -> StreamReport:
+async def count_trimmable(redis: AnyRedis, stream: Stream, cutoff: datetime) -> StreamReport:
     """What `trim` would do now, at the most; trims nothing. Reads every old entry, so it takes its time."""
     report = await _look(redis, stream, cutoff, step=0)
     count = redis.register_script(_COUNT)
@@ -102,7 +102,7 @@ async def count_trimmable(redis: Redis, stream: Stream, cutoff: datetime) -> Str
     return evolve(report, trimmed=total)
 
 
-async def _look(redis: Redis, stream: Stream, cutoff: datetime, *, step: int) -> StreamReport:
+async def _look(redis: AnyRedis, stream: Stream, cutoff: datetime, *, step: int) -> StreamReport:
     arguments = [entry_id_of(cutoff), step, int(stream.trim_without_groups), *stream.groups]
     reply = await redis.register_script(_TRIM)([stream.key], arguments)
     if not reply:

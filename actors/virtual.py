@@ -17,15 +17,17 @@ itself).
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from typing import Any, Generic, TypeVar, overload
 
 import trio
 
-from ..runtime.redis import RedisOptions
+from ..runtime.redis import ClusterOptions, RedisOptions
 from ..runtime.supervision import ChildView
 from ..runtime.testing.redis import EPOCH, InProcessRedis
-from .backends import Backends
+from ..runtime.testing.redis_cluster import InProcessCluster
+from .backends import HEALED_WITHIN, Backends, RedisPlace
 from .deployment import Deployment
 from .event import Envelope, event_type_of
 from .probes import Unhealthy
@@ -36,16 +38,19 @@ from .testing import MemoryStore
 
 __all__ = ["VirtualDeployment", "virtual"]
 
+R = TypeVar("R", bound=InProcessRedis | InProcessCluster)
+"""What stands for Redis."""
+
 
 def _virtual_wall() -> datetime:
     return datetime.fromtimestamp(EPOCH, UTC) + timedelta(seconds=trio.current_time())
 
 
-class VirtualDeployment:
+class VirtualDeployment(Generic[R]):
     """A deployment with everything around it in memory. Made by `virtual`.
 
     Attributes:
-        redis: the server; it fails when it is told to.
+        redis: the server, or the cluster; it fails when it is told to.
         store: the database; likewise.
         deployment: the real one.
     """
@@ -54,7 +59,7 @@ class VirtualDeployment:
         self,
         system: System,
         settings: ActorSettings,
-        redis: InProcessRedis,
+        redis: R,
         store: MemoryStore,
         *,
         instance: str,
@@ -64,7 +69,7 @@ class VirtualDeployment:
         self.store = store
         self._away = ""
         self._backends = Backends(
-            redis_options=RedisOptions(retry_for=0.0),
+            redis_options=_options_for(redis),
             redis_connect=redis.connect,
             store=store,
             probe_postgres=self._probe,
@@ -127,20 +132,44 @@ class VirtualDeployment:
             raise Unhealthy(self._away)
 
 
+@overload
+def virtual(
+    system: System,
+    *,
+    settings: ActorSettings | None = None,
+    redis: None = None,
+    store: MemoryStore | None = None,
+    instance: str = "test",
+    seed: int = 0,
+) -> AbstractAsyncContextManager[VirtualDeployment[InProcessRedis]]: ...
+
+
+@overload
+def virtual(
+    system: System,
+    *,
+    settings: ActorSettings | None = None,
+    redis: R,
+    store: MemoryStore | None = None,
+    instance: str = "test",
+    seed: int = 0,
+) -> AbstractAsyncContextManager[VirtualDeployment[R]]: ...
+
+
 @asynccontextmanager
 async def virtual(
     system: System,
     *,
     settings: ActorSettings | None = None,
-    redis: InProcessRedis | None = None,
+    redis: InProcessRedis | InProcessCluster | None = None,
     store: MemoryStore | None = None,
     instance: str = "test",
     seed: int = 0,
-) -> AsyncIterator[VirtualDeployment]:
+) -> AsyncIterator[VirtualDeployment[Any]]:
     """Run `system` in memory; it is up when the block begins, and stopped in order when it ends.
 
-    Give it the `redis` (already entered) and the `store` of an earlier run to see a restart; another `seed` for other
-    jitter.
+    Give it the `redis` (already entered) and the `store` of an earlier run to see a restart, or an `InProcessCluster`;
+    another `seed` for other jitter.
     """
     if redis is None:
         async with (
@@ -151,13 +180,20 @@ async def virtual(
         return
     # In a day of virtual time, looks at what is well every few seconds add up to seconds of real time.
     chosen = settings or ActorSettings(health=HealthSettings(interval_up=600.0, observe_every=3600.0))
-    made = VirtualDeployment(system, chosen, redis, store or MemoryStore(), instance=instance, seed=seed)
+    running = VirtualDeployment(system, chosen, redis, store or MemoryStore(), instance=instance, seed=seed)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(made.deployment.run)
-        await made.deployment.tree.ready()
-        await made.serving()
-        yield made
-        made.deployment.tree.stop("the test is over")
+        nursery.start_soon(running.deployment.run)
+        await running.deployment.tree.ready()
+        await running.serving()
+        yield running
+        running.deployment.tree.stop("the test is over")
+
+
+def _options_for(redis: InProcessRedis | InProcessCluster) -> RedisPlace:
+    """As `Backends.of` would have them."""
+    if isinstance(redis, InProcessCluster):
+        return ClusterOptions(nodes=redis.addresses, retry_for=HEALED_WITHIN)
+    return RedisOptions(retry_for=0.0)
 
 
 def _envelope(value: object) -> Envelope:

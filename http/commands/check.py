@@ -6,14 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import click
+import redis.exceptions
 import trio
-from attrs import asdict, frozen
+from attrs import asdict, evolve, frozen
 
 from ...actors.access import event_system
+from ...actors.cluster_probe import ClusterProbe
+from ...actors.cluster_view import ClusterView, NodeView
+from ...actors.keeping import keeping_of
+from ...actors.probes import RedisProbe
 from ...runtime.cli import CommandError, json_option, load_settings
 from ...runtime.embedded import DataDirectory, DataDirectoryError, DataDirectoryInUse, ServerNotInstalled
 from ...runtime.embedded.binaries import postgres_installation, valkey_server
 from ...runtime.output import echo_json, echo_table
+from ...runtime.redis import Redis, open_client
+from ...runtime.redis.slots import SLOTS
 from ...runtime.settings import mask_url
 from ..configuration import Settings
 from ..front_end import CannotListen, check_binds
@@ -33,7 +40,7 @@ class Finding:
         what: what was looked at.
         ok: whether it is as it must be.
         detail: what was found.
-        mend: what to do about it; empty if it is fine.
+        mend: what to do about it; empty if it is fine. What is as it must be may still be better.
     """
 
     what: str
@@ -57,11 +64,17 @@ def check(as_json: bool) -> None:
     if as_json:
         echo_json([asdict(finding) for finding in findings])
     else:
-        rows = [["ok" if finding.ok else "FAILED", finding.what, finding.detail, finding.mend] for finding in findings]
+        rows = [[_sign(finding), finding.what, finding.detail, finding.mend] for finding in findings]
         echo_table(rows, ["", "what", "found", "what to do"])
     failed = [finding for finding in findings if not finding.ok]
     if failed:
         raise CommandError(f"{failed[0].what}: {failed[0].detail}", exit_code=2)
+
+
+def _sign(finding: Finding) -> str:
+    if not finding.ok:
+        return "FAILED"
+    return "warning" if finding.mend else "ok"
 
 
 def _data_dir(settings: Settings) -> tuple[Finding, bool]:
@@ -92,7 +105,7 @@ def _bind(settings: Settings, *, runs: bool) -> Finding:
 
 async def _servers(settings: Settings) -> list[Finding]:
     findings = [_embedded(name, url, program) for name, url, program in _wanted(settings)]
-    for setting, probe in own_servers(settings, tuple(event_system.streams)).items():
+    for setting, probe in own_servers(settings, tuple(event_system.streams), within=LIMIT).items():
         shown = mask_url((settings.redis.url if setting == "redis.url" else settings.postgres.url) or "")
         problem = await attempt(probe, LIMIT)
         variable = f"PENSTOCK_{setting.replace('.', '_').upper()}"
@@ -101,7 +114,45 @@ async def _servers(settings: Settings) -> list[Finding]:
             if problem is None
             else Finding(setting, False, problem, f"start that server, correct {variable}, or give its user the rights")
         )
+        if isinstance(probe, RedisProbe) and problem is None:
+            findings.append(await _kept(f"{setting} data", open_client(probe.options)))
+        elif isinstance(probe, ClusterProbe) and probe.view is not None:
+            findings += await _nodes(setting, probe, probe.view)
     return findings
+
+
+async def _nodes(setting: str, probe: ClusterProbe, view: ClusterView) -> list[Finding]:
+    """The cluster's slots, then each node with what is on it, and how it keeps that."""
+    missing = SLOTS - view.covered
+    slots = f"{len(view.masters)} masters own {view.covered} of {SLOTS} slots; cluster_state is {view.state}"
+    lost = "give the missing slots to a node (CLUSTER ADDSLOTSRANGE)" if missing else ""
+    return [
+        Finding(f"{setting} slots", not missing, slots, lost),
+        *[await _node(f"{setting} {node.address}", probe, node) for node in view.nodes],
+    ]
+
+
+async def _node(what: str, probe: ClusterProbe, node: NodeView) -> Finding:
+    facts = [node.role, f"{node.slots} slots" if node.slots else "", *node.streams]
+    told = ", ".join(fact for fact in facts if fact)
+    if node.failed:
+        # It is a fault only where it has what we need, and then the probe has said so.
+        return Finding(what, True, f"{told}; the cluster calls it failed", "start it, or take it out (CLUSTER FORGET)")
+    if node.role == "replica":
+        return Finding(what, True, told)
+    kept = await _kept(what, Redis(probe.node_options(node.address)))
+    return evolve(kept, detail=f"{told}; {kept.detail}")
+
+
+async def _kept(what: str, server: Redis) -> Finding:
+    """How one server keeps its data."""
+    try:
+        with trio.fail_after(LIMIT):
+            async with server:
+                keeping = await keeping_of(server)
+    except (redis.exceptions.RedisError, trio.TooSlowError) as error:
+        return Finding(what, True, f"how it keeps its data is not known: {error or 'no answer'}")
+    return Finding(what, True, keeping.told, keeping.advice)
 
 
 def _wanted(settings: Settings) -> list[tuple[str, str | None, Any]]:

@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable, Sequence
 import trio
 
 from ...actors.backends import postgres_options, redis_options
-from ...actors.probes import PostgresProbe, RedisProbe, Unhealthy
+from ...actors.cluster_probe import probe_of
+from ...actors.probes import PostgresProbe, Unhealthy
 from ...actors.settings import ActorSettings
 from ...runtime.cli import CommandError
 
@@ -16,8 +17,8 @@ __all__ = ["own_servers", "wait_for_servers"]
 Probe = Callable[[], Awaitable[None]]
 
 
-def own_servers(settings: ActorSettings, streams: Sequence[str] = ()) -> dict[str, Probe]:
-    """A probe for each server of the user's own, by the name of its setting.
+def own_servers(settings: ActorSettings, streams: Sequence[str] = (), *, within: float = 2.0) -> dict[str, Probe]:
+    """A probe for each server of the user's own, by the name of its setting; each is given `within` seconds.
 
     That of Redis asks, too, whether we may read and write `streams`.
 
@@ -28,7 +29,7 @@ def own_servers(settings: ActorSettings, streams: Sequence[str] = ()) -> dict[st
     try:
         setting = "redis.url"
         if settings.redis.url is not None:
-            probes[setting] = RedisProbe(redis_options(settings, settings.redis.url), streams)
+            probes[setting] = probe_of(redis_options(settings, settings.redis.url), streams, within=within)
         setting = "postgres.url"
         if settings.postgres.url is not None:
             probes[setting] = PostgresProbe(postgres_options(settings, settings.postgres.url))

@@ -21,22 +21,26 @@ def _shown(url: str | None) -> str:
     return "None" if url is None else repr(mask_url(url))
 
 
+_REDIS_SCHEMES = ("redis", "rediss", "redis+cluster", "rediss+cluster", "redis+sentinel", "rediss+sentinel", "unix")
+
+
 @frozen(kw_only=True)
 class RedisSettings:
     """The link to Redis or Valkey.
 
     Attributes:
-        url: `redis://`, `rediss://` (TLS) or `unix://` (a cluster, `redis+cluster://h1,h2`, cannot be used yet); not
-            set: an embedded Valkey is started.
+        url: one server: `redis://`, `rediss://` (TLS) or `unix://`; a cluster, by some of its nodes:
+            `redis+cluster://host:port,host:port` (TLS: `rediss+cluster://`); a master that Sentinels know:
+            `redis+sentinel://host:port,host:port/SERVICE` (TLS: `rediss+sentinel://`); not set: an embedded Valkey is
+            started.
         connect_timeout: seconds for a connection to be made, TLS and log-in included.
         response_timeout: seconds without a reply, after which a connection is given up as dead.
         stall_after: seconds without a reply, after which the server counts as away and the `redis` gate shuts, while
-            the connection still waits; below 1, so that a frozen server is noticed within a second.
+            the connection still waits; below 1, so that a frozen server is noticed within a second, and below a
+            cluster's node timeout, so that nothing is believed of a master that another has replaced meanwhile.
     """
 
-    url: str | None = field(
-        default=None, repr=_shown, validator=url_of("redis", "rediss", "redis+cluster", "rediss+cluster", "unix")
-    )
+    url: str | None = field(default=None, repr=_shown, validator=url_of(*_REDIS_SCHEMES))
     connect_timeout: float = field(default=5.0, validator=above_zero)
     response_timeout: float = field(default=5.0, validator=above_zero)
     stall_after: float = field(default=0.75, validator=above_zero)
