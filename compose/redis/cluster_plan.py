@@ -243,7 +243,8 @@ def _wait_for_health(views: Sequence[View]) -> None:
             if row.slots and not row.usable:
                 slots = ", ".join(f"{low}-{high}" for low, high in _ranges(row.slots))
                 raise NotYet(
-                    f"slots {slots} belong to node {row.id[:8]} ({row.address}), which is away; start it with its data"
+                    f"slots {slots} belong to node {row.id} ({row.address}), which is away: start it with its data, "
+                    f"or give them up (CLUSTER FORGET {row.id} on each node that knows it, within a minute)"
                 )
         if view.state != "ok":
             raise NotYet(f"cluster_state is {view.state} on {view.name}")

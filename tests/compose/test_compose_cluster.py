@@ -142,6 +142,26 @@ def test_nodes_that_all_come_back_at_other_addresses_find_each_other(cluster: No
     assert [cluster.master_of(slot) for slot in (0, 5461, 16383)] == cluster.nodes
 
 
+def test_slots_of_a_node_that_lost_its_data_are_not_given_away_until_somebody_gives_them_up(nodes: Nodes) -> None:
+    assert nodes.run_entry()[0] == 0
+    lost = nodes.node("redis-2")
+    identity = nodes.id_of(lost)
+    lost.kill()
+    shutil.rmtree(lost.directory / "appendonlydir")
+    (lost.directory / "nodes.conf").unlink()
+    lost.start()
+    code, said = nodes.run_entry("redis-cluster", "--deadline", "8")
+    assert code == 1
+    assert f"slots 5461-10921 belong to node {identity} (" in said.splitlines()[-1]
+    for node in (nodes.node("redis-1"), nodes.node("redis-3")):
+        with nodes.admin(node) as admin:
+            admin.execute_command("CLUSTER", "FORGET", identity)
+    code, said = nodes.run_entry()
+    assert code == 0, said
+    nodes.wait_ok()
+    assert nodes.master_of(5461) is lost
+
+
 def test_two_runs_at_once_under_load_do_no_harm(cluster: Nodes) -> None:
     client = redis.RedisCluster.from_url(
         f"redis://:{PASSWORD}@localhost:{cluster.nodes[0].port}", decode_responses=True

