@@ -42,7 +42,11 @@ class Schedule:
 
     def latest(self, now: datetime) -> datetime:
         """The last time that is not after `now`; aware, in the zone."""
-        return self._at(now + _TICK).get_prev(datetime)
+        found: datetime = self._at(now + _TICK).get_prev(datetime)
+        # In the hour that comes twice croniter goes back too far; forwards it is right.
+        while (following := self.next(found)).timestamp() <= now.timestamp():
+            found = following
+        return found
 
     def _at(self, moment: datetime) -> croniter:
         return croniter(self._expression, moment.astimezone(self._zone))

@@ -57,6 +57,12 @@ def test_a_time_that_comes_twice_is_due_twice() -> None:
     ]
 
 
+def test_the_latest_in_the_hour_that_comes_twice_is_in_its_second_half() -> None:
+    schedule = Schedule("*/7 1-3 * * *", NEW_YORK)
+    now = datetime(2024, 11, 3, 6, 10, tzinfo=UTC)
+    assert schedule.latest(now).isoformat() == "2024-11-03T01:07:00-05:00"
+
+
 @given(st.datetimes(datetime(2020, 1, 1), datetime(2030, 1, 1), timezones=st.just(UTC)))
 def test_nothing_is_due_between_the_latest_and_the_next_time(now: datetime) -> None:
     for schedule in (DAILY, Schedule("*/7 1-3 * * *", NEW_YORK)):
