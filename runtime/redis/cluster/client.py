@@ -96,6 +96,7 @@ class RedisCluster(ClusterCommands):
         self._limit = trio.CapacityLimiter(options.max_blocking)
         self._dedicated: set[ClusterConnection | NodeConnection] = set()
         self._pubsubs: weakref.WeakSet[PubSub] = weakref.WeakSet()
+        self._subscribers: weakref.WeakSet[ClusterSubscriber] = weakref.WeakSet()
         self._last_error: Exception | None = None
         self._last_error_at: float | None = None
 
@@ -206,7 +207,9 @@ class RedisCluster(ClusterCommands):
         self._opened()
 
         def subscriber(owner: Owner) -> ClusterSubscriber:
-            return ClusterSubscriber(self, owner, self._trouble, self._rng)
+            made = ClusterSubscriber(self, owner, self._trouble, self._rng)
+            self._subscribers.add(made)
+            return made
 
         pubsub = PubSub(self.options, subscriber, buffer_bytes=buffer_bytes)
         self._pubsubs.add(pubsub)
@@ -364,6 +367,8 @@ class RedisCluster(ClusterCommands):
     def _adopt(self, topology: Topology) -> None:
         router = self._opened()
         router.nodes.retain(topology.masters, router.discovery.is_suspect)
+        for subscriber in self._subscribers:
+            subscriber.topology_read()
 
     def _node_trouble(self, node: Node, error: Exception) -> None:
         router = self._opened()

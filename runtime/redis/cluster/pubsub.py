@@ -36,6 +36,10 @@ class ClusterSubscriber:
 
     A topic that is lost (its connection, or its slot) is subscribed to again where it belongs by then, and its `Gap`
     follows. As long as its node cannot be reached, the topology is read again before each attempt.
+
+    A node that the others have given up may go on taking itself for the owner, and answer every PING: so each reading
+    of the topology is compared with where the shard channels are. Two that agree on another owner are believed. That is
+    why the `Gap` of a slot that moved begins with the last reading that found everything in its place.
     """
 
     def __init__(self, cluster: RedisCluster, owner: Owner, on_trouble: OnTrouble, rng: random.Random) -> None:
@@ -45,10 +49,14 @@ class ClusterSubscriber:
         self._rng = rng
         self._posts: dict[Address, _Post] = {}
         self._homes: dict[Topic, Address] = {}
+        self._homed_at: dict[Topic, float] = {}
         self._homeless: dict[Topic, Loss | None] = {}
         self._doubtful: dict[Topic, Address] = {}  # what could not be had there
         self._plain_home: Address | None = None
         self._is_stale = False  # whether the topology is known to be
+        self._is_news = False  # whether it was read since it was last compared
+        self._misplaced: dict[Topic, Address] = {}  # and who should have it, as the last reading says
+        self._in_order_at = trio.current_time()  # the last reading that found no misplaced topic
         self._work = trio.Event()
 
     def want(self, topic: Topic, loss: Loss | None = None) -> None:
@@ -60,8 +68,14 @@ class ClusterSubscriber:
         """As `Subscriber.unwant`."""
         self._homeless.pop(topic, None)
         home = self._homes.pop(topic, None)
+        self._homed_at.pop(topic, None)
         self._work.set()
         return home is not None and self._posts[home].subscriber.unwant(topic)
+
+    def topology_read(self) -> None:
+        """The cluster's client has read the topology. Does not block."""
+        self._is_news = True
+        self._work.set()
 
     def resume(self) -> None:
         """As `Subscriber.resume`."""
@@ -101,6 +115,7 @@ class ClusterSubscriber:
         self._work.set()
         target = target_of(error, address) if isinstance(error, redis.exceptions.MovedError) else None
         if target is None:
+            self._homed_at.pop(topic, None)
             self._owner.refused(topic, error, loss)
         else:
             self._cluster.moved(slot_of(topic.name), target)
@@ -109,7 +124,8 @@ class ClusterSubscriber:
     def dropped(self, topic: Topic, loss: Loss) -> None:
         self._homes.pop(topic, None)
         self._is_stale = True
-        self.want(topic, loss)
+        # The slot may have had its new owner for longer than the old one knew.
+        self.want(topic, Loss(loss.reason, min(loss.lost_at, self._surely_there_at(topic))))
 
     # Homes.
 
@@ -125,6 +141,9 @@ class ClusterSubscriber:
         for topic, address in doubtful.items():
             if self._homes.get(topic) == address and not self._posts[address].subscriber.has(topic):
                 self._leave_wrong_home(topic, address, topology)
+        if self._is_news:
+            self._is_news = False
+            self._look_for_misplaced(topology)
         for topic in list(self._homeless):
             home = self._home_of(topic, topology, masters)
             if home is not None:
@@ -140,6 +159,28 @@ class ClusterSubscriber:
                 self._plain_home = self._any_other(home, topology.masters)
             del self._homes[topic]
             self._homeless[topic] = self._posts[home].subscriber.give_up(topic)
+
+    def _look_for_misplaced(self, topology: Topology) -> None:
+        before, self._misplaced = self._misplaced, {}
+        for topic, home in list(self._homes.items()):
+            owner = topology.owner(slot_of(topic.name)) if topic.kind == "shard" else None
+            if owner is None or home == owner or home in topology.replicas_of(owner):
+                continue  # a replica of the owner gets the messages, too
+            if before.get(topic) == owner:
+                del self._homes[topic]
+                loss = self._posts[home].subscriber.give_up(topic)
+                self._homeless[topic] = loss or Loss("another node owns the slot", self._surely_there_at(topic))
+            else:
+                self._misplaced[topic] = owner
+        if self._misplaced:
+            self._is_stale = True
+            self._work.set()
+        elif not before:
+            self._in_order_at = trio.current_time()
+
+    def _surely_there_at(self, topic: Topic) -> float:
+        """The latest time at which its slot was known to be where it was subscribed to."""
+        return max(self._in_order_at, self._homed_at.get(topic, self._in_order_at))
 
     def _home_of(self, topic: Topic, topology: Topology, masters: tuple[Address, ...]) -> Address | None:
         """Where it belongs; None while no node serves its slot."""
@@ -157,6 +198,7 @@ class ClusterSubscriber:
         if home not in self._posts:
             self._posts[home] = self._open_post(home, nursery)
         self._homes[topic] = home
+        self._homed_at[topic] = trio.current_time()
         self._posts[home].subscriber.want(topic, self._homeless.pop(topic))
 
     def _open_post(self, address: Address, nursery: trio.Nursery) -> _Post:

@@ -209,3 +209,31 @@ async def test_a_slot_that_nobody_serves(nodes: LocalCluster) -> None:
             assert pubsub.shard_channels == {"whole"}
             assert await client.spublish("whole", "1") == 1
             assert await pubsub.get(5) == shard("whole", "1")
+
+
+async def test_an_owner_that_is_cut_off_from_the_others_is_left() -> None:
+    """It answers every PING and takes itself for the master, while the others have made its replica the owner."""
+    with LocalCluster.make(masters=3, replicas=1, arguments=["--enable-debug-command", "yes"]) as nodes:
+        options = ClusterOptions.from_url(nodes.url, decode_responses=True, refresh_every=0.5)
+        async with RedisCluster(options) as client, client.pubsub() as pubsub:
+            await pubsub.ssubscribe("mine", "theirs")
+            master = nodes.master_of("mine")
+            assert nodes.master_of("theirs") is not master
+            [replica] = nodes.replicas_of(master)
+            began = trio.current_time()
+            with master.admin() as admin:
+                admin.execute_command("DEBUG", "DROP-CLUSTER-PACKET-FILTER", -2)
+            [gap] = await until_told(pubsub, {"mine"})
+            assert gap.channels == ("mine",)
+            assert gap.reason == "another node owns the slot"
+            assert gap.lost_at < gap.back_at
+            assert began < gap.back_at
+            assert _role(replica) == _role(master) == "master"
+            for node, channel in ((replica, "mine"), (nodes.master_of("theirs"), "theirs")):
+                await trio.to_thread.run_sync(publish, node, "SPUBLISH", channel, "here")
+                assert await pubsub.get(5) == shard(channel, "here")
+
+
+def _role(node: LocalNode) -> str:
+    with node.admin() as admin:
+        return str(admin.execute_command("ROLE")[0])
