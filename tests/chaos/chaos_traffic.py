@@ -97,7 +97,7 @@ class Traffic:
             self._count: 4,
             self._burst: 4,
             self._run_script: 2,
-            self._transact: 0 if self.clustered else 2,  # on one server only
+            self._transact: 2,
             self._pop: 2,
             self._measure: 1,
         }
