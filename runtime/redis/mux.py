@@ -14,7 +14,7 @@ that is large: nobody overtakes, so nobody starves.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Container
 from math import inf
 from typing import Any, Final
@@ -84,7 +84,8 @@ class Mux:
         self._on_stall = on_stall
         self._queue: dict[_Request, None] = {}  # an ordered set: a cancelled request leaves at once, with its bytes
         self._queued_bytes = 0
-        self._waiting: dict[_Request, None] = {}  # ordered, too: for room in the queue
+        # For room in the queue. Not a dict: one whose first entry is taken again and again is searched ever longer.
+        self._waiting: OrderedDict[_Request, None] = OrderedDict()
         self._pending: deque[_Request] = deque()
         self._due = 0  # replies of all that is queued or pending
         self._idle_writer: trio.lowlevel.Task | None = None
@@ -350,7 +351,7 @@ class Mux:
         self._scope.cancel()
 
     def _fail_waiting(self, trouble: RedisUnavailable) -> None:
-        waiting, self._waiting = self._waiting, {}
+        waiting, self._waiting = self._waiting, OrderedDict()
         for request in waiting:
             self._fail(request, NotSent(trouble.address, f"not sent: {trouble.reason}"), trouble)
 
