@@ -108,6 +108,13 @@ class ClientCommands(PubSubCommands):
         self._log_in(*(words if len(words) == 2 else (b"default", words[0])))
         return OK
 
+    def ping(self, *words: bytes) -> Any:
+        if len(words) > 1:
+            raise SimpleError("ERR wrong number of arguments for 'ping' command")
+        if self.protocol == 2 and any(self.subscriptions):
+            return [b"pong", words[0] if words else b""]
+        return words[0] if words else SimpleString(b"PONG")
+
     def quit(self) -> Any:
         self.kill()
         return OK
@@ -329,7 +336,7 @@ def _integer(word: bytes, complaint: str = "ERR value is not an integer or out o
 
 
 _NAMES: Final = """
-    hello auth quit reset info role wait
+    hello auth ping quit reset info role wait
     client_id client_getname client_setname client_setinfo client_info client_list client_kill client_unblock
     client_pause client_unpause config_get
 """

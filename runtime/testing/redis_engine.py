@@ -8,6 +8,7 @@ command, and what it does differently from a real server. What it does not do ri
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import time
 from collections import defaultdict
@@ -32,7 +33,7 @@ from ._fakeredis import (
 )
 from .redis_clients import CLIENT_COMMANDS, ClientCommands
 from .redis_commands import COMMANDS, CONTAINERS, Command, UnsupportedCommand, name_of
-from .redis_encoding import Members, encode
+from .redis_encoding import NULL_ARRAY, Members, encode
 from .redis_fixes import FIXED_COMMANDS, FixedCommands, correct
 from .redis_pubsub import PUBSUB_COMMANDS, Channels
 from .redis_streams import STREAM_COMMANDS, StreamCommands
@@ -455,8 +456,12 @@ class Session(ClientCommands, StreamCommands, FixedCommands, FakeSocket):
             result = SimpleError(correct(error.value))
         for item in items:
             item.writeback(remove_empty_val=messages.FLAG_LEAVE_EMPTY_VAL not in sig.flags)
+        if result is None and sig.name in _ARRAYS:
+            result = NULL_ARRAY
         if sig.name in _SETS and isinstance(result, list):
             result = Members(result)
+        if from_script:
+            result = _for_script(result)
         if from_script and self._resp_version == 2:
             result = convert_to_resp2(result, "valkey")
         return result
@@ -485,20 +490,36 @@ class Session(ClientCommands, StreamCommands, FixedCommands, FakeSocket):
         result = func(True)
         if result is not None or self._in_transaction or self._script_resp is not None:
             return result if shape is None else shape(result)
+        shaped = shape or _as_it_is
+        if name_of(self._words) in _ARRAYS:
+            shaped = functools.partial(_as_array, shaped)
         deadline = trio.current_time() + timeout if timeout else math.inf
         self.unblocked = trio.Event()
-        self.engine.data.blocked[self] = Blocked(func, shape or _as_it_is, self._words, deadline)
+        self.engine.data.blocked[self] = Blocked(func, shaped, self._words, deadline)
         return NoResponse()
 
 
 _REDIRECTIONS: Final = ("MOVED ", "ASK ", "TRYAGAIN ", "CLUSTERDOWN ", "CROSSSLOT ", "EXECABORT ")
 _SETS: Final = frozenset({"smembers", "sinter", "sunion", "sdiff", "spop"})
+_ARRAYS: Final = frozenset({"blpop", "brpop", "lmpop", "blmpop", "zmpop", "bzmpop", "bzpopmin", "bzpopmax", "exec"})
 _NOT_IN_TRANSACTIONS: Final = frozenset({"multi", "watch"})
 _NEVER_QUEUED: Final = frozenset({"exec", "discard", "multi", "watch", "quit", "reset"})
 
 
 def _as_it_is(reply: Any) -> Any:
     return reply
+
+
+def _for_script(reply: Any) -> Any:
+    """A reply as fakeredis' Lua knows it."""
+    if reply is NULL_ARRAY:
+        return None
+    return [_for_script(each) for each in reply] if isinstance(reply, list) else reply
+
+
+def _as_array(shape: Callable[[Any], Any], reply: Any) -> Any:
+    shaped = shape(reply)
+    return NULL_ARRAY if shaped is None else shaped
 
 
 def _unknown(name: str, words: Sequence[bytes]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import trio
 
-from ._fakeredis import SimpleError
+from ._fakeredis import OK, SimpleError
 from .redis_commands import COMMANDS, Command, name_of
 from .redis_engine import Session
 from .redis_faults import Faults
@@ -62,7 +62,9 @@ class Gate:
             session.unblock(SimpleError(text))
 
     def cluster(self, session: Session, words: Sequence[bytes]) -> Any:
-        """See `Gatekeeper`."""
+        """See `Gatekeeper`. (Valkey 9 takes READONLY also without a cluster.)"""
+        if name_of(session.words) in ("readonly", "readwrite"):
+            return OK
         raise SimpleError("ERR This instance has cluster support disabled")
 
     def facts(self) -> dict[str, Any]:
@@ -98,7 +100,7 @@ class Gate:
             await self.running.wait()
 
     def _is_paused(self, command: Command) -> bool:
-        if trio.current_time() >= self._paused_until or command.name in ("client unpause", "client pause"):
+        if trio.current_time() >= self._paused_until:
             return False
         return not self._pause_writes_only or command.writes or command.runs_scripts or command.name == "publish"
 

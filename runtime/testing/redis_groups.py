@@ -206,8 +206,6 @@ class GroupCommands:
     def _read(self, name: str, words: Sequence[bytes]) -> Any:
         read = _parse_read(name, words)
         starts = [self._start(read, key, word) for key, word in zip(read.keys, read.ids, strict=True)]
-        if read.block is not None and self._script_resp is not None:
-            raise SimpleError(f"ERR {name} command is not allowed with BLOCK option from scripts")
 
         def attempt(first: bool) -> Any:
             if not first:
