@@ -21,10 +21,8 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import trio
@@ -201,21 +199,24 @@ TOPOLOGIES: dict[str, Topology] = {
 
 
 async def run(topology: str, seconds: float, seed: int, program: str | None = None) -> Book:
-    """One run; the book tells of it."""
+    """One run; the book tells of it. SIGTERM and SIGINT end it early, and take the servers with it."""
     book = Book(seed)
-    async with AsyncExitStack() as stack:
-        nursery = await stack.enter_async_context(trio.open_nursery())
+    async with trio.open_nursery() as nursery:
         nursery.start_soon(book.measure_lag)
-        try:
-            await TOPOLOGIES[topology](book, seconds, program)
-        finally:
-            nursery.cancel_scope.cancel()
+        await nursery.start(_end_on_signal, book, nursery.cancel_scope)
+        await TOPOLOGIES[topology](book, seconds, program)
+        nursery.cancel_scope.cancel()
     return book
 
 
-def _interrupted(number: int, frame: FrameType | None) -> None:
-    """SIGTERM as Ctrl-C: the servers must not outlive us."""
-    raise KeyboardInterrupt
+async def _end_on_signal(
+    book: Book, scope: trio.CancelScope, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
+        async for number in signals:
+            book.wrong(f"ended by {signal.Signals(number).name}")
+            scope.cancel()
 
 
 def main() -> int:
@@ -229,7 +230,6 @@ def main() -> int:
     )
     arguments = parser.parse_args()
     seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(10**6)
-    signal.signal(signal.SIGTERM, _interrupted)
     seed_scheduler(seed)
     print(f"{arguments.topology}: {arguments.seconds:g} s of faults, --seed {seed}", flush=True)
     book = trio.run(run, arguments.topology, arguments.seconds, seed, arguments.server)
