@@ -19,7 +19,7 @@ from redis._parsers.response_callbacks import get_response_callbacks
 from redis.client import EMPTY_RESPONSE, NEVER_DECODE
 from redis.commands import AsyncCoreCommands
 from redis.commands.cluster import AsyncClusterManagementCommands
-from redis.exceptions import DataError, InvalidResponse
+from redis.exceptions import DataError, InvalidResponse, ResponseError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -54,7 +54,10 @@ def response_callbacks(protocol: Literal[2, 3]) -> dict[str, Callable[..., Any]]
 
 def reply_error(text: str) -> Exception:
     """The redis-py exception of an error reply, with the server's whole line kept in `reply_text`."""
-    error = cast("Exception", BaseParser.parse_error(text))  # type: ignore[no-untyped-call]
+    try:
+        error = cast("Exception", BaseParser.parse_error(text))  # type: ignore[no-untyped-call]
+    except ValueError:  # "MOVED" without a slot and a place: a script's own words, which no server would say
+        error = ResponseError(text)
     error.reply_text = text  # type: ignore[attr-defined]  # redis-py drops the code word; classify() needs it
     return error
 

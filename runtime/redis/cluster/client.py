@@ -18,7 +18,7 @@ from ..errors import RedisUnavailable
 from ..link import OnTrouble
 from ..messages import Owner
 from ..pubsub import BUFFER_BYTES, PubSub
-from ..retry import READS
+from ..retry import READS, SCRIPTS
 from ..routing import block_of, check_shared, command_name
 from ..transaction import Transaction
 from ..wire import Connect
@@ -33,8 +33,9 @@ from .nodes import MAX_SPARE, Node, NodeConnect, NodeConnection, Nodes, with_tls
 from .options import ClusterOptions
 from .pipeline import ClusterPipeline
 from .pubsub import ClusterSubscriber
-from .router import Pick, Router
+from .router import Router
 from .statistics import ClusterStatistics, statistics_of
+from .steps import Nature
 from .topology import Address, Topology
 from .transaction import run_transaction
 
@@ -149,7 +150,7 @@ class RedisCluster(ClusterCommands):
         if slot is None and (combine := combiner_of(full)) is not None:
             return await self._run_everywhere(args, options, combine)
         raw = _FIRST if _compat.NEVER_DECODE in options else _NONE
-        reply = await self._opened().call(slot, args, reads=full in READS, raw=raw)
+        reply = await self._opened().call(Nature(slot, full in READS, full in SCRIPTS), args, raw)
         return shape(name, reply, options, self.options.node.protocol)
 
     def pipeline(self, transaction: bool = True) -> ClusterPipeline:
@@ -237,7 +238,7 @@ class RedisCluster(ClusterCommands):
     async def node_for_slot(self, slot: int) -> Address:
         """The present owner of a slot, as far as known. Raises NotSent when no node answers, or none serves it."""
         router = self._opened()
-        return router.owner_of(slot)(await router.discovery.current())
+        return router.pick(await router.discovery.current(), slot)
 
     async def refresh(self) -> None:
         """Read the topology again, from whichever node answers. Raises NotSent when none does."""
@@ -285,7 +286,6 @@ class RedisCluster(ClusterCommands):
         self, name: str, args: tuple[Any, ...], options: dict[str, Any], slot: int | None, block: float
     ) -> Any:
         router = self._opened()
-        pick: Pick = router.any_master if slot is None else router.owner_of(slot)
 
         async def attempt(node: Node, asking: bool) -> Any:
             node.keyed = node.keyed or slot is not None
@@ -294,9 +294,8 @@ class RedisCluster(ClusterCommands):
 
         async with self._limit:
             reply = await router.run(
-                pick,
+                Nature.of(slot, name),
                 attempt,
-                reads=name in READS,
                 until=trio.current_time() + router.options.retry_for + block,
                 survives=is_key_there(router, name, args),
             )
@@ -334,7 +333,7 @@ class RedisCluster(ClusterCommands):
             return failures[0] if failures else replies
 
         until = trio.current_time() + router.options.retry_for
-        replies = await router.run(router.any_master, attempt, reads=True, until=until)
+        replies = await router.run(Nature(None, reads=True), attempt, until=until)
         if isinstance(replies, Exception):
             raise replies
         return combine([shape(command_name(args), reply, options, self.options.node.protocol) for reply in replies])

@@ -10,11 +10,11 @@ import trio
 
 from ..commands import Commands
 from ..errors import CommandRefused, NotSent, RedisClosed
-from ..retry import READS
 from ..routing import block_of, check_dedicated, command_name
 from .keys import common_slot, full_name, keys_of
 from .nodes import Node, NodeConnection, Nodes
 from .router import Router
+from .steps import Nature
 
 __all__ = ["ClusterConnection", "attempt_on", "is_key_there"]
 
@@ -95,16 +95,14 @@ class ClusterConnection(Commands):
         self, name: str, args: tuple[Any, ...], options: dict[str, Any], slot: int | None, block: float | None
     ) -> Any:
         router = self._router
-        pick = router.any_master if slot is None else router.owner_of(slot)
 
         async def attempt(node: Node, asking: bool) -> Any:
             node.keyed = node.keyed or slot is not None
             return await attempt_on(await self._go_to(node), asking, args, options)
 
         reply = await router.run(
-            pick,
+            Nature.of(slot, full_name(name, args)),
             attempt,
-            reads=full_name(name, args) in READS,
             until=trio.current_time() + router.options.retry_for + (block or 0),
             survives=None if block is None else is_key_there(router, name, args),
         )
@@ -155,7 +153,7 @@ def is_key_there(router: Router, name: str, args: tuple[Any, ...]) -> Callable[[
         if not keys:
             return False
         await router.discovery.refresh()
-        reply = await router.call(common_slot(name, keys), ("EXISTS", *keys), reads=True)
+        reply = await router.call(Nature.of(common_slot(name, keys), "EXISTS"), ("EXISTS", *keys))
         if isinstance(reply, Exception):
             raise reply
         return bool(reply == len(keys))

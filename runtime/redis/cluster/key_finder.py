@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from .keys import Positions
 from .router import Router
+from .steps import Nature
 
 __all__ = ["KeyFinder"]
 
@@ -28,7 +29,7 @@ class KeyFinder:
 
     async def _ask_for_places(self, name: str) -> Positions | None:
         """None: they vary."""
-        reply = await self._router.call(None, ("COMMAND", "INFO", name.replace(" ", "|")), reads=True)
+        reply = await self._router.call(_QUESTION, ("COMMAND", "INFO", name.replace(" ", "|")))
         about = reply[0] if isinstance(reply, list) and reply else None
         if about is None or isinstance(about, Exception):
             return _NONE  # the server will say that it does not know the command
@@ -36,8 +37,9 @@ class KeyFinder:
         return None if "movablekeys" in flags else Positions(int(about[3]), int(about[4]), int(about[5]))
 
     async def _ask_for_keys(self, words: Sequence[Any]) -> Sequence[Any]:
-        reply = await self._router.call(None, ("COMMAND", "GETKEYS", *words), reads=True)
+        reply = await self._router.call(_QUESTION, ("COMMAND", "GETKEYS", *words))
         return reply if isinstance(reply, list) else ()  # an error: the command has no keys, or is not complete
 
 
-_NONE = Positions(0, 0, 0)
+_NONE: Final = Positions(0, 0, 0)
+_QUESTION: Final = Nature(None, reads=True)

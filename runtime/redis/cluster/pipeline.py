@@ -19,7 +19,7 @@ from ..routing import block_of, check_shared, command_name
 from .keyless import combiner_of, refusal_of, slot_argument_of
 from .keys import common_slot, full_name, keys_of
 from .router import Router
-from .steps import Step, step_after
+from .steps import Nature, Step, step_after
 from .topology import Address
 
 __all__ = ["ClusterPipeline"]
@@ -38,6 +38,10 @@ class _Queued:
     keys: Sequence[bytes] = ()
     reply: Any = None
     overtaken: bool = False
+
+    @property
+    def nature(self) -> Nature:
+        return Nature.of(self.slot, self.full)
 
     @property
     def raw(self) -> bool:
@@ -179,9 +183,8 @@ class ClusterPipeline(Commands):
         slot = next((command.slot for command in queue if command.slot is not None), None)
         payload = b"".join([_MULTI, *(command.payload for command in queue), _EXEC])
         attempt = router.burst(payload, len(queue) + 2, frozenset(), keyed=slot is not None)
-        pick = router.any_master if slot is None else router.owner_of(slot)
-        reads = all(command.full in READS for command in queue)
-        replies = await router.run(pick, attempt, reads=reads, until=until, find=_refusal_of)
+        nature = Nature(slot, reads=all(command.full in READS for command in queue))
+        replies = await router.run(nature, attempt, until=until, find=_refusal_of)
         refusal = replies if isinstance(replies, Exception) else _refusal_of(replies)
         if refusal is not None:
             raise refusal
@@ -229,7 +232,7 @@ class ClusterPipeline(Commands):
     async def _share_out(self, queue: list[_Queued]) -> dict[Address | None, list[_Queued]]:
         """The commands of each node; under None, those whose slot nobody serves at the moment."""
         topology = await self._router.discovery.current()
-        anywhere = self._router.any_master(topology)
+        anywhere = self._router.pick(topology, None)
         shares: dict[Address | None, list[_Queued]] = {}
         for command in queue:
             address = anywhere if command.slot is None else topology.owner(command.slot)
@@ -268,9 +271,8 @@ class ClusterPipeline(Commands):
             raw = _FIRST if command.raw else _NONE
             try:
                 command.reply = await router.run(
-                    router.any_master if command.slot is None else router.owner_of(command.slot),
+                    command.nature,
                     router.burst(command.payload, 1, raw, keyed=command.slot is not None),
-                    reads=command.full in READS,
                     until=until,
                     failure=(where[id(command)], command.reply),
                 )
@@ -301,7 +303,7 @@ def _is_unfinished(command: _Queued) -> bool:
     reply = command.reply
     if command.overtaken:
         return False
-    return isinstance(reply, Exception) and step_after(reply, reads=command.full in READS) is not Step.GIVE_UP
+    return isinstance(reply, Exception) and step_after(reply, command.nature) is not Step.GIVE_UP
 
 
 def _refusal_of(replies: list[Any]) -> Exception | None:

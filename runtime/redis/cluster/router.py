@@ -14,13 +14,10 @@ from ..errors import NotSent, RedisUnavailable
 from .discovery import Discovery
 from .nodes import ASKING, Node, Nodes
 from .options import ClusterOptions
-from .steps import Step, step_after, target_of
+from .steps import Nature, Step, step_after, target_of
 from .topology import Address, Topology
 
-__all__ = ["Attempt", "Pick", "Router", "error_of"]
-
-Pick = Callable[[Topology], Address]
-"""Chooses the node for a command. Raises NotSent when there is none."""
+__all__ = ["Attempt", "Router", "error_of"]
 
 Attempt = Callable[[Node, bool], Awaitable[Any]]
 """One try on a node, with ASKING or without. Returns the reply, raises what the connection raises."""
@@ -59,31 +56,24 @@ class Router:
         self.asked = 0
         self.repeated = 0
 
-    def owner_of(self, slot: int) -> Pick:
-        """Choose the owner of a slot."""
+    def pick(self, topology: Topology, slot: int | None) -> Address:
+        """The owner of a slot; without a slot any master, one without trouble if there is one. Raises NotSent."""
+        if slot is None:
+            well = [address for address in topology.masters if not self.discovery.is_suspect(address)]
+            return self._rng.choice(well or topology.masters)
+        address = topology.owner(slot)
+        if address is None:
+            cause = _compat.reply_error(f"CLUSTERDOWN Hash slot not served ({slot})")
+            raise NotSent(self.options.address, f"not sent: no node serves slot {slot}") from cause
+        return address
 
-        def pick(topology: Topology) -> Address:
-            address = topology.owner(slot)
-            if address is None:
-                cause = _compat.reply_error(f"CLUSTERDOWN Hash slot not served ({slot})")
-                raise NotSent(self.options.address, f"not sent: no node serves slot {slot}") from cause
-            return address
-
-        return pick
-
-    def any_master(self, topology: Topology) -> Address:
-        """Choose a master at random, one without trouble if there is one."""
-        masters = topology.masters
-        well = [address for address in masters if not self.discovery.is_suspect(address)]
-        return self._rng.choice(well or masters)
-
-    async def call(self, slot: int | None, args: Sequence[Any], *, reads: bool, raw: frozenset[int] = _NONE) -> Any:
-        """One command that does not block, for the owner of a slot, or for any master. Returns its reply as it is.
+    async def call(self, nature: Nature, args: Sequence[Any], raw: frozenset[int] = _NONE) -> Any:
+        """One command that does not block, for the owner of its slot, or for any master. Returns its reply as it is.
 
         Raises NotSent, OutcomeUnknown, redis.exceptions.DataError.
         """
         payload = _compat.pack_command(tuple(args))
-        start = trio.current_time()
+        start, slot = trio.current_time(), nature.slot
         topology = self.discovery.topology
         address: Address | None = None
         if topology is not None and slot is not None and (address := topology.owner(slot)) is not None:
@@ -99,11 +89,8 @@ class Router:
             failure: tuple[Address | None, Exception] | None = (address, reply)
         else:
             failure = None
-        pick = self.any_master if slot is None else self.owner_of(slot)
-        until = start + self.options.retry_for
-        return await self.run(
-            pick, self.burst(payload, 1, raw, keyed=slot is not None), reads=reads, until=until, failure=failure
-        )
+        attempt = self.burst(payload, 1, raw, keyed=slot is not None)
+        return await self.run(nature, attempt, until=start + self.options.retry_for, failure=failure)
 
     def burst(self, payload: bytes, count: int, raw: frozenset[int], *, keyed: bool) -> Attempt:
         """Tries of a burst on the shared connections; the reply is a list if there are several commands in it."""
@@ -138,10 +125,9 @@ class Router:
 
     async def run(
         self,
-        pick: Pick,
+        nature: Nature,
         attempt: Attempt,
         *,
-        reads: bool,
         until: float,
         find: Callable[[Any], Exception | None] = error_of,
         survives: Callable[[], Awaitable[bool]] | None = None,
@@ -152,9 +138,8 @@ class Router:
         Redirections are followed at once; the rest is tried again until the time is over, where that does no harm.
 
         Args:
-            pick: chooses the node.
-            attempt: one try on it.
-            reads: whether the command only reads, so that it may run twice.
+            nature: where the command goes, and whether it may run twice.
+            attempt: one try on a node.
             until: no attempt begins after this time, redirections aside.
             find: the error in a reply, if that means that nothing has run.
             survives: whether the key of a blocked read is still there, which tells a migration from a deletion.
@@ -163,30 +148,31 @@ class Router:
         Returns the reply, which may be an error that is final. Raises RedisUnavailable.
         """
         hops = tries = 0
-        asking: Address | None = None
+        target: Address | None = None
+        asking = False
         while True:
-            reply: Any = None
+            address, reply, error = target, None, None
             if failure is not None:
                 (address, error), failure = failure, None
                 reply = error
             else:
-                address, asking, is_asking = asking, None, asking is not None
                 try:
                     if address is None:
-                        address = pick(self.discovery.topology or await self.discovery.current())
-                    reply = await attempt(self.nodes[address], is_asking)
-                    found = find(reply)
+                        topology = self.discovery.topology or await self.discovery.current()
+                        address = self.pick(topology, nature.slot)
+                    reply = await attempt(self.nodes[address], asking)
+                    error = find(reply)
                 except RedisUnavailable as trouble:
-                    reply = found = trouble
-                if found is None:
+                    reply = error = trouble
+                if error is None:
                     return reply
-                error = found
-            step = step_after(error, reads=reads)
+            target, asking = None, False
+            step = step_after(error, nature)
             if step in (Step.MOVED, Step.ASK):
                 hops += 1
                 target = self._redirect(step, error, address, hops)
                 if target is not None:
-                    asking = target if step is Step.ASK else None
+                    asking = step is Step.ASK
                     continue
                 hops, step = 0, Step.REFRESH
             if step is Step.VERIFY:

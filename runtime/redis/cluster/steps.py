@@ -6,13 +6,14 @@ import enum
 from typing import Final
 
 import redis.exceptions
+from attrs import frozen
 
 from ..errors import RedisUnavailable
 from ..replies import classify
-from ..retry import may_resend
+from ..retry import READS, SCRIPTS, may_resend
 from .topology import Address, redirected_to
 
-__all__ = ["Step", "step_after", "target_of"]
+__all__ = ["Nature", "Step", "step_after", "target_of"]
 
 
 class Step(enum.Enum):
@@ -26,26 +27,41 @@ class Step(enum.Enum):
     VERIFY = "verify"  # a blocked read says that its key is gone: it may have gone to another node
 
 
+@frozen
+class Nature:
+    """What a command is, as far as its way and its repetition go.
+
+    Attributes:
+        slot: of its keys; None if any master will do.
+        reads: whether it may run twice.
+        scripted: whether it runs a script, which may make errors of its own.
+    """
+
+    slot: int | None
+    reads: bool
+    scripted: bool = False
+
+    @classmethod
+    def of(cls, slot: int | None, *names: str) -> Nature:
+        """That of one command, or of several that are one burst; names as `full_name` gives them."""
+        return cls(slot, all(name in READS for name in names), any(name in SCRIPTS for name in names))
+
+
 _GONE: Final = frozenset({"unblocked-key-gone", "group-destroyed"})
 _HERE: Final = frozenset({"try-again", "busy-script", "too-many-clients"})
 
 
-def step_after(error: Exception, *, reads: bool) -> Step:
-    """The step after an attempt that ended with this error.
-
-    Args:
-        error: raised by the connection, or the server's reply.
-        reads: whether the command may run twice.
-    """
-    # The order matters: redis-py's MovedError *is* an AskError.
-    if isinstance(error, redis.exceptions.MovedError):
-        return Step.MOVED
+def step_after(error: Exception, nature: Nature) -> Step:
+    """The step after an attempt that ended with this error: raised by the connection, or the server's reply."""
     if isinstance(error, redis.exceptions.AskError):
-        return Step.ASK
+        if nature.slot not in (None, int(error.slot_id)):
+            return Step.GIVE_UP  # about another slot: a script's own words
+        # The order matters: redis-py's MovedError *is* an AskError.
+        return Step.MOVED if isinstance(error, redis.exceptions.MovedError) else Step.ASK
     row = classify(error)
     if row.name in _GONE:
         return Step.VERIFY
-    if not may_resend(error, reads=reads):
+    if not may_resend(error, reads=nature.reads, scripted=nature.scripted):
         return Step.GIVE_UP
     return Step.PAUSE if row.name in _HERE and not isinstance(error, RedisUnavailable) else Step.REFRESH
 

@@ -18,6 +18,7 @@ from ..transaction import Transaction
 from .keys import common_slot
 from .nodes import Node, NodeConnection
 from .router import Router
+from .steps import Nature
 
 __all__ = ["run_transaction"]
 
@@ -89,7 +90,7 @@ async def run_transaction(
 
     until = trio.current_time() + router.options.retry_for
     try:
-        result = await router.run(router.owner_of(slot), attempt, reads=True, until=until)
+        result = await router.run(Nature(slot, reads=True), attempt, until=until)
     except _Final as final:
         raise final.error from final.error.__cause__
     if isinstance(result, Exception):

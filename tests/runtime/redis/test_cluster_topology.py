@@ -8,12 +8,13 @@ import pytest
 
 from penstock.runtime.redis import ClusterOptions, InvalidRedisUrl, RedisOptions
 from penstock.runtime.redis._compat import reply_error
-from penstock.runtime.redis.cluster.steps import Step, step_after, target_of
+from penstock.runtime.redis.cluster.steps import Nature, Step, step_after, target_of
 from penstock.runtime.redis.cluster.topology import Address, Topology, parse_slots
 from penstock.runtime.redis.errors import NotSent, OutcomeUnknown, RedisClosed, RedisStalled
 from penstock.runtime.redis.slots import SLOTS
 
 ASKED = Address("asked.example", 7000)
+WRITE, READ, SCRIPT = Nature.of(1, "SET"), Nature.of(1, "GET"), Nature.of(1, "EVAL")
 A, B, C = Address("10.0.0.1", 7001), Address("10.0.0.2", 7002), Address("10.0.0.3", 7003)
 
 
@@ -89,7 +90,7 @@ def test_moved_changes_one_slot() -> None:
 def test_redirections_are_told_apart_and_lead_somewhere(reply: str, step: Step, target: Address | None) -> None:
     """redis-py's MovedError is an AskError: a careless order would ask instead of move."""
     error = reply_error(reply)
-    assert step_after(error, reads=False) is step
+    assert step_after(error, WRITE) is step
     assert target_of(error, ASKED) == target
 
 
@@ -119,14 +120,37 @@ def test_redirections_are_told_apart_and_lead_somewhere(reply: str, step: Step, 
 )
 def test_the_step_after_a_failure(error: Exception, write: Step, read: Step) -> None:
     """A write is repeated only if it has certainly not run; a read may run twice."""
-    assert step_after(error, reads=False) is write
-    assert step_after(error, reads=True) is read
+    assert step_after(error, WRITE) is write
+    assert step_after(error, READ) is read
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "MOVED 2 10.0.0.2:7002",  # of another slot
+        "MOVED it",
+        "ASK me",
+        "TRYAGAIN later",
+        "CLUSTERDOWN for today",
+        "READONLY here",
+    ],
+)
+def test_what_a_script_says_by_itself_is_its_result(words: str) -> None:
+    """It may have written before: `return redis.error_reply("TRYAGAIN later")`."""
+    assert step_after(reply_error(words), SCRIPT) is Step.GIVE_UP
+    assert step_after(reply_error("TRYAGAIN Multiple keys request during rehashing of slot"), SCRIPT) is Step.PAUSE
+    assert step_after(reply_error("MOVED 1 10.0.0.2:7002"), SCRIPT) is Step.MOVED
+
+
+def test_the_nature_of_several_commands() -> None:
+    assert Nature.of(1, "GET", "EVAL") == Nature(1, reads=False, scripted=True)
+    assert Nature.of(None, "GET", "XINFO STREAM") == Nature(None, reads=True, scripted=False)
 
 
 def test_a_login_that_was_turned_away_is_not_tried_for_long() -> None:
     error = NotSent("redis://x:1/0", "cannot connect")
     error.__cause__ = reply_error("WRONGPASS invalid username-password pair or user is disabled.")
-    assert step_after(error, reads=True) is Step.GIVE_UP
+    assert step_after(error, READ) is Step.GIVE_UP
 
 
 # Options -------------------------------------------------------------------------------------------------------------
