@@ -186,9 +186,12 @@ class Connection(DrivenConnection[Row]):
             if isinstance(error, trio.Cancelled) and self.pgconn.pipeline_status:
                 # What is still in the pipeline stands between here and the ROLLBACK.
                 await self._request_cancel()
+            swallowed = False
             with hurried():
-                if await manager.__aexit__(type(error), error, error.__traceback__):
-                    return
+                swallowed = await manager.__aexit__(type(error), error, error.__traceback__)
+            self.tell_loss()
+            if swallowed:
+                return
             raise
         with Interruption.FINISH.rules():
             await manager.__aexit__(None, None, None)

@@ -70,10 +70,15 @@ class Cursor(psycopg.AsyncCursor[Row]):
             raise TypeError(
                 "AsyncQueuedLibpqWriter runs a task of asyncio: leave `writer` out, or write one of your own"
             )
+        connection = cast("DrivenConnection[Any]", self.connection)
         manager = super().copy(statement, params, writer=writer)
         copy = await manager.__aenter__()
         try:
-            yield copy
+            connection.copying = True
+            try:
+                yield copy
+            finally:
+                connection.copying = False
             await trio.lowlevel.checkpoint_if_cancelled()
         except BaseException as error:
             with hurried():
@@ -83,7 +88,7 @@ class Cursor(psycopg.AsyncCursor[Row]):
             with Interruption.CANCEL.rules():
                 await manager.__aexit__(None, None, None)
         finally:
-            await cast("DrivenConnection[Any]", self.connection).settle()
+            await connection.settle()
 
 
 class ServerCursor(psycopg.AsyncServerCursor[Row], Cursor[Row]):

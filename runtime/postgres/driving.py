@@ -15,6 +15,8 @@ from psycopg.rows import AsyncRowFactory, Row, tuple_row
 
 from . import internals
 from .errors import Fault, PostgresUnavailable, classify, first_line
+from .internals import WRITE
+from .internals import ready as ready_now
 from .interruption import Interruption
 from .lock import StatementLock
 from .waiting import drive_connecting, wait_ready
@@ -29,6 +31,9 @@ _A = TypeVar("_A")
 # long executemany() or COPY does not starve the other tasks. As psycopg does on asyncio.
 _MAX_BUSY = 0.005
 
+# Looking up a member of an enumeration costs as much as a step that has nothing to wait for.
+_AT_ONCE, _ABANDON, _FINISH = Interruption.AT_ONCE, Interruption.ABANDON, Interruption.FINISH
+
 _log = logging.getLogger(__name__)
 
 
@@ -38,6 +43,8 @@ class DrivenConnection(psycopg.AsyncConnection[Row]):
     Attributes:
         cancel_grace: Seconds that the server has to end a cancelled statement.
         opened_at: `trio.current_time` when the connection was made.
+        copying: Whether a COPY is under way, whose steps are many and small: each of them runs until it has to wait
+            (and at most for 5 ms) before a cancellation shows.
     """
 
     def __init__(self, pgconn: pq.abc.PGconn, row_factory: AsyncRowFactory[Row] | None = None) -> None:
@@ -48,7 +55,9 @@ class DrivenConnection(psycopg.AsyncConnection[Row]):
         self._on_slow: Callable[[float], None] | None = None
         self._slow_after = 1.0
         self._slow_told = False
+        self._loss_told = False  # or there is nothing to tell, for we closed it
         self._yielded_at = 0.0
+        self.copying = False
         self._turns = StatementLock(grace=2.0)
         internals.set_lock(self, self._turns)
 
@@ -77,21 +86,33 @@ class DrivenConnection(psycopg.AsyncConnection[Row]):
 
         Cancellation: see `Connection`; `Interruption` says which rule holds.
         """
-        rule = Interruption.current()
-        if not rule.starts_anyway:
+        # Each row of a COPY comes here: whatever is done before the first step is paid a million times.
+        if self.copying:
+            if monotonic() - self._yielded_at >= _MAX_BUSY:
+                await self._give_way()
+        elif (rule := Interruption.current()) is _AT_ONCE or rule is _ABANDON:
             # Before the first step: a step that was taken and then reported as cancelled would be lost.
             await trio.lowlevel.checkpoint_if_cancelled()
         self._slow_told = False
         try:
-            return await self._drive(gen, None if timeout is None else trio.current_time() + timeout)
+            try:
+                want = next(gen)
+            except StopIteration as end:
+                result: _R = end.value
+                return result
+            except psycopg.Error as error:
+                self._failed(gen, error)
+                raise
+            return await self._go_on(gen, want, None if timeout is None else trio.current_time() + timeout)
         except trio.Cancelled:
             if not self._is_busy():
                 raise
-            if rule is Interruption.ABANDON:
+            rule = Interruption.current()
+            if rule is _ABANDON:
                 self.abandon()
                 _close(gen)
                 raise
-            cancel = rule is not Interruption.FINISH
+            cancel = rule is not _FINISH
             outcome = await self._end_interrupted(gen, cancel=cancel)
             # In a pipeline the end of these steps is not yet the end of the statements that were cancelled.
             if outcome is None or (cancel and not self.closed and self.pgconn.pipeline_status):
@@ -107,42 +128,50 @@ class DrivenConnection(psycopg.AsyncConnection[Row]):
     def _is_busy(self) -> bool:
         return self._is_active() or bool(not self.closed and self.pgconn.pipeline_status)
 
-    async def _drive(self, steps: PQGen[_R], deadline: float | None = None) -> _R:
-        alive = not self.closed
+    async def _drive(self, steps: PQGen[_R]) -> _R:
+        """Run *steps* to their end, begun or not, and without any rule for a cancellation."""
         try:
-            want = int(next(steps))
+            want = next(steps)
+        except StopIteration as end:
+            return cast("_R", end.value)
+        except psycopg.Error as error:
+            self._failed(steps, error)
+            raise
+        return await self._go_on(steps, want)
+
+    async def _go_on(self, steps: PQGen[_R], want: int, deadline: float | None = None) -> _R:
+        """Give *steps* what they wait for, until their end."""
+        try:
             fd = self.pgconn.socket
             while True:
                 ready = 0
-                if want & internals.WRITE:
+                if want & WRITE:
                     # Nearly always writable: a pipeline and COPY would pay a trip through the scheduler for nothing.
-                    await self._share_time()
-                    ready = internals.ready(fd, want)
+                    if monotonic() - self._yielded_at >= _MAX_BUSY:
+                        await self._give_way()
+                    ready = ready_now(fd, want)
                 if not ready:
                     ready = await self._wait_ready(fd, want, deadline)
-                want = int(steps.send(ready))
+                want = steps.send(ready)
                 if deadline is not None and trio.current_time() >= deadline:
                     raise internals.WaitTimeout("wait timeout expired")
         except StopIteration as end:
-            if alive and self.closed:
-                # psycopg ignores errors of a rollback, for there is another one already; the loss is news all the same.
-                self._look_for_trouble(psycopg.OperationalError(self.pgconn.get_error_message()))
-            result: _R = end.value
-            return result
+            return cast("_R", end.value)
         except internals.WaitTimeout:
             raise  # ours, for notifies(timeout=…), and no trouble
         except psycopg.Error as error:
-            _close(steps)  # they are suspended still when it was not they who failed
-            if not self.closed and self.pgconn.pipeline_status:
-                internals.forget_prepared(self)
-            if alive:
-                self._look_for_trouble(error)
+            self._failed(steps, error)
             raise
 
-    async def _share_time(self) -> None:
-        if monotonic() - self._yielded_at >= _MAX_BUSY:
-            await trio.lowlevel.checkpoint()
-            self._yielded_at = monotonic()
+    def _failed(self, steps: PQGen[Any], error: psycopg.Error) -> None:
+        _close(steps)  # they are suspended still when it was not they who failed
+        if not self.closed and self.pgconn.pipeline_status:
+            internals.forget_prepared(self)
+        self._look_for_trouble(error)
+
+    async def _give_way(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self._yielded_at = monotonic()
 
     async def _wait_ready(self, fd: int, want: int, deadline: float | None) -> int:
         """Wait for the socket; 0 when *deadline* passed."""
@@ -166,6 +195,9 @@ class DrivenConnection(psycopg.AsyncConnection[Row]):
 
     def _look_for_trouble(self, error: psycopg.Error) -> None:
         """Report what says that the server is away; turn a standby's refusal to write into an outage."""
+        if self._loss_told:
+            return
+        self._loss_told = self.closed
         if isinstance(error, psycopg.errors.ReadOnlySqlTransaction) and self._server_is_read_only():
             unavailable = PostgresUnavailable("it is read-only (a standby?)", address=self._address)
             unavailable.__cause__ = error
@@ -281,14 +313,24 @@ class DrivenConnection(psycopg.AsyncConnection[Row]):
             return not self.closed
         return False
 
+    def tell_loss(self) -> None:
+        """Report the loss of the connection, if there was one that nobody was told of.
+
+        psycopg ignores errors of a rollback, for there is another error already; that the server is away is news.
+        """
+        if self.closed:
+            self._look_for_trouble(psycopg.OperationalError(self.pgconn.get_error_message()))
+
     def abandon(self) -> None:
         """Close at once, whatever is under way, without waiting; a task that waits for it gets an error."""
+        self._loss_told = True
         if not self.closed:
             trio.lowlevel.notify_closing(self.pgconn.socket)
             self.pgconn.finish()
 
     async def close(self) -> None:
         """Close the connection. No checkpoint; the server rolls back what is open."""
+        self._loss_told = True
         if not self.closed:
             trio.lowlevel.notify_closing(self.pgconn.socket)
         await super().close()

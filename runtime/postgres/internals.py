@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import select
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar
 
 import psycopg
 from psycopg import errors, generators, pq, waiting
@@ -58,20 +58,6 @@ class _Lock(Protocol):
     def release(self) -> None: ...
 
 
-def ready(fd: int, want: int) -> int:
-    """Which of *want* the socket is ready for right now, by one system call.
-
-    psycopg's own poll in C where there is one (3.3.9): a `select.poll` object made in Python for each call costs a
-    third of the throughput of a pipelined ``executemany``.
-    """
-    if _ready_in_c is not None:
-        return int(_ready_in_c(fd, cast("waiting.Wait", want)))
-    return _ready_by_poll(fd, want)
-
-
-_ready_in_c: Callable[[int, waiting.Wait], int] | None = getattr(waiting, "_ready", None)
-
-
 def _ready_by_poll(fd: int, want: int) -> int:
     poll = select.poll()
     poll.register(fd, (select.POLLIN if want & READ else 0) | (select.POLLOUT if want & WRITE else 0))
@@ -81,6 +67,14 @@ def _ready_by_poll(fd: int, want: int) -> int:
         ready |= READ if events & ~select.POLLOUT else 0
         ready |= WRITE if events & ~select.POLLIN else 0
     return ready & want
+
+
+ready: Callable[[int, int], int] = getattr(waiting, "_ready", _ready_by_poll)
+"""Which of what is wanted the socket is ready for right now, by one system call.
+
+psycopg's own poll in C where there is one (3.3.9): a `select.poll` object made in Python for each call costs a third of
+the throughput of a pipelined ``executemany``, and even a function around it is to be felt.
+"""
 
 
 def connect_steps(kind: type[_C], conninfo: str) -> PQGenConn[_C]:
