@@ -4,7 +4,7 @@
 
 It looks at all nodes, does what is missing, and looks again until all is in order (see `cluster_plan`). Exit codes:
 
-- 0: it is;
+- 0: it is; or a node is missing at the deadline, and the others serve all slots without it;
 - 1: the deadline has passed; the last line says what it waited for;
 - 2: it refuses, and says why: a node holds data outside of a cluster, the nodes belong to different ones, …
 """
@@ -30,6 +30,22 @@ LIMIT = 5.0
 """Seconds that a node has to answer."""
 
 
+class Missing(NotYet):
+    """Some nodes do not answer. `views` are what the others say."""
+
+    def __init__(self, text: str, views: Sequence[View]) -> None:
+        super().__init__(text)
+        self.views = views
+
+    @property
+    def are_dispensable(self) -> bool:
+        """Whether the others are a cluster in order: replicas have taken over."""
+        try:
+            return bool(self.views) and not decide(self.views, 0)
+        except (NotYet, Refused):
+            return False
+
+
 class Former:
     """Looks at the nodes, and gives them orders.
 
@@ -49,11 +65,11 @@ class Former:
         }
         self._told: set[str] = set()
 
-    async def run(self, limit: float) -> None:
-        """Return when all is in order.
+    async def run(self, limit: float) -> str:
+        """Return, with words for it, when all is in order, or when what is missing after `limit` seconds is not needed.
 
         Raises:
-            NotYet: it is not within `limit` seconds; the text says what is missing.
+            NotYet: it is not within that time; the text says what is missing.
             Refused: as `decide` does, and when a password is wrong or a server is in no cluster mode.
         """
         deadline = trio.current_time() + limit
@@ -61,18 +77,20 @@ class Former:
             try:
                 orders = decide(await self._look(), self._replicas)
                 if not orders:
-                    return
+                    return "the cluster is in order"
                 await self._give(orders)
                 reason = NotYet(f"{orders[0].name} {orders[0].purpose}: told so, and does not; see the nodes' logs")
             except NotYet as error:
                 self._tell(f"waiting: {error}")
                 reason = error
             if trio.current_time() > deadline:
+                if isinstance(reason, Missing) and reason.are_dispensable:
+                    return f"{len(reason.views)} nodes serve all slots without those that are missing"
                 raise reason
             await trio.sleep(PAUSE)
 
     async def _look(self) -> list[View]:
-        """What all nodes say. Raises NotYet with all that do not answer, or Refused."""
+        """What all nodes say. Raises Missing or Refused."""
         found: dict[str, View | Exception] = {}
 
         async def look(name: str, options: RedisOptions) -> None:
@@ -88,9 +106,10 @@ class Former:
         for error in answers:
             if isinstance(error, Refused):
                 raise error
+        views = [view for view in answers if isinstance(view, View)]
         if missing := [str(error) for error in answers if isinstance(error, NotYet)]:
-            raise NotYet("; ".join(missing))
-        return [view for view in answers if isinstance(view, View)]
+            raise Missing("; ".join(missing), views)
+        return views
 
     async def _give(self, orders: Sequence[Order]) -> None:
         for order in orders:
@@ -179,14 +198,13 @@ def main(nodes: list[tuple[str, int]], replicas: int, deadline: float) -> None:
         raise click.UsageError(f"three masters with {replicas} replicas each are {3 * (replicas + 1)} nodes")
     former = Former(nodes, replicas, os.environ.get("REDIS_PASSWORD") or None)
     try:
-        trio.run(former.run, deadline)
+        click.echo(trio.run(former.run, deadline))
     except Refused as reason:
         click.echo(f"refused: {reason}", err=True)
         sys.exit(2)
     except NotYet as reason:
         click.echo(f"not within {deadline:g} s: {reason}", err=True)
         sys.exit(1)
-    click.echo(f"the cluster of {len(nodes)} nodes is in order")
 
 
 if __name__ == "__main__":

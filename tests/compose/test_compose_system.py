@@ -188,6 +188,8 @@ def test_with_replicas_there_is_a_failover_without_an_operator(site: Site) -> No
 
 def test_penstock_s_user_was_refused_nothing(site: Site) -> None:
     """By the tests above it has done whatever it does."""
+    checked = site.installation.command("check")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
     assert site.refusals() == []
 
 
