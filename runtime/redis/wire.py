@@ -64,8 +64,10 @@ class Wire:
         if self._plain is None:
             return await self.stream.receive_some(READ_SIZE)
         while True:
+            if self._plain.fileno() < 0:
+                raise trio.ClosedResourceError
             # trio's own receive tries before it waits; here there is hardly ever anything yet.
-            await trio.lowlevel.wait_readable(self._plain.fileno())
+            await trio.lowlevel.wait_readable(self._plain)
             with suppress(BlockingIOError):
                 return os.read(self._plain.fileno(), READ_SIZE)
 

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+import trio.testing
 
 from penstock.runtime.redis import NotSent, OutcomeUnknown, Redis, RedisOptions, RedisStalled, RedisUnavailable
+from penstock.runtime.redis.wire import STREAM_ERRORS, Wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -226,3 +228,39 @@ async def pump(source: trio.abc.ReceiveStream, sink: trio.abc.SendStream) -> Non
     with contextlib.suppress(trio.BrokenResourceError):
         async for data in source:
             await sink.send_all(data)
+
+
+async def test_a_wire_that_was_closed_says_so(valkey: ValkeyServer) -> None:
+    """Before, while and after another task closes it: never an error of the operating system's."""
+    stream = await trio.open_unix_socket(valkey.path)
+    wire = Wire(stream, decode=False)
+    async with trio.open_nursery() as nursery:
+
+        async def read() -> None:
+            with pytest.raises(trio.ClosedResourceError):
+                await wire.read()
+
+        nursery.start_soon(read)
+        await trio.testing.wait_all_tasks_blocked()
+        await wire.aclose()
+    await read()
+    with pytest.raises(STREAM_ERRORS):
+        await wire.send(b"PING\r\n")
+
+
+async def test_what_the_kernel_does_not_take_at_once_is_sent_all_the_same(redis: Redis) -> None:
+    """Ten megabytes up and down, while others use the connection."""
+    large = random.Random(5).randbytes(10_000_000)
+
+    async def echo(number: int) -> None:
+        for turn in range(50):
+            assert await redis.echo(f"{number}-{turn}") == f"{number}-{turn}".encode()
+
+    async with trio.open_nursery() as nursery:
+        for number in range(5):
+            nursery.start_soon(echo, number)
+        await redis.set("large", large)
+        assert await redis.get("large") == large
+    async with redis.dedicated() as connection:
+        await connection.set("large", large[::-1])
+        assert await connection.get("large") == large[::-1]
