@@ -127,6 +127,25 @@ def under_load(site: Site, happen: Callable[[], None], *, within: float) -> list
     return site.shut(lines)
 
 
+def test_the_nodes_are_shown_and_checked(site: Site) -> None:
+    where = f"127.0.0.1:{site.owner.port}"
+    cluster = site.installation.get("/readyz")[1]["cluster"]
+    assert (cluster["state"], cluster["slots"], len(cluster["nodes"])) == ("ok", 16384, 6)
+    assert [node["address"] for node in cluster["nodes"] if node["streams"] == [STREAM]] == [where]
+    with site.cluster.admin(site.owner) as admin:
+        admin.config_set("maxmemory-policy", "allkeys-lru")
+        checked = site.installation.command("check", "--json")
+        admin.config_set("maxmemory-policy", "noeviction")
+    assert checked.returncode == 0, checked.stderr
+    findings = {each["what"]: each for each in json.loads(checked.stdout)}
+    assert findings["redis.url slots"]["detail"].startswith("3 masters own 16384 of 16384 slots")
+    owner = findings[f"redis.url {where}"]
+    assert f"master, 5461 slots, {STREAM}; " in owner["detail"]
+    assert "allkeys-lru" in owner["detail"]
+    assert "set maxmemory-policy noeviction" in owner["mend"]
+    assert sum(each["detail"] == "replica" for each in findings.values()) == 3
+
+
 def test_a_planned_failover_is_not_felt(site: Site) -> None:
     """`CLUSTER FAILOVER`: nobody is held, and the entries that were pending are where they were."""
     replica = site.replica()

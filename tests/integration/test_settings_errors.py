@@ -17,7 +17,16 @@ from installation import Installation, free_port
         ({"PENSTOCK_REDIS_URL": "redis://127.0.0.1:1"}, "127.0.0.1:1"),
         ({"PENSTOCK_POSTGRES_URL": "postgresql://u:hunter2@127.0.0.1:1/x"}, "127.0.0.1:1"),
         ({"PENSTOCK_REDIS_URL": "http://127.0.0.1"}, "PENSTOCK_REDIS_URL"),
-        ({"PENSTOCK_REDIS_URL": "redis+cluster://127.0.0.1:7001"}, "redis.url: a cluster"),
+        (
+            {"PENSTOCK_REDIS_URL": "redis+cluster://u:hunter2@127.0.0.1:1,127.0.0.1:2"},
+            "127.0.0.1:2 refuses connections",
+        ),
+        (
+            {"PENSTOCK_REDIS_URL": "redis+cluster://127.0.0.1:7001/3"},
+            "redis.url: Redis URL: a cluster has database 0 only",
+        ),
+        ({"PENSTOCK_REDIS_URL": "redis+sentinel://127.0.0.1:26379"}, "redis.url: Redis URL: the path must begin with"),
+        ({"PENSTOCK_REDIS_URL": "redis+sentinel://:hunter2@127.0.0.1:1/mill"}, "127.0.0.1:1"),
     ],
 )
 def test_one_line_and_exit_code_2(place: Path, environment: dict[str, str], named: str) -> None:
