@@ -173,7 +173,8 @@ class InProcessRedis:
 
         It refuses what a real server refuses in that state and goes on with the rest: out of memory it takes no XADD,
         but XREADGROUP and XACK. Rows that a blocked command gets (``unblocked-…``, ``group-destroyed``) are no state:
-        they wake those that are blocked now, or the next one. With ``too-many-clients`` new connections are told so.
+        they wake those that are blocked now, or the next one. ``too-many-clients`` and ``protected-mode`` are told
+        to new connections, which are closed.
 
         Args:
             until: `trio.current_time()` at which it passes by itself; None: with `heal`.

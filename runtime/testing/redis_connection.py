@@ -148,8 +148,7 @@ class Connection:
             while self._output:
                 trickle = self._gate.faults.trickle
                 size = len(self._output) if trickle is None else trickle.rng.randint(1, trickle.most)
-                piece = bytes(self._output[:size])
-                del self._output[:size]
-                await self._stream.send_all(piece)
+                await self._stream.send_all(bytes(self._output[:size]))
+                del self._output[:size]  # after it: cancelled before, it is sent by the next flush
                 if trickle is not None:
                     await trio.sleep(trickle.pause)

@@ -359,6 +359,10 @@ class Session(ClientCommands, StreamCommands, FixedCommands, FakeSocket):
         if self._held is None:
             self._hang_up()
 
+    def hang_up_after_reply(self) -> None:
+        """End the connection when the present command is answered."""
+        self._killed = True
+
     def close(self) -> None:
         """The connection has ended."""
         self.engine.data.blocked.pop(self, None)

@@ -19,7 +19,7 @@ from .redis_commands import Command, keys_of
 if TYPE_CHECKING:
     from .redis_engine import Session
 
-__all__ = ["REFUSALS", "SPOKEN", "WAKE_UPS", "CutOff", "Faults", "Trickle", "row_named"]
+__all__ = ["GREETINGS", "REFUSALS", "SPOKEN", "WAKE_UPS", "CutOff", "Faults", "Trickle", "row_named"]
 
 _HANDSHAKES: Final = frozenset({"HELLO", "AUTH", "CLIENT SETNAME", "CLIENT SETINFO"})
 
@@ -105,8 +105,7 @@ def _named(names: Iterable[str], text: str) -> Refusal:
 def _no_permission(session: Session, command: Command, words: Sequence[bytes]) -> str | None:
     if "a" in command.flags:
         return None
-    user = session.user.capitalize() if session.user == "default" else session.user
-    return f"NOPERM User {user} has no permissions to run the '{command.name.replace(' ', '|')}' command"
+    return f"NOPERM User {session.user} has no permissions to run the '{command.name.replace(' ', '|')}' command"
 
 
 def _credentials(session: Session, command: Command, words: Sequence[bytes]) -> str | None:
@@ -143,6 +142,21 @@ def _id_too_small(session: Session, command: Command, words: Sequence[bytes]) ->
 def _unknown(session: Session, command: Command, words: Sequence[bytes]) -> str | None:
     shown = "".join(f"'{word.decode('utf-8', 'replace')}' " for word in words[1:])
     return f"ERR unknown command '{words[0].decode('utf-8', 'replace')}', with args beginning with: {shown}"
+
+
+def _no_protocol(session: Session, command: Command, words: Sequence[bytes]) -> str | None:
+    speaks_3 = command.name == "hello" and words[1:2] == [b"3"]
+    return "NOPROTO unsupported protocol version" if speaks_3 else None
+
+
+def _protocol_error(session: Session, command: Command, words: Sequence[bytes]) -> str | None:
+    session.hang_up_after_reply()
+    return "ERR Protocol error: invalid bulk length"
+
+
+def _no_cluster(session: Session, command: Command, words: Sequence[bytes]) -> str | None:
+    concerned = command.name.startswith("cluster ") or command.name == "asking"
+    return "ERR This instance has cluster support disabled" if concerned else None
 
 
 _XGROUP: Final = ("xgroup create", "xgroup setid", "xgroup createconsumer", "xgroup delconsumer", "xgroup destroy")
@@ -195,6 +209,11 @@ REFUSALS: Final[dict[str, Refusal]] = {
     "wrong-type": _keyed("WRONGTYPE Operation against a key holding the wrong kind of value"),
     "unknown-command": _unknown,
     "id-too-small": _id_too_small,
+    "redirected": _keyed("REDIRECT 127.0.0.1:6380"),
+    "no-database": _named(["select"], "ERR DB index is out of range"),
+    "no-cluster": _no_cluster,
+    "no-protocol": _no_protocol,
+    "protocol-error": _protocol_error,
 }
 """Row of the table of replies -> the line for a command that is refused in that state, None for one that runs."""
 
@@ -208,10 +227,17 @@ WAKE_UPS: Final[dict[str, str]] = {
 }
 """Row -> the line that a blocked command gets."""
 
-SPOKEN: Final = frozenset({*REFUSALS, *WAKE_UPS, "too-many-clients"})
-"""Rows that a server can send."""
+GREETINGS: Final[dict[str, str]] = {
+    "too-many-clients": "ERR max number of clients reached",
+    "protected-mode": (
+        "DENIED Running in protected mode because protected mode is enabled and no password is set for the default "
+        "user. In this mode connections are only accepted from the loopback interface."
+    ),
+}
+"""Row -> the line that a new connection gets before it is closed."""
 
-_TOO_MANY: Final = b"-ERR max number of clients reached\r\n"
+SPOKEN: Final = frozenset({*REFUSALS, *WAKE_UPS, *GREETINGS})
+"""Rows that a server can send."""
 
 
 class Faults:
@@ -250,7 +276,10 @@ class Faults:
 
     def greeting(self) -> bytes | None:
         """What a new connection is told before it is closed."""
-        return _TOO_MANY if self.has_state("too-many-clients") else None
+        for row, text in GREETINGS.items():
+            if self.has_state(row):
+                return b"-%b\r\n" % text.encode()
+        return None
 
     def before(self, name: str) -> str | None:
         """A command comes in. The planned error to answer with; raises CutOff."""
