@@ -126,13 +126,18 @@ async def test_a_stream_moves_under_load_and_nothing_is_lost(local: LocalCluster
         assert statistics.last_error is None
 
 
+@pytest.fixture
+def _migrates_in_one_step(local: LocalCluster) -> None:
+    with local.admin(local.nodes[0]) as admin:
+        if "MIGRATESLOTS" not in str(admin.execute_command("CLUSTER", "HELP")):  # type: ignore[no-untyped-call]
+            pytest.skip("this server has no CLUSTER MIGRATESLOTS")
+
+
+@pytest.mark.usefixtures("_migrates_in_one_step")
 async def test_a_slot_that_is_migrated_in_one_step_is_no_error(local: LocalCluster) -> None:
     """Valkey 9 moves slots by a replication of their own and hands them over at once: there is no ASK."""
     source, target = local.master_of(STREAM), another(local, STREAM)
     slot, target_id = slot_of(STREAM), local.id_of(target)
-    with local.admin(source) as admin:
-        if "MIGRATESLOTS" not in str(admin.execute_command("CLUSTER", "HELP")):  # type: ignore[no-untyped-call]
-            pytest.skip("this server has no CLUSTER MIGRATESLOTS")
     taken: list[int] = []
     written: list[int] = []
     moved = trio.Event()
