@@ -9,8 +9,8 @@ from ..redis.slots import SLOTS, slot_of
 from ._fakeredis import OK, SimpleError
 from .redis_commands import COMMANDS, Command, keys_of, name_of
 from .redis_encoding import Verbatim
-from .redis_engine import Session
 from .redis_gate import Gate
+from .redis_session import Session
 
 if TYPE_CHECKING:
     from .redis_cluster import InProcessClusterNode

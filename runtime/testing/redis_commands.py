@@ -10,7 +10,7 @@ from typing import Final
 
 from attrs import frozen
 
-__all__ = ["COMMANDS", "CONTAINERS", "Command", "UnsupportedCommand", "keys_of", "name_of"]
+__all__ = ["COMMANDS", "CONTAINERS", "TRUSTED", "Command", "UnsupportedCommand", "keys_of", "name_of"]
 
 
 class UnsupportedCommand(AssertionError):
@@ -151,6 +151,37 @@ COMMANDS: Final = _read_table()
 """By name."""
 CONTAINERS: Final = frozenset(name.split()[0] for name in COMMANDS if " " in name)
 """Words that are a command only together with the next one."""
+
+_TRUSTED_WORDS: Final = """
+    hello auth ping echo time select reset quit info role wait swapdb
+    del unlink exists type rename renamenx copy move touch keys scan randomkey dbsize flushall flushdb sort sort_ro
+    expire pexpire expireat pexpireat expiretime pexpiretime persist ttl pttl
+    get set setnx setex psetex getdel getex getset append strlen incr incrby incrbyfloat decr decrby
+    mget mset msetnx setrange getrange substr setbit getbit bitcount bitop
+    hset hsetnx hmset hget hmget hgetall hdel hexists hincrby hincrbyfloat hkeys hvals hlen hstrlen hscan
+    lpush rpush lpushx rpushx lpop rpop lrange llen lindex lset linsert lrem lpos ltrim
+    lmove rpoplpush lmpop blpop brpop blmove brpoplpush blmpop
+    sadd srem smembers sismember smismember scard spop sscan smove
+    sinter sunion sdiff sinterstore sunionstore sdiffstore sintercard
+    zadd zrem zscore zmscore zincrby zcard zcount zrank zrevrank zscan
+    zrange zrevrange zrangebyscore zrevrangebyscore zrangebylex zrevrangebylex zlexcount zrangestore
+    zremrangebyscore zremrangebyrank zremrangebylex zpopmin zpopmax bzpopmin bzpopmax zmpop bzmpop
+    zunion zinter zdiff zunionstore zinterstore zdiffstore zintercard
+    xadd xlen xrange xrevrange xread xreadgroup xack xdel xtrim xpending xclaim xautoclaim xsetid
+    multi exec discard watch unwatch eval evalsha eval_ro evalsha_ro
+    publish spublish subscribe psubscribe ssubscribe unsubscribe punsubscribe sunsubscribe
+"""
+TRUSTED: Final = frozenset(_TRUSTED_WORDS.split()) | {
+    *("client id", "client getname", "client setname", "client setinfo", "client info", "client list"),
+    *("client unblock", "client kill", "client pause", "client unpause", "config get"),
+    *("pubsub channels", "pubsub numsub", "pubsub numpat", "pubsub shardchannels", "pubsub shardnumsub"),
+    *("xgroup create", "xgroup setid", "xgroup destroy", "xgroup createconsumer", "xgroup delconsumer"),
+    *("xinfo stream", "xinfo groups", "xinfo consumers"),
+    *("script load", "script exists", "script flush"),
+    *("cluster info", "cluster nodes", "cluster slots", "cluster shards", "cluster myid", "cluster keyslot"),
+    *("cluster countkeysinslot", "cluster getkeysinslot", "asking", "readonly", "readwrite"),
+}
+"""Commands whose replies were compared with a real server's. The rest is refused (UnsupportedCommand)."""
 
 # Word that holds the number of keys; the keys follow.
 _KEY_COUNTS: Final = {

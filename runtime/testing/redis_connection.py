@@ -11,9 +11,10 @@ import trio
 import trio.testing
 
 from .redis_commands import COMMANDS, name_of
-from .redis_engine import Engine, Session
+from .redis_engine import Engine
 from .redis_faults import CutOff
 from .redis_gate import Gate
+from .redis_session import Session
 
 __all__ = ["Connection"]
 

@@ -17,7 +17,7 @@ from ..redis.slots import slot_of
 from .redis_commands import Command, keys_of
 
 if TYPE_CHECKING:
-    from .redis_engine import Session
+    from .redis_session import Session
 
 __all__ = ["GREETINGS", "REFUSALS", "SPOKEN", "WAKE_UPS", "CutOff", "Faults", "Trickle", "row_named"]
 

@@ -11,8 +11,8 @@ import trio
 
 from ._fakeredis import OK, SimpleError
 from .redis_commands import COMMANDS, Command, name_of
-from .redis_engine import Session
 from .redis_faults import Faults
+from .redis_session import Session
 
 __all__ = ["Gate"]
 

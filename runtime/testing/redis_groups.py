@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from attrs import define
-
 from ._fakeredis import (
     OK,
     Int,
@@ -24,15 +22,22 @@ from ._fakeredis import (
     signature,
 )
 from .redis_encoding import NULL_ARRAY, Pairs
+from .redis_stream_options import (
+    ReadOptions,
+    id_before,
+    parse_bound,
+    parse_id,
+    read_autoclaim,
+    read_claim,
+    read_entries_read,
+    read_pending,
+    read_read,
+)
 
-__all__ = ["GROUP_COMMANDS", "GroupCommands", "parse_bound", "parse_id"]
+__all__ = ["GROUP_COMMANDS", "GroupCommands"]
 
-_INVALID_ID: Final = "ERR Invalid stream ID specified as stream command argument"
-_SYNTAX: Final = "ERR syntax error"
-_MAX: Final = StreamEntryKey(2**64 - 1, 2**64 - 1)
 _NEVER: Final = -1
 _SCANNED_PER_CLAIM: Final = 10
-_UNBALANCED: Final = "ERR Unbalanced '{}' list of streams: for each stream key an ID, '+', or '$' must be specified."
 _NO_NEW_ID: Final = (
     "ERR The > ID can be specified only when calling XREADGROUP using the GROUP <group> <consumer> option."
 )
@@ -40,19 +45,7 @@ _MEANINGLESS: Final = (
     "ERR The {0} ID is meaningless in the context of XREADGROUP: you want to read the history of this consumer by "
     "specifying a proper ID, or use the > ID to get new messages. The {0} ID would just return an empty result set."
 )
-
-
-@define
-class _Read:
-    """The arguments of XREAD and XREADGROUP."""
-
-    keys: Sequence[bytes] = ()
-    ids: Sequence[bytes] = ()
-    group: bytes | None = None
-    consumer: bytes = b""
-    count: int = 0
-    block: float | None = None
-    no_ack: bool = False
+_SYNTAX: Final = "ERR syntax error"
 
 
 class GroupCommands:
@@ -75,7 +68,7 @@ class GroupCommands:
         return sum(group.pel.pop(each, None) is not None for each in [parse_id(word) for word in ids])
 
     def xpending(self, key: Any, group_name: bytes, *words: bytes) -> Any:
-        options = _read_pending(words)
+        options = read_pending(words)
         group = self._group_of(key, group_name)
         if group is None:
             raise SimpleError(_no_group(key.key, group_name))
@@ -97,7 +90,7 @@ class GroupCommands:
         if group is None:
             raise SimpleError(_no_group(key.key, group_name))
         least = max(0, Int.decode(min_idle, "ERR Invalid min-idle-time argument for XCLAIM"))
-        ids, options = _read_claim(words)
+        ids, options = read_claim(words)
         if options.last_id is not None and options.last_id > group.last_delivered_key:
             group.last_delivered_key = options.last_id
         now = current_time()
@@ -126,7 +119,7 @@ class GroupCommands:
     ) -> Any:
         least = max(0, Int.decode(min_idle, "ERR Invalid min-idle-time argument for XAUTOCLAIM"))
         first = parse_bound(start, is_start=True)
-        count, just_id = _read_autoclaim(words)
+        count, just_id = read_autoclaim(words)
         group = self._group_of(key, group_name)
         if group is None:
             raise SimpleError(_no_group(key.key, group_name))
@@ -167,7 +160,7 @@ class GroupCommands:
         if words:
             if len(words) != 2 or words[0].upper() != b"ENTRIESREAD":
                 raise SimpleError(_SYNTAX)
-            read = _entries_read(words[1])
+            read = read_entries_read(words[1])
         group = self._existing_group(key, group_name)
         last = key.value.last_id if start == b"$" else parse_bound(start, is_start=True, exclusive=False)
         group.set_id(last, read)
@@ -204,7 +197,7 @@ class GroupCommands:
         ]
 
     def _read(self, name: str, words: Sequence[bytes]) -> Any:
-        read = _parse_read(name, words)
+        read = read_read(name, words)
         starts = [self._start(read, key, word) for key, word in zip(read.keys, read.ids, strict=True)]
 
         def attempt(first: bool) -> Any:
@@ -218,7 +211,7 @@ class GroupCommands:
 
         return shape(attempt(True)) if read.block is None else self._blocking(read.block, attempt, shape)
 
-    def _check(self, read: _Read, key: bytes, word: bytes) -> XStream | None:
+    def _check(self, read: ReadOptions, key: bytes, word: bytes) -> XStream | None:
         """The stream, which must be one, and have the group if there is one. XREAD waits through a change of type."""
         item = self._db.get(key)
         if item is not None and not isinstance(item.value, XStream):
@@ -228,7 +221,7 @@ class GroupCommands:
             raise SimpleError(text.format(key.decode("utf-8", "replace"), read.group.decode("utf-8", "replace")))
         return None if item is None else item.value
 
-    def _start(self, read: _Read, key: bytes, word: bytes) -> StreamEntryKey | None:
+    def _start(self, read: ReadOptions, key: bytes, word: bytes) -> StreamEntryKey | None:
         """The id after which to read; None: what the group has not delivered."""
         stream = self._check(read, key, word)
         if word in (b"$", b"+"):
@@ -237,7 +230,7 @@ class GroupCommands:
             if stream is None:
                 return StreamEntryKey(0, 0)
             if word == b"+" and len(stream):
-                return _before(stream._ids[-1])
+                return id_before(stream._ids[-1])
             return stream.last_id if word == b"$" else StreamEntryKey(0, 0)
         if word == b">":
             if read.group is None:
@@ -245,7 +238,7 @@ class GroupCommands:
             return None
         return parse_id(word)
 
-    def _serve(self, read: _Read, starts: Sequence[StreamEntryKey | None]) -> list[Any]:
+    def _serve(self, read: ReadOptions, starts: Sequence[StreamEntryKey | None]) -> list[Any]:
         found: list[Any] = []
         limit = read.count or None
         for key, start in zip(read.keys, starts, strict=True):
@@ -281,64 +274,6 @@ class GroupCommands:
         return group
 
 
-@define
-class _Claim:
-    """The options of XCLAIM."""
-
-    delivered: int | None = None
-    retries: int | None = None
-    force: bool = False
-    just_id: bool = False
-    last_id: StreamEntryKey | None = None
-
-    def count_of(self, before: int) -> int:
-        """The delivery count after the claim."""
-        if self.retries is not None:
-            return self.retries
-        return before if self.just_id else before + 1
-
-
-def parse_id(word: bytes, missing: int = 0) -> StreamEntryKey:
-    """A complete id, or its milliseconds alone. Raises SimpleError."""
-    time, dash, sequence = word.partition(b"-")
-    if not time.isdigit() or (dash and not sequence.isdigit()):
-        raise SimpleError(_INVALID_ID)
-    found = StreamEntryKey(int(time), int(sequence) if dash else missing)
-    if max(found) > _MAX.ts:
-        raise SimpleError(_INVALID_ID)
-    return found
-
-
-def parse_bound(word: bytes, *, is_start: bool, exclusive: bool = True) -> StreamEntryKey:
-    """The bound of a range: an id, "-", "+", or "(" and an id; as the first or the last id of the range."""
-    if word == b"-":
-        return StreamEntryKey(0, 0)
-    if word == b"+":
-        return _MAX
-    if exclusive and word[:1] == b"(":
-        bound = parse_id(word[1:], 0 if is_start else _MAX.seq)
-        if is_start:
-            if bound == _MAX:
-                raise SimpleError("ERR invalid start ID for the interval")
-            return _after(bound)
-        if bound == (0, 0):
-            raise SimpleError("ERR invalid end ID for the interval")
-        return _before(bound)
-    return parse_id(word, 0 if is_start else _MAX.seq)
-
-
-def _after(entry_id: StreamEntryKey) -> StreamEntryKey:
-    if entry_id.seq < _MAX.seq:
-        return StreamEntryKey(entry_id.ts, entry_id.seq + 1)
-    return StreamEntryKey(entry_id.ts + 1, 0)
-
-
-def _before(entry_id: StreamEntryKey) -> StreamEntryKey:
-    if entry_id.seq:
-        return StreamEntryKey(entry_id.ts, entry_id.seq - 1)
-    return StreamEntryKey(entry_id.ts - 1, _MAX.seq)
-
-
 def _no_group(key: bytes, group: bytes) -> str:
     shown, name = key.decode("utf-8", "replace"), group.decode("utf-8", "replace")
     return f"NOGROUP No such key '{shown}' or consumer group '{name}'"
@@ -368,7 +303,7 @@ def _pending_summary(group: Any) -> list[Any]:
     return [len(group.pel), min(group.pel).encode(), max(group.pel).encode(), counts]
 
 
-def _read_group(stream: XStream, read: _Read, start: StreamEntryKey | None, limit: int | None) -> list[Any]:
+def _read_group(stream: XStream, read: ReadOptions, start: StreamEntryKey | None, limit: int | None) -> list[Any]:
     """Deliver new entries, or give the consumer its pending ones after `start` once more."""
     now, group = current_time(), stream._groups[read.group or b""]
     consumer = _consumer(group, read.consumer)
@@ -388,134 +323,6 @@ def _read_group(stream: XStream, read: _Read, start: StreamEntryKey | None, limi
     if fresh:
         consumer.last_success = now
     return [stream.format_record(each) for each in fresh]
-
-
-def _parse_read(name: str, words: Sequence[bytes]) -> _Read:
-    read, index = _Read(), 0
-    while index < len(words):
-        option, more = words[index].upper(), len(words) - index - 1
-        if option == b"BLOCK" and more:
-            read.block = _milliseconds(words[index + 1])
-            index += 1
-        elif option == b"COUNT" and more:
-            read.count = max(0, Int.decode(words[index + 1]))
-            index += 1
-        elif option == b"STREAMS" and more:
-            rest = words[index + 1 :]
-            if len(rest) % 2:
-                raise SimpleError(_UNBALANCED.format(name))
-            read.keys, read.ids = rest[: len(rest) // 2], rest[len(rest) // 2 :]
-            break
-        elif option == b"GROUP" and more >= 2:
-            if name == "xread":
-                raise SimpleError("ERR The GROUP option is only supported by XREADGROUP. You called XREAD instead.")
-            read.group, read.consumer = words[index + 1], words[index + 2]
-            index += 2
-        elif option == b"NOACK":
-            if name == "xread":
-                raise SimpleError("ERR The NOACK option is only supported by XREADGROUP. You called XREAD instead.")
-            read.no_ack = True
-        else:
-            raise SimpleError(_SYNTAX)
-        index += 1
-    if not read.keys:
-        raise SimpleError(_SYNTAX)
-    if name == "xreadgroup" and read.group is None:
-        raise SimpleError("ERR Missing GROUP option for XREADGROUP")
-    return read
-
-
-def _milliseconds(word: bytes) -> float:
-    value: int = Int.decode(word, "ERR timeout is not an integer or out of range")
-    if value < 0:
-        raise SimpleError("ERR timeout is negative")
-    return value / 1000
-
-
-def _read_pending(
-    words: Sequence[bytes],
-) -> tuple[int, StreamEntryKey, StreamEntryKey, int, bytes | None] | None:
-    """Least idle time, range, count and consumer; None for the summary."""
-    if not words:
-        return None
-    idle = 0
-    if words[0].upper() == b"IDLE":
-        if len(words) < 5:
-            raise SimpleError(_SYNTAX)
-        idle = Int.decode(words[1])
-        words = words[2:]
-    if len(words) not in (3, 4):
-        raise SimpleError(_SYNTAX)
-    count: int = Int.decode(words[2])
-    low = parse_bound(words[0], is_start=True)
-    high = parse_bound(words[1], is_start=False)
-    return idle, low, high, count, words[3] if len(words) == 4 else None
-
-
-def _read_claim(words: Sequence[bytes]) -> tuple[list[StreamEntryKey], _Claim]:
-    """The ids, which end at the first word that is none, and the options."""
-    ids: list[StreamEntryKey] = []
-    for word in words:
-        try:
-            ids.append(parse_id(word))
-        except SimpleError:
-            break
-    rest, options, now = words[len(ids) :], _Claim(), current_time()
-    index = 0
-    while index < len(rest):
-        option, more = rest[index].upper(), len(rest) - index - 1
-        if option == b"FORCE":
-            options.force = True
-        elif option == b"JUSTID":
-            options.just_id = True
-        elif option in (b"IDLE", b"TIME", b"RETRYCOUNT", b"LASTID") and more:
-            index += 1
-            _set_claim_option(options, option, rest[index], now)
-        else:
-            raise SimpleError(f"ERR Unrecognized XCLAIM option '{rest[index].decode('utf-8', 'replace')}'")
-        index += 1
-    return ids, options
-
-
-def _set_claim_option(options: _Claim, option: bytes, word: bytes, now: int) -> None:
-    name = option.decode()
-    if option == b"LASTID":
-        options.last_id = parse_id(word)
-        return
-    value: int = Int.decode(word, f"ERR Invalid {name} option argument for XCLAIM")
-    if option == b"IDLE":
-        options.delivered = now - value
-    elif option == b"TIME":
-        options.delivered = value
-    elif value < 0:
-        raise SimpleError("ERR Invalid RETRYCOUNT option argument for XCLAIM")
-    else:
-        options.retries = value
-
-
-def _read_autoclaim(words: Sequence[bytes]) -> tuple[int, bool]:
-    """Count, and whether only ids are wanted."""
-    count, just_id, index = 100, False, 0
-    while index < len(words):
-        option = words[index].upper()
-        if option == b"COUNT" and index + 1 < len(words):
-            index += 1
-            count = Int.decode(words[index], "ERR COUNT must be > 0")
-            if count < 1:
-                raise SimpleError("ERR COUNT must be > 0")
-        elif option == b"JUSTID":
-            just_id = True
-        else:
-            raise SimpleError(_SYNTAX)
-        index += 1
-    return count, just_id
-
-
-def _entries_read(word: bytes) -> int | None:
-    value: int = Int.decode(word)
-    if value < -1:
-        raise SimpleError("ERR value for ENTRIESREAD must be positive or -1")
-    return None if value == -1 else value
 
 
 GROUP_COMMANDS: Final = {

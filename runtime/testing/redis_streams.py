@@ -7,7 +7,8 @@ from typing import Any, Final
 from ._fakeredis import OK, Int, SimpleError, StreamEntryKey, messages, signature
 from .redis_commands import UnsupportedCommand
 from .redis_encoding import NULL_ARRAY
-from .redis_groups import GROUP_COMMANDS, GroupCommands, parse_bound, parse_id
+from .redis_groups import GROUP_COMMANDS, GroupCommands
+from .redis_stream_options import parse_bound, parse_id
 
 __all__ = ["STREAM_COMMANDS", "StreamCommands"]
 

@@ -17,8 +17,7 @@ from redis_grammar import TEMPLATES, comparable, random_command
 from trio.testing import MockClock
 
 from penstock.runtime.testing.redis import InProcessRedis
-from penstock.runtime.testing.redis_commands import COMMANDS, Command
-from penstock.runtime.testing.redis_engine import TRUSTED
+from penstock.runtime.testing.redis_commands import COMMANDS, TRUSTED, Command
 
 if TYPE_CHECKING:
     from conftest import Dial
