@@ -154,7 +154,7 @@ class Connection(DrivenConnection[Row]):
                 await self.execute("")
                 return True
             if self.closed:
-                self._tell_slow(limit)
+                self.tell_slow(limit)
         return False
 
     @asynccontextmanager
@@ -186,7 +186,7 @@ class Connection(DrivenConnection[Row]):
             if isinstance(error, trio.Cancelled) and self.pgconn.pipeline_status:
                 # What is still in the pipeline stands between here and the ROLLBACK.
                 await self._request_cancel()
-            swallowed = False
+            swallowed: bool | None = False
             with hurried():
                 swallowed = await manager.__aexit__(type(error), error, error.__traceback__)
             self.tell_loss()

@@ -19,6 +19,7 @@ from .internals import WRITE
 from .internals import ready as ready_now
 from .interruption import Interruption
 from .lock import StatementLock
+from .slowness import SlowWatch
 from .waiting import drive_connecting, wait_ready
 
 if TYPE_CHECKING:
@@ -180,15 +181,24 @@ class DrivenConnection(psycopg.AsyncConnection[Row]):
                 with trio.move_on_at(deadline):
                     return await wait_ready(fd, want)
                 return 0
-            if self._on_slow is not None and not self._slow_told and self._is_active():
-                with trio.move_on_after(self._slow_after):
-                    return await wait_ready(fd, want)
-                self._tell_slow(self._slow_after)
-            return await wait_ready(fd, want)
+            if self._on_slow is None or self._slow_told or not self._is_active():
+                return await wait_ready(fd, want)
+            watch = SlowWatch.current()
+            watch.begin(self)
+            try:
+                return await wait_ready(fd, want)
+            finally:
+                watch.end(self)
         finally:
             self._yielded_at = monotonic()
 
-    def _tell_slow(self, seconds: float) -> None:
+    @property
+    def slow_after(self) -> float:
+        """Seconds without an answer after which ``on_slow`` is called."""
+        return self._slow_after
+
+    def tell_slow(self, seconds: float) -> None:
+        """Call ``on_slow``, once for each statement."""
         if self._on_slow is not None and not self._slow_told:
             self._slow_told = True
             tell(self._on_slow, seconds)
@@ -252,7 +262,7 @@ class DrivenConnection(psycopg.AsyncConnection[Row]):
         _log.warning("no end of a statement within %g s of its cancellation: closing its connection", self.cancel_grace)
         self.abandon()
         _close(steps)
-        self._tell_slow(self.cancel_grace)
+        self.tell_slow(self.cancel_grace)
 
     async def _request_cancel(self) -> None:
         """Ask the server, on a connection of its own, to cancel the running statement. A refusal is no error."""

@@ -215,6 +215,44 @@ async def test_a_frozen_server_is_told_as_slow_once_for_each_statement(own_serve
         assert pool.statistics().slow == 1
 
 
+async def test_several_slow_statements_are_each_told_once_with_their_own_limit(server) -> None:
+    told: list[tuple[str, float]] = []
+
+    async def doze(name: str, slow_after: float) -> None:
+        connection = await Connection.open(
+            server.options(), on_slow=lambda seconds: told.append((name, seconds)), slow_after=slow_after
+        )
+        async with connection:
+            await connection.execute("select pg_sleep(0.6)")
+            await connection.execute("select 1")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(doze, "patient", 0.3)
+        nursery.start_soon(doze, "impatient", 0.05)
+        nursery.start_soon(doze, "content", 30)
+    assert told == [("impatient", 0.05), ("patient", 0.3)]
+
+
+async def test_the_watch_for_slow_statements_ends_by_itself(server) -> None:
+    """It is no task of ours: nothing may be left of it where nothing waits."""
+    connection = await Connection.open(server.options(), on_slow=lambda _: None, slow_after=0.04)
+    for _ in range(2):
+        await connection.execute("select pg_sleep(0.001)")
+        assert _watches() == 1
+        with trio.fail_after(20):
+            while _watches():
+                await trio.sleep(0.005)
+    await connection.close()
+
+
+def _watches() -> int:
+    root = trio.lowlevel.current_root_task()
+    assert root is not None
+    tasks = [task for nursery in root.child_nurseries for task in nursery.child_tasks]
+    inner = [task for one in tasks for nursery in one.child_nurseries for task in nursery.child_tasks]
+    return sum("slow PostgreSQL" in task.name for task in tasks + inner)
+
+
 async def test_waiting_for_notifications_is_neither_slow_nor_trouble(server) -> None:
     slow: list[object] = []
     connection = await Connection.open(server.options(), on_trouble=slow.append, on_slow=slow.append, slow_after=0.05)
