@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .cluster.pipeline import ClusterPipeline
     from .commands import Commands
     from .pipeline import Pipeline
+    from .transaction import Transaction
 
 __all__ = ["Script"]
 
@@ -45,7 +46,9 @@ class Script:
         except redis.exceptions.NoScriptError:
             return await runner.execute_command("EVAL", self.text, len(keys), *words)
 
-    def queue(self, pipeline: Pipeline | ClusterPipeline, keys: Sequence[Any] = (), args: Iterable[Any] = ()) -> None:
+    def queue(
+        self, pipeline: Pipeline | ClusterPipeline | Transaction, keys: Sequence[Any] = (), args: Iterable[Any] = ()
+    ) -> None:
         """Add a call to a pipeline: the text with the first call of a burst, the digest with the others."""
         known = pipeline.remember_script(self.sha, keys)
         verb, script = ("EVALSHA", self.sha) if known else ("EVAL", self.text)

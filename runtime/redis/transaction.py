@@ -40,6 +40,12 @@ class Transaction(Commands):
             raise redis.exceptions.RedisError("multi() was called already")
         self._queue = Pipeline(self.options, self._burst, transaction=True)
 
+    def remember_script(self, sha: str, keys: Sequence[Any] = ()) -> bool:
+        """As `Pipeline.remember_script`: for `Script.queue`, after `multi()`."""
+        if self._queue is None:
+            raise redis.exceptions.RedisError("before multi() nothing is queued: await script(client=transaction)")
+        return self._queue.remember_script(sha, keys)
+
     def execute_command(self, *args: Any, **options: Any) -> Any:
         """An awaitable before `multi()`, the transaction itself after it; what every command method ends in.
 

@@ -108,6 +108,21 @@ async def test_an_error_among_the_results_is_raised_and_nothing_repeated(redis: 
     assert await redis.get("n") == b"1"
 
 
+async def test_scripts_run_before_and_within_the_step(redis: Redis) -> None:
+    add = redis.register_script("return redis.call('INCRBY', KEYS[1], ARGV[1])")
+    read = redis.register_script("return redis.call('GET', KEYS[1])")
+
+    async def both(transaction: Transaction) -> None:
+        assert await read(keys=["n"], client=transaction) is None
+        with pytest.raises(exceptions.RedisError, match="before multi"):
+            add.queue(transaction, keys=["n"], args=[1])
+        transaction.multi()
+        add.queue(transaction, keys=["n"], args=[1])
+        add.queue(transaction, keys=["n"], args=[2])
+
+    assert await redis.transaction(both, "n") == [1, 3]
+
+
 async def test_a_lost_connection_before_exec_begins_anew(redis: Redis, valkey: ValkeyServer) -> None:
     """The watch is gone with it: going on over another connection would be wrong."""
     calls = 0
