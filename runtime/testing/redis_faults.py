@@ -165,7 +165,7 @@ _KEY_MUST_EXIST: Final = (
     "to create an empty stream automatically."
 )
 REFUSALS: Final[dict[str, Refusal]] = {
-    "loading": _when(lambda command: "l" not in command.flags, "LOADING Redis is loading the dataset in memory"),
+    "loading": _when(lambda command: "l" not in command.flags, "LOADING Valkey is loading the dataset in memory"),
     "slot-not-served": _keyed("CLUSTERDOWN Hash slot not served"),
     "cluster-read-only": lambda session, command, words: (
         "CLUSTERDOWN The cluster is down and only accepts read commands"
