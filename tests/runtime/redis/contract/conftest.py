@@ -198,6 +198,12 @@ def dial_inside() -> Dial:
 
 
 @pytest.fixture
+def open_raw() -> Callable[[trio.abc.Stream], RawClient]:
+    """Makes a raw client of a stream."""
+    return RawClient
+
+
+@pytest.fixture
 async def raw(server: Server) -> AsyncIterator[RawClient]:
     client = await server.dial()
     yield client
