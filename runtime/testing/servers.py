@@ -31,6 +31,8 @@ __all__ = ["LocalCluster", "LocalNode", "free_port"]
 
 _START_LIMIT = 15.0
 _CLUSTER_LIMIT = 30.0
+_FAILOVER_LIMIT = 7.0
+_ATTEMPTS = 4
 _PAUSE = 0.02
 
 
@@ -249,10 +251,19 @@ class LocalCluster:
         return found
 
     def fail_over(self, replica: LocalNode, how: str | None = None) -> None:
-        """CLUSTER FAILOVER (``FORCE``, ``TAKEOVER``) on a replica; returns when all nodes take it for the master."""
+        """CLUSTER FAILOVER (``FORCE``, ``TAKEOVER``) on a replica; returns when all nodes take it for the master.
+
+        Ordered again when nothing came of it: the servers give an attempt up after five seconds, for want of votes say.
+        """
         with self.admin(replica) as admin:
-            admin.execute_command("CLUSTER", "FAILOVER", *([how] if how else []))
-            _until(lambda: _role(admin)[0] == "master", 15, "no failover")
+            for attempt in range(_ATTEMPTS):
+                admin.execute_command("CLUSTER", "FAILOVER", *([how] if how else []))
+                try:
+                    _until(lambda: _role(admin)[0] == "master", _FAILOVER_LIMIT, "no failover")
+                    break
+                except AssertionError:
+                    if attempt == _ATTEMPTS - 1:
+                        raise
         self.wait_ok()
 
     def migrate_slot(self, slot: int, target: LocalNode, *, pause: float = 0.0) -> None:

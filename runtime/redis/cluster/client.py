@@ -14,7 +14,7 @@ import trio
 
 from .. import _compat
 from ..commands import shape
-from ..errors import RedisUnavailable
+from ..errors import CommandRefused, RedisUnavailable
 from ..link import OnTrouble
 from ..messages import Owner
 from ..pubsub import BUFFER_BYTES, PubSub
@@ -308,12 +308,10 @@ class RedisCluster(ClusterCommands):
         """A connection of one's own to a node, for a while; kept for others if it is well."""
         connection = node.spare.pop() if node.spare else self._opened().nodes.new_connection(node)
         self._dedicated.add(connection)
-        node.calls += 1
         try:
             yield connection
         finally:
             self._dedicated.discard(connection)
-            node.done()
             if connection.connected and not node.left and len(node.spare) < MAX_SPARE:
                 node.spare.append(connection)
             else:
@@ -346,6 +344,8 @@ class RedisCluster(ClusterCommands):
         else:
             addresses = [Address(*each) for each in target]  # type: ignore[misc]
         name = command_name(args)
+        if block_of(name, args) is not None:
+            raise CommandRefused(f"{name} blocks: without `target`, or inside `async with cluster.dedicated()`")
         replies = await self._opened().call_each(addresses, args)
         for reply in replies:
             if isinstance(reply, RedisUnavailable):
@@ -366,6 +366,10 @@ class RedisCluster(ClusterCommands):
     def _adopt(self, topology: Topology) -> None:
         router = self._opened()
         router.nodes.retain(topology.masters, router.discovery.is_suspect)
+        assert self._nursery is not None  # noqa: S101
+        for connection in self._dedicated:
+            if isinstance(connection, ClusterConnection):
+                self._nursery.start_soon(connection.leave_if_idle)
         for subscriber in self._subscribers:
             subscriber.topology_read()
 

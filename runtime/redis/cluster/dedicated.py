@@ -76,6 +76,11 @@ class ClusterConnection(Commands):
         self._closed = True
         await self._leave()
 
+    async def leave_if_idle(self) -> None:
+        """Close a connection that nobody uses to a node that is not in service any more."""
+        if not self._busy and self._node is not None and self._node.left:
+            await self._leave()
+
     async def _slot_of(self, name: str, args: tuple[Any, ...]) -> int | None:
         full = full_name(name, args)
         keys = keys_of(full, args)
@@ -122,15 +127,11 @@ class ClusterConnection(Commands):
             raise RedisClosed(node.options.address, "the client is closed")
         if self._connection is None or self._node is not node:
             await self._leave()
-            node.calls += 1
             self._node, self._connection = node, self._nodes.new_connection(node)
         return self._connection
 
     async def _leave(self) -> None:
-        node, self._node = self._node, None
-        connection, self._connection = self._connection, None
-        if node is not None:
-            node.done()
+        self._node, connection, self._connection = None, self._connection, None
         if connection is not None:
             await connection.aclose()
 

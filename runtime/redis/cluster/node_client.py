@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import trio
-
 from .. import _compat
 from ..commands import Commands, shape
 from ..errors import CommandRefused
@@ -51,6 +49,4 @@ class ClusterNode(Commands):
         return replies if count > 1 else [replies]
 
     async def _call(self, payload: bytes, count: int, raw: frozenset[int]) -> Any:
-        node = self._router.nodes[self.address]
-        node.used_at = trio.current_time()
-        return await node.call(payload, count, raw)
+        return await self._router.node(self.address).call(payload, count, raw)

@@ -56,7 +56,7 @@ class Node:
         link: the shared connection.
         spare: idle connections for blocking commands.
         keyed: whether a command went there because of its key.
-        calls: commands and blocking connections under way.
+        calls: commands under way on the shared connection.
         used_at: `trio.current_time()` of the last command that is not for one of its slots.
         left: whether it was taken out of service: no new commands.
     """
@@ -79,13 +79,9 @@ class Node:
             mux = self.link.mux or await self._open()
             return await mux.call(payload, count, raw)
         finally:
-            self.done()
-
-    def done(self) -> None:
-        """Note the end of a call."""
-        self.calls -= 1
-        if self.left and not self.calls:
-            self.link.close()
+            self.calls -= 1
+            if self.left and not self.calls:
+                self.link.close()
 
     def leave(self, *, at_once: bool) -> None:
         """Take it out of service; its connection is closed when its calls are answered, or at once.

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Final
 
 import redis.exceptions
 import trio
-from attrs import define, field
+from attrs import define, evolve, field
 
 from ..backoff import Backoff
 from ..errors import RedisUnavailable
 from ..link import OnTrouble
-from ..messages import Loss, Owner, Topic
+from ..messages import Gap, Loss, Owner, Topic
 from ..slots import slot_of
 from ..subscriber import Subscriber
 from .steps import target_of
@@ -38,8 +38,8 @@ class ClusterSubscriber:
     follows. As long as its node cannot be reached, the topology is read again before each attempt.
 
     A node that the others have given up may go on taking itself for the owner, and answer every PING: so each reading
-    of the topology is compared with where the shard channels are. Two that agree on another owner are believed. That is
-    why the `Gap` of a slot that moved begins with the last reading that found everything in its place.
+    of the topology is compared with where the shard channels are. Two that agree on another owner are believed. For the
+    same reason the `Gap` of a shard channel begins with the last reading that found everything in its place.
     """
 
     def __init__(self, cluster: RedisCluster, owner: Owner, on_trouble: OnTrouble, rng: random.Random) -> None:
@@ -57,6 +57,7 @@ class ClusterSubscriber:
         self._is_news = False  # whether it was read since it was last compared
         self._misplaced: dict[Topic, Address] = {}  # and who should have it, as the last reading says
         self._in_order_at = trio.current_time()  # the last reading that found no misplaced topic
+        self._lost_since: dict[Topic, float] = {}  # shard channels whose gap has not been told
         self._work = trio.Event()
 
     def want(self, topic: Topic, loss: Loss | None = None) -> None:
@@ -69,6 +70,7 @@ class ClusterSubscriber:
         self._homeless.pop(topic, None)
         home = self._homes.pop(topic, None)
         self._homed_at.pop(topic, None)
+        self._lost_since.pop(topic, None)
         self._work.set()
         return home is not None and self._posts[home].subscriber.unwant(topic)
 
@@ -107,6 +109,8 @@ class ClusterSubscriber:
             if self._homes.get(topic) == address:
                 self._doubtful[topic] = address
                 self._is_stale = True
+                if self._posts[address].subscriber.is_lost(topic):
+                    self._note_loss(topic)
         self._owner.hindered(topics, error)
         self._work.set()
 
@@ -116,16 +120,28 @@ class ClusterSubscriber:
         target = target_of(error, address) if isinstance(error, redis.exceptions.MovedError) else None
         if target is None:
             self._homed_at.pop(topic, None)
+            self._lost_since.pop(topic, None)
             self._owner.refused(topic, error, loss)
         else:
             self._cluster.moved(slot_of(topic.name), target)
             self.want(topic, loss)
 
     def dropped(self, topic: Topic, loss: Loss) -> None:
+        self._note_loss(topic)
         self._homes.pop(topic, None)
         self._is_stale = True
-        # The slot may have had its new owner for longer than the old one knew.
-        self.want(topic, Loss(loss.reason, min(loss.lost_at, self._surely_there_at(topic))))
+        self.want(topic, loss)
+
+    def _trouble(self, error: Exception) -> None:
+        """Also silence that ends before the deadline: a failover may have happened meanwhile."""
+        self._is_stale = True
+        self._work.set()
+        self._on_trouble(error)
+
+    def interrupted(self, gap: Gap) -> None:
+        shards = [Topic("shard", name) for name in gap.channels if isinstance(name, bytes)]
+        since = [self._lost_since.pop(topic) for topic in shards if topic in self._lost_since]
+        self._owner.interrupted(evolve(gap, lost_at=min([gap.lost_at, *since])))
 
     # Homes.
 
@@ -164,12 +180,14 @@ class ClusterSubscriber:
         before, self._misplaced = self._misplaced, {}
         for topic, home in list(self._homes.items()):
             owner = topology.owner(slot_of(topic.name)) if topic.kind == "shard" else None
-            if owner is None or home == owner or home in topology.replicas_of(owner):
-                continue  # a replica of the owner gets the messages, too
+            if owner is None or home == owner:
+                continue
+            # Also when it is the owner's replica now: that gets the messages, but it may have missed some.
             if before.get(topic) == owner:
                 del self._homes[topic]
+                self._note_loss(topic)
                 loss = self._posts[home].subscriber.give_up(topic)
-                self._homeless[topic] = loss or Loss("another node owns the slot", self._surely_there_at(topic))
+                self._homeless[topic] = loss or Loss("another node owns the slot", self._lost_since[topic])
             else:
                 self._misplaced[topic] = owner
         if self._misplaced:
@@ -178,9 +196,11 @@ class ClusterSubscriber:
         elif not before:
             self._in_order_at = trio.current_time()
 
-    def _surely_there_at(self, topic: Topic) -> float:
-        """The latest time at which its slot was known to be where it was subscribed to."""
-        return max(self._in_order_at, self._homed_at.get(topic, self._in_order_at))
+    def _note_loss(self, topic: Topic) -> None:
+        """The slot may have had another owner for longer than the one whom we had asked knew."""
+        if topic.kind == "shard":
+            surely_there_at = max(self._in_order_at, self._homed_at.get(topic, self._in_order_at))
+            self._lost_since.setdefault(topic, surely_there_at)
 
     def _home_of(self, topic: Topic, topology: Topology, masters: tuple[Address, ...]) -> Address | None:
         """Where it belongs; None while no node serves its slot."""
@@ -205,7 +225,7 @@ class ClusterSubscriber:
         cluster, backoff = self._cluster, Backoff(random=self._rng.random, cap=_BACKOFF_CAP)
         teller = _Teller(self, self._owner, address)
         options, connect = cluster.options.for_node(address), cluster.connect_to(address)
-        post = _Post(Subscriber(options, connect, self._on_trouble, backoff, teller, self.dropped))
+        post = _Post(Subscriber(options, connect, self._trouble, backoff, teller, self.dropped))
         nursery.start_soon(post.run)
         return post
 
@@ -245,7 +265,7 @@ class _Teller:
         self.received = owner.received
         self.confirmed = owner.confirmed
         self.released = owner.released
-        self.interrupted = owner.interrupted
+        self.interrupted = subscriber.interrupted
 
     @property
     def is_full(self) -> bool:

@@ -67,6 +67,13 @@ class Router:
             raise NotSent(self.options.address, f"not sent: no node serves slot {slot}") from cause
         return address
 
+    def node(self, address: Address) -> Node:
+        """A node that is asked by name: it stays in service for a while though it may own no slot."""
+        node = self.nodes[address]
+        if self.discovery.topology is None or not self.discovery.topology.owns_slots(address):
+            node.used_at = trio.current_time()
+        return node
+
     async def call(self, nature: Nature, args: Sequence[Any], raw: frozenset[int] = _NONE) -> Any:
         """One command that does not block, for the owner of its slot, or for any master. Returns its reply as it is.
 
@@ -112,9 +119,7 @@ class Router:
 
         async def call(place: int, address: Address) -> None:
             try:
-                node = self.nodes[address]
-                node.used_at = trio.current_time()
-                replies[place] = await node.call(payload, 1, _NONE)
+                replies[place] = await self.node(address).call(payload, 1, _NONE)
             except RedisUnavailable as trouble:
                 replies[place] = trouble
 

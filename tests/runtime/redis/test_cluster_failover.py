@@ -23,9 +23,15 @@ STREAMS = [f"stream:{number}" for number in range(6)]
 LIMIT = 60.0
 
 
-@pytest.fixture(scope="module")
-def local() -> Iterator[LocalCluster]:
-    with LocalCluster.make(masters=3, replicas=1) as cluster:
+REDIS_7_0 = Path("/usr/bin/redis-server")
+
+
+@pytest.fixture(scope="module", params=["valkey", "redis"])
+def local(request: pytest.FixtureRequest) -> Iterator[LocalCluster]:
+    if request.param == "redis" and not REDIS_7_0.exists():
+        pytest.skip(f"there is no {REDIS_7_0}")
+    program = str(REDIS_7_0) if request.param == "redis" else None
+    with LocalCluster.make(masters=3, replicas=1, program=program) as cluster:
         yield cluster
 
 

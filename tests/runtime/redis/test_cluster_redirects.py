@@ -482,6 +482,29 @@ async def test_the_connection_to_a_node_that_left_closes_when_its_calls_are_answ
         assert redis_cluster.statistics().sent == sent, "what has been sent stays counted"
 
 
+async def test_an_idle_connection_of_ones_own_is_not_left_at_a_node_that_left(autojump_clock: MockClock) -> None:
+    async with a_cluster() as cluster, client(cluster) as redis_cluster:
+        async with redis_cluster.dedicated(key=LOW) as connection:
+            assert await connection.get(LOW) == f"a:{LOW}".encode()
+            cluster.own(cluster.c, cluster.b)
+            await redis_cluster.refresh()
+            await trio.testing.wait_all_tasks_blocked()
+            assert not cluster.a.open
+            assert not connection.connected
+            assert await connection.get(LOW) == f"c:{LOW}".encode()
+
+
+async def test_a_node_that_is_asked_by_name_stays_for_a_while(autojump_clock: MockClock) -> None:
+    async with a_cluster() as cluster, client(cluster) as redis_cluster:
+        await redis_cluster.node("seed", 7003).ping()
+        await redis_cluster.refresh()
+        assert len(cluster.c.open) == 1
+        await trio.sleep(6)
+        await redis_cluster.refresh()
+        await trio.testing.wait_all_tasks_blocked()
+        assert not cluster.c.open
+
+
 async def test_the_topology_is_read_again_after_a_while(autojump_clock: MockClock) -> None:
     async with a_cluster() as cluster, client(cluster, refresh_every=10.0) as redis_cluster:
         await redis_cluster.ping()
@@ -780,6 +803,8 @@ async def test_targets_are_nodes_by_name_or_by_kind(autojump_clock: MockClock) -
         )
         assert {address.port for address in await redis_cluster.ping(target_nodes="masters")} == {7001, 7002}
         assert {address.port for address in await redis_cluster.ping(target="replicas")} == {7003}
+        with pytest.raises(CommandRefused, match="blocks"):
+            await redis_cluster.execute_command("BLPOP", LOW, 1, target="masters")
         with pytest.raises(redis.exceptions.DataError, match="target"):
             await redis_cluster.ping(target="everybody")
 
