@@ -34,7 +34,7 @@ from .redis_stream_options import (
     read_read,
 )
 
-__all__ = ["GROUP_COMMANDS", "GroupCommands"]
+__all__ = ["GROUP_COMMANDS", "GroupCommands", "describe_group"]
 
 _NEVER: Final = -1
 _SCANNED_PER_CLAIM: Final = 10
@@ -272,6 +272,36 @@ class GroupCommands:
             shown, of = name.decode("utf-8", "replace"), key.key.decode("utf-8", "replace")
             raise SimpleError(f"NOGROUP No such consumer group '{shown}' for key name '{of}'")
         return group
+
+
+def describe_group(name: bytes, group: Any, limit: int) -> dict[bytes, Any]:
+    """A group in XINFO STREAM FULL, with so many pending entries (0: all)."""
+    info = group.group_info(False)
+    pending = sorted(group.pel.items())
+    return {
+        b"name": name,
+        b"last-delivered-id": info[b"last-delivered-id"],
+        b"entries-read": info[b"entries-read"],
+        b"lag": info[b"lag"],
+        b"pel-count": len(pending),
+        b"pending": [
+            [each.encode(), entry.consumer_name, entry.time_read, entry.times_delivered]
+            for each, entry in pending[: limit or None]
+        ],
+        b"consumers": [
+            {
+                b"name": owner,
+                b"seen-time": consumer.last_attempt,
+                b"active-time": consumer.last_success,
+                b"pel-count": len(mine),
+                b"pending": [[each.encode(), entry.time_read, entry.times_delivered] for each, entry in mine][
+                    : limit or None
+                ],
+            }
+            for owner, consumer in sorted(group.consumers.items())
+            for mine in [[(each, entry) for each, entry in pending if entry.consumer_name == owner]]
+        ],
+    }
 
 
 def _no_group(key: bytes, group: bytes) -> str:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any, Final
 
 from ._fakeredis import OK, Int, SimpleError, StreamEntryKey, messages, signature
-from .redis_commands import UnsupportedCommand
 from .redis_encoding import NULL_ARRAY
-from .redis_groups import GROUP_COMMANDS, GroupCommands
+from .redis_groups import GROUP_COMMANDS, GroupCommands, describe_group
 from .redis_stream_options import parse_bound, parse_id
 
 __all__ = ["STREAM_COMMANDS", "StreamCommands"]
@@ -21,13 +20,18 @@ class StreamCommands(GroupCommands):
 
     def xinfo_stream(self, key: Any, *words: bytes) -> dict[bytes, Any]:
         """fakeredis answers with a list where RESP3 has a map, and with fields that Valkey does not have."""
-        if words:
-            raise UnsupportedCommand("the in-process Redis does not vouch for XINFO STREAM FULL: use a real server")
+        limit = _read_full(words) if words else None
         stream = self._stream(key)
         if stream is None:
             raise SimpleError(messages.NO_KEY_MSG)
         flat = iter(stream.stream_info(False, False))
-        return {name: value for name, value in zip(flat, flat, strict=True) if not name.startswith(_NOT_IN_VALKEY)}
+        info = {name: value for name, value in zip(flat, flat, strict=True) if not name.startswith(_NOT_IN_VALKEY)}
+        if limit is not None:
+            for name in (b"first-entry", b"last-entry"):
+                del info[name]
+            info[b"entries"] = [stream.format_record(each) for each in stream._ids[: limit or None]]
+            info[b"groups"] = [describe_group(name, group, limit) for name, group in sorted(stream._groups.items())]
+        return info
 
     def xrange(self, key: Any, start: bytes, end: bytes, *words: bytes) -> Any:
         return self._entries(key, start, end, words, backwards=False)
@@ -96,6 +100,18 @@ class StreamCommands(GroupCommands):
         if limit == 0:
             return NULL_ARRAY
         return [stream.format_record(each) for each in (ids if limit < 0 else ids[:limit])]
+
+
+def _read_full(words: tuple[bytes, ...]) -> int:
+    """The limit of XINFO STREAM FULL; 0 for none."""
+    if words[0].upper() != b"FULL" or len(words) not in (1, 3):
+        raise SimpleError("ERR syntax error")
+    if len(words) == 1:
+        return 10
+    if words[1].upper() != b"COUNT":
+        raise SimpleError("ERR syntax error")
+    count: int = Int.decode(words[2])
+    return 10 if count < 0 else count
 
 
 STREAM_COMMANDS: Final = GROUP_COMMANDS | {

@@ -55,6 +55,7 @@ TEMPLATES: Final[dict[str, str]] = {
         XCLAIM s g c 0 id LASTID id
         XAUTOCLAIM s g c (0|1000000) from [COUNT small] [JUSTID]
         XINFO STREAM s
+        XINFO STREAM s FULL [COUNT small]
         XINFO GROUPS s
         XINFO CONSUMERS s g
         XSETID s id [ENTRIESADDED small] [MAXDELETEDID id]
@@ -339,7 +340,7 @@ def _word(word: str, rng: random.Random) -> str:
 
 
 _UNORDERED: Final = frozenset({"SMEMBERS", "SUNION", "SINTER", "SDIFF", "KEYS", "HKEYS", "HVALS"})
-_TIMES: Final = frozenset({b"idle", b"inactive", b"radix-tree-keys", b"radix-tree-nodes"})
+_TIMES: Final = frozenset({b"idle", b"inactive", b"seen-time", b"active-time", b"radix-tree-keys", b"radix-tree-nodes"})
 
 
 def comparable(words: list[str], reply: Any) -> Any:
@@ -373,11 +374,17 @@ def _plain(reply: Any) -> Any:
 
 
 def _without_times(reply: Any) -> Any:
-    if isinstance(reply, dict):
-        return {key: _without_times(value) for key, value in reply.items() if key not in _TIMES}
     if isinstance(reply, list) and reply and isinstance(reply[0], bytes) and len(reply) % 2 == 0:
-        pairs = dict(sorted(zip(reply[::2], reply[1::2], strict=True)))
-        return {key: _without_times(value) for key, value in pairs.items() if key not in _TIMES}
-    if isinstance(reply, list):
-        return [_without_times(each) for each in reply]
-    return reply
+        reply = dict(sorted(zip(reply[::2], reply[1::2], strict=True)))
+    if isinstance(reply, dict):
+        return {
+            key: [[*each[:-2], each[-1]] for each in value] if _is_pending(key, value) else _without_times(value)
+            for key, value in reply.items()
+            if key not in _TIMES
+        }
+    return [_without_times(each) for each in reply] if isinstance(reply, list) else reply
+
+
+def _is_pending(key: Any, value: Any) -> bool:
+    """Whether these are the pending entries of XINFO STREAM FULL, which end with a time and a count."""
+    return key == b"pending" and isinstance(value, list)
