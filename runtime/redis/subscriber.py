@@ -73,6 +73,10 @@ class Subscriber:
         self._session.unsubscribe(topic)
         return True
 
+    def is_lost(self, topic: Topic) -> bool:
+        """Whether the topic was had and lost, and its `Gap` has not been told."""
+        return topic in self._state.losses
+
     def has(self, topic: Topic) -> bool:
         """Whether the server has confirmed the topic, on the connection that there is."""
         return self._session is not None and self._session.has(topic)
