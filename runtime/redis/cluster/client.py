@@ -14,7 +14,7 @@ import trio
 
 from .. import _compat
 from ..commands import shape
-from ..errors import CommandRefused, RedisUnavailable
+from ..errors import CommandRefused, RedisStalled, RedisUnavailable
 from ..link import OnTrouble
 from ..messages import Owner
 from ..pubsub import BUFFER_BYTES, PubSub
@@ -365,7 +365,7 @@ class RedisCluster(ClusterCommands):
 
     def _adopt(self, topology: Topology) -> None:
         router = self._opened()
-        router.nodes.retain(topology.masters, router.discovery.is_suspect)
+        router.nodes.retain(topology.masters)
         assert self._nursery is not None  # noqa: S101
         for connection in self._dedicated:
             if isinstance(connection, ClusterConnection):
@@ -375,6 +375,8 @@ class RedisCluster(ClusterCommands):
 
     def _node_trouble(self, node: Node, error: Exception) -> None:
         router = self._opened()
+        if isinstance(error, RedisStalled):
+            node.stalled_at = trio.current_time()
         router.discovery.suspect(node.address)
         router.discovery.refresh_soon()
         topology = router.discovery.topology

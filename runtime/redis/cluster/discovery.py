@@ -167,11 +167,11 @@ class Discovery:
             self._woken.set()
 
     async def _wait_until_due(self) -> None:
-        await trio.lowlevel.checkpoint()
         while trio.current_time() < self._due:
             self._woken = trio.Event()
             with trio.move_on_at(self._due):
                 await self._woken.wait()
+        await trio.sleep_until(self._last + GAP)
         self._due = inf
 
     async def _read_into(self, reading: _Reading, waiters: int) -> None:
@@ -268,9 +268,10 @@ class Discovery:
         hint, self._hint = self._hint, None
         first = [hint] if hint is not None else []
         everyone = dict.fromkeys([*first, *known, *seeds, *reversed(self._known)])
-        return sorted(
-            everyone, key=lambda address: self._suspects.get(address, -inf) if self.is_suspect(address) else -inf
-        )
+        return sorted(everyone, key=self._last_trouble)
+
+    def _last_trouble(self, address: Address) -> float:
+        return self._suspects[address] if self.is_suspect(address) else -inf
 
     def _remember(self, topology: Topology) -> None:
         for address in topology.nodes:

@@ -58,6 +58,7 @@ class Node:
         keyed: whether a command went there because of its key.
         calls: commands under way on the shared connection.
         used_at: `trio.current_time()` of the last command that is not for one of its slots.
+        stalled_at: `trio.current_time()` of its last silence.
         left: whether it was taken out of service: no new commands.
     """
 
@@ -69,6 +70,7 @@ class Node:
     keyed: bool = False
     calls: int = 0
     used_at: float = float("-inf")
+    stalled_at: float = float("-inf")
     left: bool = False
     _waiting: set[trio.CancelScope] = field(factory=set, init=False)
 
@@ -164,16 +166,16 @@ class Nodes:
             return partial(self._connect, *address)
         return connector(self._options.for_node(address))
 
-    def retain(self, masters: Iterable[Address], is_suspect: Callable[[Address], bool]) -> None:
+    def retain(self, masters: Iterable[Address]) -> None:
         """Take all other nodes out of service, but those that were used lately by name or by ASK.
 
-        Calls under way on a node in trouble fail at once, so that they can go to its successor; others are answered.
+        Calls under way on a silent node fail at once, so that they can go to its successor; others are answered.
         """
         kept, now = set(masters), trio.current_time()
         for address, node in list(self._nodes.items()):
             if address not in kept and now - node.used_at > KEPT_FOR:
                 del self._nodes[address]
-                self._release(node, at_once=is_suspect(address))
+                self._release(node, at_once=now - node.stalled_at <= self._options.response_timeout)
 
     def close(self) -> list[NodeConnection]:
         """Fail what is under way on the shared connections; returns the idle ones, for the caller to close."""

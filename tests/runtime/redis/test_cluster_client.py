@@ -182,6 +182,16 @@ async def test_a_script_is_learnt_by_each_node_that_needs_it(local: LocalCluster
     assert await pipeline.execute() == [8, 8, 8, 9, 9, 9, 10, 10, 10]
 
 
+@pytest.mark.parametrize("words", ["MOVED it", "ASK me", "TRYAGAIN later", "MOVED 1 nowhere:1"])
+async def test_a_script_may_use_the_clusters_words(cluster: RedisCluster, words: str) -> None:
+    """They are its result: it may have written, and is not run again."""
+    code = "redis.call('INCR', KEYS[1]) return redis.error_reply(ARGV[1])"
+    with pytest.raises(redis.exceptions.RedisError):
+        await cluster.eval(code, 1, "runs", words)
+    assert await cluster.get("runs") == b"1"
+    assert cluster.statistics().moved == cluster.statistics().asked == 0
+
+
 async def test_a_watched_transaction_is_at_the_owner(local: LocalCluster, cluster: RedisCluster) -> None:
     outrun = 0
 

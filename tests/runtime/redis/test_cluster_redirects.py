@@ -482,6 +482,30 @@ async def test_the_connection_to_a_node_that_left_closes_when_its_calls_are_answ
         assert redis_cluster.statistics().sent == sent, "what has been sent stays counted"
 
 
+async def test_a_master_that_was_demoted_in_order_answers_what_it_has_taken(autojump_clock: MockClock) -> None:
+    """READONLY is no silence: the replies to what was sent before still come."""
+    async with a_cluster() as cluster, client(cluster) as redis_cluster:
+        await redis_cluster.get(LOW)
+        cluster.a.delay = 0.5
+        cluster.own(cluster.c, cluster.b)
+        cluster.a.answer = on("SET", b"+OK\r\n", error("READONLY You can't write against a read only replica."))
+        answers: dict[str, Any] = {}
+
+        async def set_to(value: str) -> None:
+            answers[value] = await redis_cluster.set(LOW, value)
+
+        async def get() -> None:
+            answers["get"] = await redis_cluster.get(LOW)
+
+        async with trio.open_nursery() as nursery:
+            for value in ("first", "refused"):
+                nursery.start_soon(set_to, value)
+                await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(get)
+        assert answers == {"first": True, "refused": True, "get": f"a:{LOW}".encode()}
+        assert cluster.c.log == [["SET", LOW, "refused"]]
+
+
 async def test_an_idle_connection_of_ones_own_is_not_left_at_a_node_that_left(autojump_clock: MockClock) -> None:
     async with a_cluster() as cluster, client(cluster) as redis_cluster:
         async with redis_cluster.dedicated(key=LOW) as connection:
