@@ -233,6 +233,18 @@ def test_it_refuses_to_join_two_clusters() -> None:
             assert len(admin.execute_command("CLUSTER", "NODES").splitlines()) == 1
 
 
+def test_it_refuses_a_server_that_is_in_no_cluster_mode(nodes: Nodes) -> None:
+    single = nodes.node("redis-3")
+    single.kill()
+    single.arguments = [*single.arguments, "--cluster-enabled", "no"]
+    single.start()
+    code, said = nodes.run_entry()
+    assert (code, said.splitlines()[-1]) == (
+        2,
+        f"refused: localhost:{single.port} is not in cluster mode; start it with `cluster-enabled yes`",
+    )
+
+
 def test_a_wrong_password_is_told_at_once(nodes: Nodes) -> None:
     command = nodes.entry("redis-cluster", "--deadline", "30")
     environment = {**os.environ, "REDIS_PASSWORD": "wrong"}

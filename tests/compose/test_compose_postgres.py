@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import pwd
 import shutil
 import subprocess
 import tempfile
@@ -27,7 +28,10 @@ def _binaries() -> Path:
 
 
 BIN = _binaries()
-UNPRIVILEGED: dict[str, Any] = {"user": "nobody", "group": "nogroup", "extra_groups": []} if os.geteuid() == 0 else {}
+NOBODY = pwd.getpwnam("nobody")
+UNPRIVILEGED: dict[str, Any] = (
+    {"user": NOBODY.pw_uid, "group": NOBODY.pw_gid, "extra_groups": []} if os.geteuid() == 0 else {}
+)
 """PostgreSQL does not run as root."""
 
 
