@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+import attrs
 import psycopg
 import trio
 from attrs import define, frozen
@@ -242,15 +243,7 @@ class Notifications:
 
     def statistics(self) -> NotificationsStatistics:
         """What was heard."""
-        count = self._count
-        return NotificationsStatistics(
-            waiting=len(self._items),
-            received=count.received,
-            dropped=count.dropped,
-            connects=count.connects,
-            troubles=count.troubles,
-            checks=count.checks,
-        )
+        return NotificationsStatistics(waiting=len(self._items), **attrs.asdict(self._count))
 
     def __aiter__(self) -> AsyncIterator[Notification | Gap]:
         return self
