@@ -1,8 +1,8 @@
 """Random faults in virtual time: whatever happens, every accepted event ends once, and by its own doing.
 
 Each seed is one story of a few hundred seconds: publishing, outages of every kind, refusals of every class of reply,
-handlers that fail in every way, stops and restarts. The seed is the test's id: run one story again with ``-k``, and
-more of them with ``FAULT_SEEDS=1000``.
+handlers that fail in every way, stops and restarts; on one server, or on a cluster whose masters fall and hand over and
+whose slots move. The seed is the test's id: run one story again with ``-k``, and more of them with ``FAULT_SEEDS=1000``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ from penstock.actors.system import System
 from penstock.actors.testing import MemoryStore
 from penstock.actors.virtual import VirtualDeployment, virtual
 from penstock.runtime.postgres import PoolTimeout, PostgresUnavailable
+from penstock.runtime.redis.slots import slot_of
 from penstock.runtime.testing.redis import InProcessRedis
+from penstock.runtime.testing.redis_cluster import InProcessCluster
 
 STREAM = "orders"
 
@@ -87,7 +89,7 @@ class Story:
 
     seed: int
     chance: random.Random
-    redis: InProcessRedis
+    redis: InProcessRedis | InProcessCluster
     store: MemoryStore = field(factory=MemoryStore)
     accepted: dict[UUID, int] = field(factory=dict)
     failures: dict[int, list[Callable[[], Exception]]] = field(factory=dict)
@@ -155,10 +157,20 @@ class Story:
             await trio.sleep(1.0)
             await self.publish(app, refused)  # as a client does it: again, with the same id
 
+    def victim(self) -> InProcessRedis:
+        """The server that something happens to."""
+        if isinstance(self.redis, InProcessRedis):
+            return self.redis
+        # Mostly the one that matters.
+        return self.redis.master_of(STREAM) if self.chance.random() < 0.7 else self.chance.choice(self.redis.nodes)
+
     async def step(self, app: VirtualDeployment, nursery: trio.Nursery) -> None:
-        chance, redis = self.chance, app.redis
+        chance, redis = self.chance, self.victim()
+        of_a_cluster = ["failover", "migrate"] if isinstance(self.redis, InProcessCluster) else []
         what = chance.choice(
-            ["publish"] * 6 + ["again", "cut", "refuse", "hang", "error", "error", "cut after", "database", "commit"]
+            ["publish"] * 6
+            + ["again", "cut", "refuse", "hang", "error", "error", "cut after", "database", "commit"]
+            + of_a_cluster
         )
         self.steps.append(f"{trio.current_time():.3f} {what}")
         match what:
@@ -192,7 +204,26 @@ class Story:
                 app.restore_database()
             case "commit":
                 self.store.lose_commit(effect=chance.random() < 0.5)
+            case "failover":
+                self.fail_over()
+            case "migrate":
+                await self.migrate()
         await trio.sleep(chance.choice([0.0, 0.001, 0.03, 0.3, 2.0, 12.0]))
+
+    def fail_over(self) -> None:
+        assert isinstance(self.redis, InProcessCluster)
+        for replica in self.redis.replicas_of(self.redis.master_of(STREAM))[:1]:
+            self.redis.fail_over(replica)
+
+    async def migrate(self) -> None:
+        cluster, slot = self.redis, slot_of(STREAM)
+        assert isinstance(cluster, InProcessCluster)
+        target = self.chance.choice([node for node in cluster.masters() if node is not cluster.master_of(slot)])
+        cluster.begin_migration(slot, target)
+        await trio.sleep(self.chance.choice([0.0, 0.5, 5.0]))
+        cluster.move_keys(slot)
+        await trio.sleep(self.chance.choice([0.0, 0.5, 5.0]))
+        cluster.finish_migration(slot)
 
     async def chapter(self, steps: int, *, to_the_end: bool) -> None:
         """One life of the deployment: stopped in the middle of things, or when all has come to its end."""
@@ -208,7 +239,8 @@ class Story:
 
     def calm(self) -> None:
         """No fault that was ordered and did not happen yet will happen."""
-        self.redis.heal()
+        for server in self.redis.nodes if isinstance(self.redis, InProcessCluster) else [self.redis]:
+            server.heal()
         self.store._commit_losses.clear()
 
     def check(self) -> None:
@@ -224,17 +256,28 @@ class Story:
         assert died - self.doomed - self.frail == set(), "dead without fault of its own"
 
 
-@pytest.mark.parametrize("seed", range(int(os.environ.get("FAULT_SEEDS", "40"))))
+SEEDS = os.environ.get("FAULT_SEEDS")
+
+
+@pytest.mark.parametrize("seed", range(int(SEEDS or "40")))
 async def test_every_accepted_event_ends_once_and_by_its_own_doing(seed: int, autojump_clock: MockClock) -> None:
-    chance = random.Random(seed)
     async with InProcessRedis() as redis:
-        story = Story(seed, chance, redis)
-        try:
-            with trio.fail_after(24 * 3600):
-                for _ in range(2):
-                    await story.chapter(15, to_the_end=False)
-                await story.chapter(30, to_the_end=True)
-            story.check()
-        except BaseException:
-            print(f"seed {seed}:", *story.steps, sep="\n  ")
-            raise
+        await tell(Story(seed, random.Random(seed), redis))
+
+
+@pytest.mark.parametrize("seed", range(int(SEEDS or "15")))
+async def test_on_a_cluster_too(seed: int, autojump_clock: MockClock) -> None:
+    async with InProcessCluster(replicas=1) as redis:
+        await tell(Story(seed, random.Random(seed), redis))
+
+
+async def tell(story: Story) -> None:
+    try:
+        with trio.fail_after(24 * 3600):
+            for _ in range(2):
+                await story.chapter(15, to_the_end=False)
+            await story.chapter(30, to_the_end=True)
+        story.check()
+    except BaseException:
+        print(f"seed {story.seed}:", *story.steps, sep="\n  ")
+        raise
