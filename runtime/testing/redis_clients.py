@@ -65,7 +65,6 @@ class ClientCommands(PubSubCommands):
     _clear_watches: Any
     _forget_transaction: Any
     _gatekeeper: Any
-    _brand = "Redis"
 
     @property
     def protocol(self) -> int:

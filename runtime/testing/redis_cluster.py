@@ -65,6 +65,7 @@ class InProcessCluster:
         ]
         self._masters = masters
         self._owners: list[InProcessClusterNode | None] = [None] * SLOTS
+        self._ranges: dict[InProcessClusterNode, list[tuple[int, int]]] | None = None  # until slots change hands
         self._serving: set[InProcessClusterNode | None] = {None}
         self._migrations: dict[int, tuple[InProcessClusterNode, InProcessClusterNode]] = {}
         self._stack = AsyncExitStack()
@@ -205,15 +206,17 @@ class InProcessCluster:
 
     def ranges(self, node: InProcessClusterNode) -> list[tuple[int, int]]:
         """The slots of a master, as (first, last)."""
-        found: list[tuple[int, int]] = []
-        for slot, owner in enumerate(self._owners):
-            if owner is not node:
-                continue
-            if found and found[-1][1] == slot - 1:
-                found[-1] = (found[-1][0], slot)
-            else:
-                found.append((slot, slot))
-        return found
+        if self._ranges is None:
+            self._ranges = {}
+            for slot, owner in enumerate(self._owners):
+                if owner is None:
+                    continue
+                found = self._ranges.setdefault(owner, [])
+                if found and found[-1][1] == slot - 1:
+                    found[-1] = (found[-1][0], slot)
+                else:
+                    found.append((slot, slot))
+        return list(self._ranges.get(node, ()))
 
     async def _watch(self, node: InProcessClusterNode) -> None:
         loss = node.losses
@@ -245,6 +248,7 @@ class InProcessCluster:
             if before is not None and before is not owner:
                 gone.setdefault(before, set()).add(slot)
         self._serving = set(self._owners)
+        self._ranges = None
         for node, lost in gone.items():
             node.drop_shard_channels(lost)
 

@@ -112,17 +112,17 @@ class ClusterGate(Gate):
 
     def _cluster_info(self) -> Verbatim:
         cluster = self._node.cluster
-        owners = [cluster.owner(slot) for slot in range(SLOTS)]
-        assigned = [owner for owner in owners if owner is not None]
-        failed = sum(owner.given_up for owner in assigned)
+        owned = {node: sum(high - low + 1 for low, high in cluster.ranges(node)) for node in cluster.masters()}
+        assigned = sum(owned.values())
+        failed = sum(count for node, count in owned.items() if node.given_up)
         facts = {
             "cluster_state": "fail" if cluster.is_down() else "ok",
-            "cluster_slots_assigned": len(assigned),
-            "cluster_slots_ok": len(assigned) - failed,
+            "cluster_slots_assigned": assigned,
+            "cluster_slots_ok": assigned - failed,
             "cluster_slots_pfail": 0,
             "cluster_slots_fail": failed,
             "cluster_known_nodes": len(cluster.nodes),
-            "cluster_size": len(set(assigned)),
+            "cluster_size": sum(count > 0 for count in owned.values()),
             "cluster_current_epoch": len(cluster.nodes),
             "cluster_my_epoch": cluster.nodes.index(self._node) + 1,
         }

@@ -56,12 +56,10 @@ def encode(value: Any, protocol: int) -> bytes:
 
 def number(value: float) -> bytes:
     """A double as a server writes it: the shortest digits that give it back."""
-    if value == int(value) if abs(value) < 1e15 else False:
-        return b"%d" % int(value) if value or str(value)[0] != "-" else b"-0"
     mantissa, _, exponent = repr(value).partition("e")
-    if not exponent:
-        return mantissa.encode()
-    return f"{mantissa}e{int(exponent):+d}".encode()
+    if exponent:
+        return f"{mantissa}e{int(exponent):+d}".encode()
+    return mantissa.removesuffix(".0").encode()
 
 
 def _encode_compound(value: Any, protocol: int) -> bytes:

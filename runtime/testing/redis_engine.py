@@ -89,7 +89,8 @@ class Data:
 
     def lose(self) -> None:
         """Forget everything."""
-        self.databases.clear()
+        for database in self.databases.values():
+            database.clear()
 
 
 @define(eq=False)

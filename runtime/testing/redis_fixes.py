@@ -47,11 +47,8 @@ class FixedCommands:
         """fakeredis lets both keys share one value."""
         copied: int = super().copy(key, target, *words)  # type: ignore[misc]
         if copied:
-            database = target.db
-            item = database[target.key]
-            database[target.key] = CommandItem(target.key, database, default=copy.deepcopy(item.value))
-            database[target.key].expireat = key.expireat
-            target.value = database[target.key].value
+            del target.db[target.key]
+            target.value = copy.deepcopy(key.value)
             target.expireat = key.expireat
         return copied
 

@@ -148,7 +148,7 @@ class Session(ClientCommands, StreamCommands, FixedCommands, FakeSocket):
         finally:
             self._held = None
             self._pushes.clear()
-        self.engine.data.serve_blocked()
+            self.engine.data.serve_blocked()  # also when the connection was cut after the effect
 
     def put_response(self, msg: Any) -> None:
         """Send a reply, or a push."""
@@ -231,6 +231,8 @@ class Session(ClientCommands, StreamCommands, FixedCommands, FakeSocket):
         function, signature = self._name_to_func(name)
         arguments = words[2:] if " " in name else words[1:]
         if self._transaction is not None and name not in _NEVER_QUEUED:
+            if name.endswith("subscribe"):
+                raise UnsupportedCommand(f"the in-process Redis does not vouch for {name.upper()} in a transaction")
             try:
                 signature.check_arity(arguments, self.version)
             except SimpleError as error:
@@ -282,7 +284,7 @@ class Session(ClientCommands, StreamCommands, FixedCommands, FakeSocket):
     def _name_to_func(self, cmd_name: str) -> tuple[Callable[..., Any] | None, Signature]:
         """Look a command up, for a client or a script. What is not trusted ends the test, not just the command."""
         if cmd_name not in COMMANDS:
-            raise SimpleError(f"ERR Unknown {self._brand} command called from script")
+            raise SimpleError("ERR Unknown Redis command called from script")
         if cmd_name not in TRUSTED:
             raise UnsupportedCommand(f"the in-process Redis does not vouch for {cmd_name.upper()}: use a real server")
         signature = _OWN.get(cmd_name) or SUPPORTED_COMMANDS[cmd_name]
@@ -315,10 +317,9 @@ class Session(ClientCommands, StreamCommands, FixedCommands, FakeSocket):
         return result
 
     def _lua_redis_call(self, lua_runtime: Any, expected_globals: set[Any], op: bytes, *args: Any) -> Any:
-        """As fakeredis does it, for all containers."""
-        words = [op, *(str(arg).encode() if not isinstance(arg, bytes) else arg for arg in args[:1])]
-        name = name_of(words)
-        if name in COMMANDS and " " in name and name not in SUPPORTED_COMMANDS:
+        """fakeredis does not know all containers: what it would take for one word is refused here."""
+        name = name_of([op, *(arg if isinstance(arg, bytes) else str(arg).encode() for arg in args[:1])])
+        if " " in name and name in COMMANDS and name not in SUPPORTED_COMMANDS:
             self._name_to_func(name)
         return super()._lua_redis_call(lua_runtime, expected_globals, op, *args)
 

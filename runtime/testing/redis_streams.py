@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from typing import Any, Final
 
 from ._fakeredis import OK, Int, SimpleError, StreamEntryKey, messages, signature
@@ -94,12 +95,15 @@ class StreamCommands(GroupCommands):
         stream = self._stream(key)
         if stream is None:
             return []
-        ids = [each for each in stream._ids if low <= each <= high]
-        if backwards:
-            ids.reverse()
         if limit == 0:
             return NULL_ARRAY
-        return [stream.format_record(each) for each in (ids if limit < 0 else ids[:limit])]
+        first, last = bisect.bisect_left(stream._ids, low), bisect.bisect_right(stream._ids, high)
+        if limit > 0 and backwards:
+            first = max(first, last - limit)
+        elif limit > 0:
+            last = min(last, first + limit)
+        ids = stream._ids[first:last]
+        return [stream.format_record(each) for each in (reversed(ids) if backwards else ids)]
 
 
 def _read_full(words: tuple[bytes, ...]) -> int:

@@ -180,3 +180,21 @@ async def test_what_newer_servers_have_is_an_unknown_command(autojump_clock: Moc
     with pytest.raises(exceptions.ResponseError, match="unknown command"):
         await redis.execute_command("XACKDEL", "s", "g", "IDS", 1, "1-0")
     assert (await redis.info())["cluster_enabled"] == 0
+
+
+async def test_a_cut_after_the_effect_still_serves_the_others(
+    autojump_clock: MockClock, server: InProcessRedis, redis: Redis
+) -> None:
+    got: list[object] = []
+
+    async def pop() -> None:
+        got.append(await redis.blpop(["l"], timeout=60))
+
+    async with Redis(RedisOptions(retry_for=0), connect=server.connect) as other, trio.open_nursery() as nursery:
+        nursery.start_soon(pop)
+        await trio.sleep(1)
+        server.cut_after(1, "after", command="RPUSH")
+        with pytest.raises(OutcomeUnknown):
+            await other.rpush("l", "x")
+    assert got == [(b"l", b"x")]
+    assert trio.current_time() == pytest.approx(1)
