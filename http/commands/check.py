@@ -25,6 +25,7 @@ from ...runtime.settings import mask_url
 from ..configuration import Settings
 from ..front_end import CannotListen, check_binds
 from .servers import attempt, own_servers
+from .tables import faults, print_rows, replies
 
 __all__ = ["check"]
 
@@ -50,12 +51,19 @@ class Finding:
 
 
 @click.command(short_help="Check settings and servers, and say how to mend what is wrong.")
+@click.option("--replies", "replies_only", is_flag=True, help="Print what each reply of Redis means and leads to.")
+@click.option("--faults", "faults_only", is_flag=True, help="Print what each error of PostgreSQL means and leads to.")
 @json_option
-def check(as_json: bool) -> None:
+def check(replies_only: bool, faults_only: bool, as_json: bool) -> None:
     """Check settings and servers, and say how to mend what is wrong.
 
     Changes nothing. Exit code 0 if `penstock run` can be expected to start, 2 otherwise.
     """
+    if replies_only and faults_only:
+        raise click.UsageError("--replies and --faults: one at a time")
+    if replies_only or faults_only:
+        print_rows(replies() if replies_only else faults(), as_json=as_json)
+        return
     settings = load_settings(Settings)
     directory, runs = _data_dir(settings)
     findings = [Finding("settings", True, "file and environment are read, every key is known"), directory]
