@@ -14,9 +14,9 @@ import trio
 from attrs import define, field, frozen
 from trio.testing import MockClock
 
-from penstock.actors.event import event
+from penstock.actors.event import Envelope, event
 from penstock.actors.handling import Context
-from penstock.actors.producer import Published
+from penstock.actors.producer import Published, PublishFailed
 from penstock.actors.settings import ActorSettings, HealthSettings
 from penstock.actors.system import System
 from penstock.actors.trimming import count_trimmable, trim
@@ -284,6 +284,44 @@ async def test_a_frozen_owner_is_noticed_within_a_second_and_what_it_says_later_
             owner.resume()
             with trio.fail_after(2):
                 await gate.wait_open()
+
+
+async def test_what_is_under_way_when_the_owner_freezes_has_an_unknown_outcome_at_once(
+    autojump_clock: MockClock,
+) -> None:
+    """On one server it would wait for the answer. Here whoever answers later may have been replaced meanwhile."""
+    async with deployed(unread()) as site:
+        await site.publish()
+        site.owner.hang()
+        started = trio.current_time()
+        (result,) = await site.app.publish(STREAM, Order(1))
+        assert trio.current_time() - started < 1
+        assert isinstance(result, PublishFailed)
+        assert result.outcome_unknown
+        assert not result.permanent
+        (refused,) = await site.app.publish(STREAM, Order(2))
+        assert isinstance(refused, PublishFailed)
+        assert not refused.outcome_unknown
+        site.owner.resume()
+        await site.app.deployment.gates["redis"].wait_open()
+        (again,) = await site.app.publish(STREAM, Order(3))
+        assert isinstance(again, Published)
+
+
+async def test_what_was_captured_meanwhile_is_put_on_the_stream_afterwards(autojump_clock: MockClock) -> None:
+    async with deployed() as site:
+        site.owner.hang()
+        for number in range(1000, 1010):
+            assert site.app.deployment.capture(Envelope(event_type="ORDER", data={"number": number}), STREAM)
+            await trio.sleep(0.3)
+        site.owner.resume()
+        with trio.fail_after(10):
+            await site.app.deployment.gates["redis"].wait_open()
+            while site.app.deployment.producer.waiting:
+                await trio.sleep(0.1)
+            await site.app.settled()
+        # The first was sent before it froze, and perhaps again: then the inbox knows it.
+        assert sorted(effect.values[0] for effect in site.app.store.effects) == list(range(1000, 1010))
 
 
 async def test_a_group_that_is_lost_in_a_cluster_is_made_again(autojump_clock: MockClock) -> None:
