@@ -14,6 +14,7 @@ import trio
 from attrs import define, evolve, field
 
 from ..runtime.redis import ClusterOptions, Redis, RedisOptions, RedisUnavailable, SentinelOptions, open_client
+from ..runtime.redis.cluster.nodes import with_tls_context
 from ..runtime.redis.replies import reply_text
 from .cluster_view import ClusterView, NodeAccount, NodeView, address_of, owners_of, read_account, view_of
 from .probes import RedisProbe, Unhealthy, check_stream, tell_memory
@@ -78,6 +79,7 @@ class ClusterProbe:
     view: ClusterView | None = None
     on_change: Callable[[list[str], list[str]], None] = field(default=_ignore)
     _lost: frozenset[str] = field(factory=frozenset, init=False)
+    _read: ClusterOptions | None = field(default=None, init=False)
 
     async def __call__(self) -> None:
         """Raise `Unhealthy`, naming the nodes at fault, unless every stream can be read and written where it is now.
@@ -85,9 +87,11 @@ class ClusterProbe:
         The owner of a stream's slot must say itself that the cluster is in order, and take a write that stores nothing.
         A node that is away and has none of our streams is no fault: `on_change` is told.
 
-        Blocks `limit` seconds at the most; each node that is asked has that long, whatever the others do.
+        Blocks `limit` seconds at the most; each node that is asked has that long, whatever the others do. It raises
+        OSError or ssl.SSLError, too, when a TLS file of the options cannot be read.
         """
         deadline = trio.current_time() + self.limit
+        self._options()
         accounts, silent = await self._accounts(deadline)
         if not accounts:
             nodes = ", ".join(f"{address} {why}" for address, why in silent.items())
@@ -111,7 +115,13 @@ class ClusterProbe:
     def node_options(self, address: str) -> RedisOptions:
         """The options of a connection to one node, by its address in `view`."""
         host, _, port = address.rpartition(":")
-        return self.options.for_node((host.strip("[]"), int(port)))
+        return self._options().for_node((host.strip("[]"), int(port)))
+
+    def _options(self) -> ClusterOptions:
+        """With the TLS files read, once: there are many connections."""
+        if self._read is None:
+            self._read = with_tls_context(self.options) if self.connect is None else self.options
+        return self._read
 
     # What the nodes say ----------------------------------------------------------------------------------------------
 
@@ -210,7 +220,7 @@ class ClusterProbe:
     ) -> None:
         """Read and write each stream as everybody does, by way of a fresh client: it follows a slot that moves."""
         seeds = [self.node_options(address) for address in accounts]
-        options = evolve(self.options, nodes=tuple((seed.host, seed.port) for seed in seeds), retry_for=RETRY_FOR)
+        options = evolve(self._options(), nodes=tuple((seed.host, seed.port) for seed in seeds), retry_for=RETRY_FOR)
         full, where = [], self.options.address
         with trio.CancelScope(deadline=deadline) as scope:
             try:
