@@ -283,7 +283,7 @@ class _Statements:
         """Hold the ledger to the tables."""
         with psycopg.connect(server.url, autocommit=True) as admin:
             rows = admin.execute("select token, batch from entry").fetchall()
-            counts = dict(admin.execute("select name, value from counter").fetchall())
+            counts: dict[str, int] = dict(admin.execute("select name, value from counter").fetchall())
         there = {token for token, _ in rows}
         for token in self.ledger.sure - there:
             self.book.wrong(f"LOST: {token[:60]} was committed")

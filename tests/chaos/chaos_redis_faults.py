@@ -21,13 +21,14 @@ from chaos_proxy import Proxy
 from penstock.runtime.redis.slots import slot_of
 from penstock.runtime.testing.servers import LocalCluster, LocalNode
 
-__all__ = ["ClusterFaults", "NodeFaults"]
+__all__ = ["ClusterFaults", "Faults", "NodeFaults"]
 
 Fault = Callable[[], Awaitable[None]]
+_Soft = Callable[[LocalNode, Proxy | None], Awaitable[None]]
 
 
 @define(eq=False)
-class _Faults:
+class Faults:
     """What both have in common.
 
     Attributes:
@@ -41,7 +42,10 @@ class _Faults:
     longest: float
 
     async def strike(self, nodes: Sequence[LocalNode], proxies: Sequence[Proxy], hard: dict[str, Fault]) -> None:
-        """Faults until cancelled. The one under way is finished first, so that the servers are whole again."""
+        """Faults until cancelled. The one under way is finished first, so that the servers are whole again.
+
+        Without proxies, no connection is cut on its way.
+        """
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._strike_soft, nodes, proxies)
             while True:
@@ -52,9 +56,7 @@ class _Faults:
                     await hard[name]()
 
     async def _strike_soft(self, nodes: Sequence[LocalNode], proxies: Sequence[Proxy]) -> None:
-        soft: dict[str, Callable[[LocalNode, Proxy], Awaitable[None]]] = {
-            "cut within a command or a reply": self._cut,
-            "black hole": self._black_hole,
+        soft: dict[str, _Soft] = {
             "CLIENT KILL of all": partial(self._order, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"),
             "CLIENT KILL of subscribers": partial(self._order, "CLIENT", "KILL", "TYPE", "pubsub"),
             "CLIENT KILL of one": self._kill_one,
@@ -64,17 +66,21 @@ class _Faults:
             "SCRIPT FLUSH": partial(self._order, "SCRIPT", "FLUSH"),
             "BGREWRITEAOF": partial(self._order, "BGREWRITEAOF"),
         }
+        if proxies:
+            soft |= {"cut within a command or a reply": self._cut, "black hole": self._black_hole}
         while True:
             await trio.sleep(self.rng.expovariate(2 / self.pace))
             name, number = self.rng.choice(list(soft)), self.rng.randrange(len(nodes))
             self.book.fault(name)
-            await soft[name](nodes[number], proxies[number % len(proxies)])
+            await soft[name](nodes[number], proxies[number % len(proxies)] if proxies else None)
 
-    async def _cut(self, node: LocalNode, proxy: Proxy) -> None:
+    async def _cut(self, node: LocalNode, proxy: Proxy | None) -> None:
+        assert proxy is not None
         proxy.cut(self.rng, self.rng.choice([0.3, 1.0]))
         await trio.lowlevel.checkpoint()
 
-    async def _black_hole(self, node: LocalNode, proxy: Proxy) -> None:
+    async def _black_hole(self, node: LocalNode, proxy: Proxy | None) -> None:
+        assert proxy is not None
         proxy.hold()
         try:
             await trio.sleep(self._silence())
@@ -87,17 +93,17 @@ class _Faults:
         *order, node, _ = words
         await _admin(node, *order)
 
-    async def _pause(self, node: LocalNode, proxy: Proxy) -> None:
+    async def _pause(self, node: LocalNode, proxy: Proxy | None) -> None:
         await _admin(node, "CLIENT", "PAUSE", self.rng.randint(10, 1500), "ALL")
 
-    async def _pause_writes(self, node: LocalNode, proxy: Proxy) -> None:
+    async def _pause_writes(self, node: LocalNode, proxy: Proxy | None) -> None:
         await _admin(node, "CLIENT", "PAUSE", self.rng.randint(10, 1500), "WRITE")
 
-    async def _kill_one(self, node: LocalNode, proxy: Proxy) -> None:
+    async def _kill_one(self, node: LocalNode, proxy: Proxy | None) -> None:
         if (client := await self._pick(node, "flags=N")) is not None:
             await _admin(node, "CLIENT", "KILL", "ID", client)
 
-    async def _unblock_one(self, node: LocalNode, proxy: Proxy) -> None:
+    async def _unblock_one(self, node: LocalNode, proxy: Proxy | None) -> None:
         if (client := await self._pick(node, "flags=b")) is not None:
             await _admin(node, "CLIENT", "UNBLOCK", client, self.rng.choice(["ERROR", "TIMEOUT"]))
 
@@ -106,7 +112,8 @@ class _Faults:
         lines = [line for line in str(listing or "").splitlines() if mark in line]
         return self.rng.choice(lines).split()[0].removeprefix("id=") if lines else None
 
-    async def _freeze(self, node: LocalNode) -> None:
+    async def freeze(self, node: LocalNode) -> None:
+        """SIGSTOP for a while."""
         node.freeze()
         await trio.sleep(self._silence())
         node.thaw()
@@ -117,7 +124,7 @@ class _Faults:
 
 
 @define(eq=False)
-class NodeFaults(_Faults):
+class NodeFaults(Faults):
     """Faults on one server."""
 
     async def run(self, node: LocalNode, proxies: Sequence[Proxy]) -> None:
@@ -125,7 +132,7 @@ class NodeFaults(_Faults):
         hard: dict[str, Fault] = {
             "kill -9 and restart": partial(self._kill, node),
             "kill -9 and restart at once": partial(self._kill, node, 0.0),
-            "SIGSTOP": partial(self._freeze, node),
+            "SIGSTOP": partial(self.freeze, node),
             "DEBUG SLEEP": partial(self._sleep, node),
             "demotion": partial(self._demote, node),
             "out of memory": partial(self._set_for_a_while, node, "maxmemory", "1", "0"),
@@ -162,7 +169,7 @@ class NodeFaults(_Faults):
 
 
 @define(eq=False)
-class ClusterFaults(_Faults):
+class ClusterFaults(Faults):
     """Faults on a cluster.
 
     Attributes:
@@ -199,7 +206,7 @@ class ClusterFaults(_Faults):
 
     async def _freeze_one(self, cluster: LocalCluster) -> None:
         self._may_fail_over(cluster)
-        await self._freeze(self.rng.choice(cluster.nodes))
+        await self.freeze(self.rng.choice(cluster.nodes))
         await trio.to_thread.run_sync(cluster.wait_ok)
 
     async def _migrate(self, cluster: LocalCluster, pause: float = 0.0) -> None:

@@ -1,6 +1,6 @@
 """Random faults on the links alone: 30 minutes' worth of them, compressed into a run of minutes.
 
-    python tests/chaos/link_faults.py [--seconds 180] [--seed N] [--topology single|cluster|replicas-cluster|postgres|…]
+    python tests/chaos/link_faults.py [--seconds 180] [--seed N] [--topology single|cluster|replicas-cluster|…]
 
 Many tasks issue commands whose replies can be checked, cancel some of them at random moments, and keep ledgers of what
 was acknowledged; meanwhile servers are killed, frozen, paused and demoted, connections cut in the middle of a command,
@@ -31,10 +31,11 @@ from chaos_book import Book, open_sockets, running_tasks
 from chaos_postgres import run_postgres
 from chaos_proxy import Proxy
 from chaos_redis_faults import ClusterFaults, NodeFaults
+from chaos_sentinel import SERVICE, SentinelFaults, Watched
 from chaos_traffic import Limits, Traffic
 
 from penstock.runtime.embedded.binaries import valkey_server
-from penstock.runtime.redis import Redis, RedisOptions
+from penstock.runtime.redis import Redis, RedisOptions, SentinelOptions, open_client
 from penstock.runtime.testing import seed_scheduler
 from penstock.runtime.testing.servers import LocalCluster, LocalNode, free_port
 
@@ -121,6 +122,29 @@ async def run_cluster(book: Book, seconds: float, program: str | None, *, replic
             nursery.cancel_scope.cancel()
 
 
+async def run_sentinels(book: Book, seconds: float, program: str | None) -> None:
+    """A master, a replica and three sentinels; the client finds the master, and a failover may lose something."""
+    with tempfile.TemporaryDirectory(prefix="pf-") as directory:
+        watched = Watched(program or str(valkey_server()), Path(directory))
+        try:
+            await trio.to_thread.run_sync(watched.start)
+            sentinels = ",".join(f"127.0.0.1:{node.port}" for node in watched.sentinels)
+            limits = {name: getattr(OPTIONS, name) for name in ("connect_timeout", "response_timeout", "block_margin")}
+            options = SentinelOptions.from_url(f"redis+sentinel://{sentinels}/{SERVICE}", retry_for=4.0, **limits)
+            limit = 4.0 + 2 * ATTEMPT + SLACK
+            faults = SentinelFaults(book, book.rng("faults"), pace=2.0, longest=limit + 2)
+            traffic = partial(
+                Traffic,
+                book=book,
+                limits=Limits(command=limit, blocking=limit, recovery=40.0),
+                may_lose=lambda: faults.failovers > 0,
+            )
+            client = partial(open_client, options)
+            await _drive(book, seconds, client, traffic, partial(faults.run, watched), watched.nodes)
+        finally:
+            watched.remove()
+
+
 async def _drive(
     book: Book,
     seconds: float,
@@ -179,9 +203,10 @@ async def _check_gone(book: Book, sockets: int, tasks: int) -> None:
 
 
 def _clients(node: LocalNode) -> list[Any]:
-    """Connections that the node has, without our own and those that servers keep for MIGRATE."""
+    """Connections that the node has, without our own, the sentinels', and those that servers keep for MIGRATE."""
     with node.admin() as admin:
-        normal = [each for each in admin.client_list() if each["flags"] == "N"]
+        clients = [each for each in admin.client_list() if each["flags"] == "N"]
+    normal = [each for each in clients if not each["name"].startswith("sentinel-")]
     return [each for each in normal if each["cmd"] not in ("client|list", "restore-asking", "restore")]
 
 
@@ -192,6 +217,7 @@ TOPOLOGIES: dict[str, Topology] = {
     "single": run_single,
     "cluster": partial(run_cluster, replicas=0),
     "replicas-cluster": partial(run_cluster, replicas=1),
+    "sentinels": run_sentinels,
     "postgres": run_postgres,
     "robbed": partial(run_single, robber=True),
 }
