@@ -230,7 +230,7 @@ class GroupCommands:
             if stream is None:
                 return StreamEntryKey(0, 0)
             if word == b"+" and len(stream):
-                return id_before(stream._ids[-1])
+                return id_before(stream.last_id)  # of the last id ever given, though its entry may be gone
             return stream.last_id if word == b"$" else StreamEntryKey(0, 0)
         if word == b">":
             if read.group is None:
