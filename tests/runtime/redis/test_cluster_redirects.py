@@ -177,12 +177,12 @@ PORTS = {"a": 7001, "b": 7002, "c": 7003}
 
 
 def client(cluster: ScriptedCluster, *, seeds: Sequence[int] = (7001, 7002), **options: Any) -> RedisCluster:
-    on_trouble = options.pop("on_trouble", None)
+    on_trouble, rng = options.pop("on_trouble", None), options.pop("rng", random.Random(1))
     return RedisCluster(
         ClusterOptions(nodes=[("seed", port) for port in seeds], **options),
         on_trouble=on_trouble,
         connect=cluster.connect,
-        rng=random.Random(1),
+        rng=rng,
     )
 
 
@@ -231,6 +231,10 @@ async def test_a_storm_of_moved_is_one_reading_a_second(autojump_clock: MockCloc
                 nursery.start_soon(get, key)
         assert redis_cluster.statistics().moved == len(keys)
         assert redis_cluster.statistics().readings <= 2
+        for key in keys[:100]:
+            redis_cluster.moved(slot_of(key), (await redis_cluster.masters())[0])
+            await trio.sleep(0.1)
+        assert redis_cluster.statistics().readings <= 13
 
 
 async def test_what_moved_taught_during_a_reading_is_not_forgotten(autojump_clock: MockClock) -> None:
@@ -379,18 +383,32 @@ async def test_a_slot_that_nobody_serves_is_waited_for_and_then_an_error(autojum
 
 
 async def test_a_frozen_node_does_not_hold_a_reading(autojump_clock: MockClock) -> None:
-    """The next node is asked a quarter of a second later."""
-    async with a_cluster() as cluster, client(cluster, seeds=(7001, 7002, 7003)) as redis_cluster:
-        for node in (cluster.a, cluster.c):
-            node.frozen = True
-        start = trio.current_time()
+    """The next node is asked a quarter of a second later; after that the silent one is asked last."""
+    async with a_cluster() as cluster:
+        cluster.a.frozen = True
+        for seed in range(8):
+            async with client(cluster, rng=random.Random(seed)) as redis_cluster:
+                times = []
+                for _ in range(8):
+                    start = trio.current_time()
+                    await redis_cluster.refresh()
+                    times.append(round(trio.current_time() - start, 3))
+                assert times.count(0.35) + times.count(0.25) == 1, "once is enough to know"
+                assert set(times) <= {0.0, 0.1, 0.25, 0.35}
+
+
+async def test_what_waits_to_be_connected_is_freed_by_a_failover(autojump_clock: MockClock) -> None:
+    """The node takes connections and does not greet: without the news it would be `connect_timeout`."""
+    node = RedisOptions(connect_timeout=60.0)
+    async with a_cluster() as cluster, client(cluster, node=node, seeds=(7002,)) as redis_cluster:
         await redis_cluster.masters()
-        assert trio.current_time() - start <= 0.5
-        for _ in range(2):
-            await redis_cluster.refresh()
+        cluster.a.frozen = True
+        trio.lowlevel.spawn_system_task(_later, 3.0, lambda: cluster.own(cluster.c, cluster.b))
+        trio.lowlevel.spawn_system_task(_later, 4.0, redis_cluster.refresh_soon)
         start = trio.current_time()
-        await redis_cluster.refresh()  # the silent ones are asked last by now
-        assert trio.current_time() - start <= 0.2
+        assert await redis_cluster.set(LOW, "x") is True
+        assert trio.current_time() - start < 6
+        assert cluster.c.times("SET") == 1
 
 
 async def test_what_waits_for_a_frozen_node_is_freed_by_its_failover(autojump_clock: MockClock) -> None:
