@@ -195,7 +195,8 @@ class Inbox:
     def _put(self, item: Message | Gap | Exception, size: int) -> None:
         self._items.append((size, item))
         self._bytes += size
-        self._takers.unpark()
+        if self._takers:
+            self._takers.unpark()
 
 
 def _own(error: Exception, note: str) -> Exception:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Final, Protocol, Self, overload
@@ -18,6 +17,9 @@ __all__ = ["Gap", "Message", "PubSub", "Subscriptions"]
 
 BUFFER_BYTES: Final = 1024 * 1024
 """What waits for a slow consumer here; more waits in the kernel and in the server."""
+
+_TURN: Final = 16
+"""Messages that one task may take in a row: a turn of the scheduler for each would cost more than all the rest."""
 
 
 class Subscriptions(Protocol):
@@ -68,6 +70,7 @@ class PubSub:
         self._subscriptions = subscriptions(self._inbox)
         self._nurseries: Any = None
         self._nursery: trio.Nursery | None = None
+        self._taken = 0
 
     async def __aenter__(self) -> Self:
         if self._nurseries is not None:
@@ -114,14 +117,21 @@ class PubSub:
     async def get(self, timeout: float | None = None) -> Message | Gap | None:  # noqa: ASYNC109 - as in redis-py
         """The next item; None when none has come within `timeout` seconds (None: wait without a limit).
 
-        A cancelled `get` loses nothing. During an outage it waits; `on_trouble` is told meanwhile.
+        Every call can be cancelled, and loses nothing then; while messages are waiting, every 16th lets others run.
+        During an outage it waits; `on_trouble` is told meanwhile.
 
         Raises the server's refusal (NoPermissionError …) when it does not let us back into a channel that we had: that
         one is unsubscribed then, the others are not concerned, and one may go on. With `decode_responses` raises
         UnicodeDecodeError for a message that is no UTF-8, and one may go on.
         """
-        await trio.lowlevel.checkpoint()
-        with trio.move_on_after(math.inf if timeout is None else timeout):
+        self._taken += 1
+        if self._taken % _TURN:
+            await trio.lowlevel.checkpoint_if_cancelled()
+        else:
+            await trio.lowlevel.checkpoint()
+        if timeout is None:
+            return await self._inbox.take(self._subscriptions.resume)
+        with trio.move_on_after(timeout):
             return await self._inbox.take(self._subscriptions.resume)
         return None
 

@@ -607,3 +607,32 @@ async def test_a_full_buffer_does_not_hold_up_a_subscription(
         await pubsub.subscribe("b")
         assert trio.current_time() - start < 1
         assert await heard(client, "b") == [1]
+
+
+async def test_a_consumer_with_a_full_buffer_lets_others_run(
+    autojump_clock: MockClock, client: Redis, pubsub: PubSub
+) -> None:
+    """And it can be cancelled at every message, also when it never has to wait."""
+    await pubsub.subscribe("a")
+    for number in range(200):
+        await client.publish("a", str(number))
+    await trio.testing.wait_all_tasks_blocked()
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(other)
+        for _ in range(160):
+            await pubsub.get()
+        nursery.cancel_scope.cancel()
+    assert 5 <= turns <= 20
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await pubsub.get()
+    assert scope.cancelled_caught
+    assert await pubsub.get(0) == message("a", "160")
