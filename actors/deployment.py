@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 import redis.exceptions
 import trio
 
-from ..runtime.redis import AnyRedis, Kind, RedisOptions, RedisUnavailable, classify, open_client
+from ..runtime.redis import AnyRedis, ClusterOptions, Kind, RedisOptions, RedisUnavailable, classify, open_client
 from ..runtime.redis.replies import reply_text
 from ..runtime.supervision import (
     Child,
@@ -329,7 +329,7 @@ class Deployment:
                     patience=PATIENCE if self._cluster_probe else 0.0,
                 ),
                 requires=("redis", "postgres", "schema"),
-                progress_within=group.block + self._block_margin + 5.0,
+                progress_within=self._read_within(group.block) + 5.0,
             )
             for number in range(1, group.consumers + 1)
         ]
@@ -350,10 +350,15 @@ class Deployment:
         """Whether another node may become what the present master is."""
         return not isinstance(self.backends.redis_options, RedisOptions)
 
-    @property
-    def _block_margin(self) -> float:
+    def _read_within(self, block: float) -> float:
+        """Seconds within which a blocking read has an end, whatever happens."""
         options = self.backends.redis_options
-        return (options if isinstance(options, RedisOptions) else options.node).block_margin
+        server = options if isinstance(options, RedisOptions) else options.node
+        limit = block + server.block_margin
+        if isinstance(options, ClusterOptions):
+            # When its slot moves it is made again on another node, with its whole BLOCK, which may be there or not.
+            limit += block + options.retry_for + server.connect_timeout
+        return limit
 
     def _watch_redis(self) -> Watch:
         options, health = self.backends.redis_options, self.settings.health

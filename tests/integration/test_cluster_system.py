@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis.exceptions
 from attrs import define
 from installation import PIPELINE, STREAM, Installation, Load, until
 
@@ -48,8 +49,11 @@ class Site:
         return found
 
     def is_master(self, node: LocalNode) -> bool:
-        with self.cluster.admin(node) as admin:
-            return bool(admin.role()[0] == "master")  # type: ignore[no-untyped-call]
+        try:
+            with self.cluster.admin(node) as admin:
+                return bool(admin.role()[0] == "master")  # type: ignore[no-untyped-call]
+        except redis.exceptions.RedisError:
+            return False  # it is busy, which is no answer
 
     def pending(self) -> int:
         """Entries that the group has not been given, or has not acknowledged."""
