@@ -118,6 +118,7 @@ class DrivenConnection(psycopg.AsyncConnection[Row]):
             # In a pipeline the end of these steps is not yet the end of the statements that were cancelled.
             if outcome is None or (cancel and not self.closed and self.pgconn.pipeline_status):
                 raise
+            self._yielded_at = 0.0  # the cancellation is to show before the next step of a COPY, and not its error
             return outcome[0]
         except KeyboardInterrupt:
             await self._end_broken_off(gen)

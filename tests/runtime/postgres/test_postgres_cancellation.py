@@ -191,3 +191,15 @@ async def test_a_waiter_for_the_connection_is_cancelled_at_once(connection) -> N
             await connection.execute("select 1")
         assert trio.current_time() - started < 0.4
     assert await count(connection) == 0
+
+
+async def test_reading_a_copy_ends_with_the_cancellation_and_not_with_the_servers_answer_to_it(connection) -> None:
+    """Rows still come while the server gives up; then its error, which nobody asked for."""
+    wide = "select repeat('x', 9000), pg_sleep(0.0002) from generate_series(1, 100000)"
+    for number in range(60):
+        with trio.move_on_after(0.002 + 0.0002 * number) as scope:
+            async with connection.cursor().copy(f"copy ({wide}) to stdout".encode()) as copy:
+                while await copy.read():
+                    pass
+        assert scope.cancelled_caught
+        assert connection.pgconn.transaction_status == IDLE
