@@ -6,8 +6,8 @@
         storm = await restart_storm(tree, 24 * 3600)
         assert storm["app/worker"].longest_silence < 30
 
-Needs nothing but trio; how to: docs/how-to/test-in-virtual-time.md. Beside it, imported by its own name: `.redis`, a
-Redis inside the process.
+Needs nothing but trio; how to: docs/how-to/test-in-virtual-time.md. Beside it, imported by their own names: `.redis`,
+a Redis inside the process, `.redis_cluster`, a cluster of them, and `.servers`, real ones as local processes.
 """
 
 from .children import (
