@@ -21,11 +21,12 @@ from ..wire import Connect, Wire, connector, open_wire
 from .options import ClusterOptions
 from .topology import Address
 
-__all__ = ["MAX_SPARE", "Node", "NodeConnect", "NodeConnection", "Nodes"]
+__all__ = ["ASKING", "MAX_SPARE", "Node", "NodeConnect", "NodeConnection", "Nodes", "with_tls_context"]
 
 NodeConnect = Callable[[str, int], Awaitable[trio.abc.Stream]]
 """Opens the byte stream to a node: the seam for tests and tunnels."""
 
+ASKING: Final = _compat.pack_command(("ASKING",))
 MAX_SPARE: Final = 4
 """Idle connections for blocking commands that are kept for each node."""
 KEPT_FOR: Final = 5.0
@@ -151,10 +152,6 @@ class Nodes:
     def __iter__(self) -> Iterator[Node]:
         return iter(list(self._nodes.values()))
 
-    def find(self, address: Address) -> Node | None:
-        """The node if it is in use."""
-        return self._nodes.get(address)
-
     async def open_wire(self, address: Address) -> Wire:
         """A fresh connection to a node. Raises RedisUnavailable."""
         options = self._options.for_node(address)
@@ -199,8 +196,7 @@ class Nodes:
         def tell(error: Exception) -> None:
             self._on_trouble(node, error)
 
-        link = Link(options, connect, tell, self._backoff(), self._nursery)
-        node = Node(address, options, connect, link)
+        node = Node(address, options, connect, Link(options, connect, tell, self._backoff(), self._nursery))
         return node
 
     def _release(self, node: Node, *, at_once: bool) -> None:
@@ -219,6 +215,3 @@ def with_tls_context(options: ClusterOptions) -> ClusterOptions:
     if not options.tls:
         return options
     return evolve(options, node=evolve(options.node, tls_context=options.node.make_tls_context()))
-
-
-ASKING: Final = _compat.pack_command(("ASKING",))
