@@ -181,12 +181,14 @@ async def _greet(wire: Wire, options: RedisOptions) -> None:
         await wire.send(b"".join(_compat.pack_command(each) for each in commands))
     except STREAM_ERRORS as failure:
         # A server with too many clients says so and hangs up before we speak: hear it out.
-        replies = [await _last_words(wire, failure)]
-    else:
-        replies = [await wire.receive() for _ in commands]
-    for reply in replies:
+        reply = await _last_words(wire, failure)
         if isinstance(reply, Exception):
-            raise reply
+            raise reply from failure
+        raise
+    for _ in commands:
+        reply = await wire.receive()
+        if isinstance(reply, Exception):
+            raise reply  # at once: who turns us away may hang up before the next reply
 
 
 async def _credentials(options: RedisOptions) -> tuple[str | None, str | None]:

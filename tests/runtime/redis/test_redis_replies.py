@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+from attrs import evolve
 from redis import exceptions
 
 from penstock.runtime.redis import (
@@ -299,9 +300,11 @@ async def test_wrong_type_unknown_command_and_old_ids(redis: Redis) -> None:
 
 
 @pytest.mark.replies("too-many-clients")
-async def test_too_many_clients(make_valkey: Callable[..., ValkeyServer]) -> None:
+@pytest.mark.parametrize("db", [0, 1])
+async def test_too_many_clients(make_valkey: Callable[..., ValkeyServer], db: int) -> None:
+    """The server says so once and hangs up, however much there was to say in the greeting."""
     server = make_valkey("--maxclients", "1")
-    async with Redis(server.options) as first, Redis(server.options) as second:
+    async with Redis(server.options) as first, Redis(evolve(server.options, db=db)) as second:
         while await row_of(first.ping()) != "fine":  # until the fixture's probe is gone
             pass
         assert await row_of(second.ping()) == "too-many-clients"
