@@ -452,7 +452,7 @@ def _tell_nodes(gone: list[str], back: list[str]) -> None:
 
 def _has_broken(error: Exception) -> bool:
     """Whether it tells of a connection that was there, and is no more."""
-    ends = (EOFError, trio.BrokenResourceError, trio.ClosedResourceError)
+    ends = (EOFError, trio.BrokenResourceError, trio.ClosedResourceError, ConnectionResetError, BrokenPipeError)
     return isinstance(error, RedisUnavailable) and isinstance(error.__cause__, ends)
 
 

@@ -21,7 +21,7 @@ from penstock.actors.settings import ActorSettings, HealthSettings
 from penstock.actors.system import System
 from penstock.actors.trimming import count_trimmable, trim
 from penstock.actors.virtual import VirtualDeployment, virtual
-from penstock.runtime.redis import ClusterStatistics
+from penstock.runtime.redis import ClusterStatistics, RedisUnavailable
 from penstock.runtime.redis.cluster.keys import full_name, keys_of
 from penstock.runtime.redis.slots import slot_of
 from penstock.runtime.supervision import LifecycleKind
@@ -204,6 +204,33 @@ async def test_a_connection_that_breaks_is_made_again_and_no_outage(autojump_clo
         assert site.turns() == []
         assert site.refused == 0
         assert site.incarnations() == {1}
+
+
+@pytest.mark.parametrize(
+    ("cause", "is_outage"),
+    [
+        (EOFError(), False),
+        (ConnectionResetError(104, "Connection reset by peer"), False),
+        (trio.BrokenResourceError("broken"), False),
+        (ConnectionRefusedError(111, "Connection refused"), True),
+        (trio.TooSlowError(), True),
+        (None, True),
+    ],
+    ids=repr,
+)
+async def test_what_the_link_says_is_an_outage_unless_a_connection_broke(
+    autojump_clock: MockClock, cause: Exception | None, is_outage: bool
+) -> None:
+    async with deployed() as site:
+        await trio.sleep(30)
+        trouble = RedisUnavailable(f"redis://{site.owner.host}:{site.owner.port}/0", "it broke")
+        trouble.__cause__ = cause
+        site.app.deployment._link_trouble(trouble)
+        assert site.app.deployment.gates["redis"].is_open is not is_outage
+        elsewhere = RedisUnavailable(f"redis://{site.other.host}:{site.other.port}/0", "refused")
+        await trio.sleep(1)
+        site.app.deployment._link_trouble(elsewhere)
+        assert site.app.deployment.gates["redis"].is_open
 
 
 async def test_a_node_without_our_streams_may_go_where_a_replica_takes_over(autojump_clock: MockClock) -> None:
