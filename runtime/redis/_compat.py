@@ -36,6 +36,7 @@ __all__ = [
     "reply_error",
     "reply_reader",
     "response_callbacks",
+    "unreadable",
 ]
 
 NOT_ENOUGH_DATA: Final = object()
@@ -73,6 +74,11 @@ def reply_reader(*, decode: bool) -> hiredis.Reader:
     )
 
 
+def unreadable(error: Exception) -> Exception:
+    """What to raise when `gets` has failed: the decoder is of no use any more, and the connection with it."""
+    return error if isinstance(error, InvalidResponse) else InvalidResponse(f"a reply that cannot be read: {error}")
+
+
 def pack_command(args: tuple[Any, ...]) -> bytes:
     """The RESP bytes of one command. A first word with a space in it ("XGROUP CREATE") is sent as two words.
 
@@ -84,15 +90,20 @@ def pack_command(args: tuple[Any, ...]) -> bytes:
         args = (*name.split(), *args[1:])
     try:
         packed: bytes = hiredis.pack_command(args)
-        return packed
     except TypeError:
-        wrong = next((arg for arg in args if not _is_packable(arg)), None)
-        message = f"{args[0]!s}: an argument of type {type(wrong).__name__!r}; use bytes, str, int or float"
-        raise DataError(message) from None
+        packed = hiredis.pack_command(tuple(_plain(arg, args[0]) for arg in args))
+    return packed
 
 
-def _is_packable(value: object) -> bool:
-    return isinstance(value, (bytes, str, int, float, memoryview)) and not isinstance(value, bool)
+def _plain(value: object, command: object) -> Any:
+    """The value as hiredis takes it: it knows no bytearray, and no integer but int itself (an IntEnum, say)."""
+    if isinstance(value, (bytes, str, float, memoryview)):
+        return value
+    if isinstance(value, bytearray):
+        return bytes(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return int(value)
+    raise DataError(f"{command!s}: an argument of type {type(value).__name__!r}; use bytes, str, int or float")
 
 
 def parse_url(url: str) -> tuple[Mapping[str, Any], bool]:

@@ -114,8 +114,9 @@ class Mux:
     async def call(self, payload: bytes, count: int = 1, raw: Container[int] = ()) -> Any:
         """Send `payload` and wait for its reply, or for the list of its replies when `count` is above 1.
 
-        Error replies come as exception objects. Waits for room while the link's limits are reached, then for the reply;
-        has no deadline of its own, but fails when the connection does. Cancelled: see the module.
+        Error replies come as exception objects, and so does a reply that is no UTF-8 where text was asked for. Waits
+        for room while the link's limits are reached, then for the reply; has no deadline of its own, but fails when the
+        connection does. Cancelled: see the module.
 
         Raises NotSent or OutcomeUnknown when the connection breaks.
         """
@@ -253,7 +254,13 @@ class Mux:
         while True:
             head = pending[0] if pending else None
             raw = head is not None and head.raw and len(head.replies or ()) in head.raw
-            reply = next_reply(not raw)
+            try:
+                reply = next_reply(not raw)
+            except UnicodeDecodeError as error:
+                # hiredis has read the reply to its end: it is this caller's trouble, and nobody else's.
+                reply = error.with_traceback(None)
+            except Exception as error:  # a map with a list as key, say: hiredis cannot go on after it
+                raise _compat.unreadable(error) from error
             if reply is _compat.NOT_ENOUGH_DATA:
                 break
             if type(reply) is hiredis.PushNotification:
@@ -281,15 +288,16 @@ class Mux:
                 await self._wait_for_pending()
                 continue
             quiet_since = self._quiet_since
-            is_reported = reported == quiet_since
-            limit = limits.response_timeout if is_reported else limits.stall_after
+            # The shorter of the two may well be the time-out: then there is nothing to report before it.
+            first = min(limits.stall_after, limits.response_timeout)
+            limit = limits.response_timeout if reported == quiet_since else first
             # In steps, so that a new silence after a reported one is seen in its own time.
-            step = min(quiet_since + limit, trio.current_time() + limits.stall_after)
+            step = min(quiet_since + limit, trio.current_time() + first)
             await self._let_pass(step)
             if self._quiet_since != quiet_since or not self._pending or step < quiet_since + limit:
                 continue
             silence = RedisStalled(limits.address, f"no byte for {limit:g} s, commands under way: {self.pending}")
-            if is_reported:
+            if limit >= limits.response_timeout:
                 self._break(silence)
                 return
             reported = quiet_since

@@ -166,7 +166,7 @@ class Pipeline(Commands):
     def _shaped(self, command: _Command, reply: Any) -> Any:
         try:
             return shape(command.name, reply, command.options, self.options.protocol)
-        except redis.exceptions.RedisError as error:
+        except (redis.exceptions.RedisError, UnicodeDecodeError) as error:
             return error
 
     def _refusal(self, replies: list[Any], *, scripted: bool) -> Exception | None:
@@ -199,7 +199,9 @@ def _of_transaction(replies: list[Any]) -> list[Any]:
     *queued, results = replies
     if isinstance(results, Exception):
         refusals = [reply for reply in queued if isinstance(reply, Exception)]
-        raise (refusals[0] if refusals else results) from results
+        if refusals:
+            raise refusals[0] from results
+        raise results
     if results is None:
         raise redis.exceptions.WatchError("the server discarded the transaction")
     return list(results)

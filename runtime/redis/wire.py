@@ -72,13 +72,20 @@ class Wire:
                 return os.read(self._plain.fileno(), READ_SIZE)
 
     async def receive(self, *, raw: bool = False) -> Any:
-        """The next reply; an error reply comes as an exception *object*. `raw` leaves its strings as bytes.
+        """The next reply; an error reply comes as an exception *object*, and so does one that is no UTF-8.
+
+        `raw` leaves its strings as bytes.
 
         May be cancelled and called again: bytes that have come are kept. Raises EOFError at the end of the stream,
         redis.exceptions.InvalidResponse for what is no RESP, and STREAM_ERRORS.
         """
         while True:
-            reply = self.reader.gets(not raw)
+            try:
+                reply = self.reader.gets(not raw)
+            except UnicodeDecodeError as error:
+                return error.with_traceback(None)
+            except Exception as error:
+                raise _compat.unreadable(error) from error
             if reply is _compat.NOT_ENOUGH_DATA:
                 data = await self.read()
                 if not data:
@@ -133,7 +140,8 @@ async def open_wire(options: RedisOptions, connect: Connect) -> Wire:
         if isinstance(error, trio.TooSlowError):
             reason = f"no connection within {options.connect_timeout:g} s"
             raise RedisUnavailable(options.address, reason) from error
-        if isinstance(error, (EOFError, redis.exceptions.RedisError, *STREAM_ERRORS)):
+        # UnicodeError: a host name with an empty or endless label, or a greeting that is no text.
+        if isinstance(error, (EOFError, UnicodeError, redis.exceptions.RedisError, *STREAM_ERRORS)):
             raise RedisUnavailable(options.address, f"cannot connect: {describe(error)}") from error
         raise
     return wire
