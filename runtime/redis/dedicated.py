@@ -18,7 +18,7 @@ from .link import OnTrouble
 from .mux import GRACE
 from .options import RedisOptions
 from .retry import READS, SCRIPTS, Retry
-from .routing import block_of, check_dedicated, command_name
+from .routing import block_of, check_dedicated, command_name, reads_from_now
 from .wire import STREAM_ERRORS, Connect, Wire, describe, open_wire
 
 __all__ = ["DedicatedRedis"]
@@ -70,11 +70,13 @@ class DedicatedRedis(Commands):
             if same_connection:
                 return await attempt()
             until = start + self.options.retry_for
-            return await Retry(until, name in READS, self._backoff.random, name in SCRIPTS).run(attempt)
+            reads = name in READS and not reads_from_now(name, args)
+            return await Retry(until, reads, self._backoff.random, name in SCRIPTS).run(attempt)
 
     async def _attempt(
         self, name: str, payload: bytes, block: float | None, options: dict[str, Any], same_connection: bool
     ) -> Any:
+        await trio.lowlevel.checkpoint_if_cancelled()  # else it would be sent, and its reply not awaited
         wire = await self._connected(same_connection)
         raw = _FIRST if _compat.NEVER_DECODE in options else _NONE
         [reply] = await self._exchange(wire, payload, 1, raw, block)
@@ -90,6 +92,7 @@ class DedicatedRedis(Commands):
         With `follow` only on the connection that there is. There is one attempt. Raises as `execute_command`.
         """
         with self._alone():
+            await trio.lowlevel.checkpoint_if_cancelled()
             wire = await self._connected(follow)
             return await self._exchange(wire, payload, count, raw, None)
 
@@ -124,11 +127,15 @@ class DedicatedRedis(Commands):
         if self._wire is None:
             await self._backoff.wait()
             try:
-                self._wire = await open_wire(self.options, self._connect)
+                wire = await open_wire(self.options, self._connect)
             except RedisUnavailable as error:
                 self._backoff.failed()
                 self._on_trouble(error)
                 raise NotSent(address, f"not sent: {error.reason}") from error
+            if self._closed:  # in the meantime
+                await wire.aclose()
+                raise RedisClosed(address, "the client is closed")
+            self._wire = wire
         return self._wire
 
     async def _exchange(
@@ -137,14 +144,12 @@ class DedicatedRedis(Commands):
         try:
             replies = await self._converse(wire, payload, count, raw, block)
         except RedisStalled as error:
-            self._report(error)
-            await self._drop()
+            await self._give_up(error)
             raise
         except (EOFError, redis.exceptions.InvalidResponse, *STREAM_ERRORS) as error:
             trouble = RedisUnavailable(self.options.address, describe(error))
             trouble.__cause__ = error
-            self._report(trouble)
-            await self._drop()
+            await self._give_up(trouble)
             raise OutcomeUnknown(trouble.address, f"sent, and no reply came: {trouble.reason}") from trouble
         except BaseException:  # cancelled above all
             await self._drop()  # the reply is still to come: nobody else may get it
@@ -175,9 +180,13 @@ class DedicatedRedis(Commands):
             raise RedisStalled(options.address, f"no byte for {limit:g} s{blocking}")
         return replies
 
-    def _report(self, trouble: RedisUnavailable) -> None:
-        if not self._closed:
-            self._on_trouble(trouble)
+    async def _give_up(self, trouble: RedisUnavailable) -> None:
+        """Report, at once, and close: whatever the report does, nobody else may get the reply that is to come."""
+        try:
+            if not self._closed:
+                self._on_trouble(trouble)
+        finally:
+            await self._drop()
 
     async def _drop(self) -> None:
         wire, self._wire = self._wire, None

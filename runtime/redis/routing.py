@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from .errors import CommandRefused
 
-__all__ = ["UNUSUAL", "block_of", "check_dedicated", "check_shared", "command_name"]
+__all__ = ["UNUSUAL", "block_of", "check_dedicated", "check_shared", "command_name", "reads_from_now"]
 
 
 def command_name(args: Sequence[Any]) -> str:
@@ -34,8 +34,14 @@ def block_of(name: str, args: Sequence[Any]) -> float | None:
     return block
 
 
+def reads_from_now(name: str, args: Sequence[Any]) -> bool:
+    """Whether this is an XREAD of what comes after it was sent (`$`): sent again, it would step over entries."""
+    return name == "XREAD" and any(arg in ("$", b"$") for arg in args)
+
+
 def check_shared(name: str, args: Sequence[Any]) -> None:
     """Raise CommandRefused for a command that must not run on the shared connection."""
+    _check_words(name)
     if name in _GUARDED:
         advice = _CHANGES_CONNECTION.get(name) or _SAME_CONNECTION.get(name) or _of_container(name, args)
         if advice is not None:
@@ -47,11 +53,25 @@ def check_dedicated(name: str, args: Sequence[Any]) -> bool:
 
     Returns whether the command is about what this very connection did before, so that it must not open a new one.
     """
+    _check_words(name)
     if name in _GUARDED:
         advice = _CHANGES_CONNECTION.get(name) or _of_container(name, args)
         if advice is not None:
             raise CommandRefused(f"{name} changes the connection, and a reconnect would undo it: {advice}")
     return name in _SAME_CONNECTION
+
+
+def _check_words(name: str) -> None:
+    """Two words at most, for a command and its sub-command: a whole line ("SELECT 3") would get past every rule here.
+
+    And a blank one would be sent, and never be answered.
+    """
+    if " " not in name:
+        return
+    words = name.split()
+    if name != " ".join(words) or not 0 < len(words) <= 2 or words[0] in _WHOLE_COMMANDS:
+        what = f"a line that begins with {words[0]}" if words else "a blank"
+        raise CommandRefused(f"{what} is no name of a command: give each word as an argument of its own")
 
 
 _TRANSACTION = "use redis.pipeline(transaction=True); to read and decide first, redis.transaction() or a Lua script"
@@ -76,6 +96,7 @@ _CHANGES_CONNECTION: dict[str, str] = {
     "MONITOR": "it turns the connection into a log; use redis-cli MONITOR",
     "SYNC": "it turns the connection into a replica's",
     "PSYNC": "it turns the connection into a replica's",
+    "REPLCONF": "it belongs to a connection with a replica, and may have no reply",
     "ASKING": "it belongs to the next command only",
     "READONLY": "it belongs to a connection with a replica",
     "READWRITE": "it belongs to a connection with a replica",
@@ -163,6 +184,9 @@ _BLOCKING: dict[str, Callable[[Sequence[Any]], float | None]] = {
     "WAITAOF": _last_in_milliseconds,
     "MIGRATE": _migrate,
 }
+
+_WHOLE_COMMANDS: Final = _CHANGES_CONNECTION.keys() | _SAME_CONNECTION.keys() | _BLOCKING.keys()
+"""Those that have no sub-commands."""
 
 UNUSUAL: Final = _GUARDED | _BLOCKING.keys()
 """Commands for which `check_shared`, `check_dedicated` or `block_of` may have something to say: no other need ask."""
