@@ -82,6 +82,7 @@ class Redis(Commands):
         self._nursery: trio.Nursery | None = None
         self._link: Link | None = None
         self._limit = trio.CapacityLimiter(options.max_blocking)
+        self._borrowers: set[trio.lowlevel.Task] = set()
         self._dedicated: set[DedicatedRedis] = set()
         self._spare: list[DedicatedRedis] = []
         self._pubsubs: weakref.WeakSet[PubSub] = weakref.WeakSet()
@@ -121,7 +122,7 @@ class Redis(Commands):
         redis.exceptions.ResponseError (the server's answer).
         """
         name = command_name(args)
-        if name in UNUSUAL:
+        if name in UNUSUAL or " " in name:
             check_shared(name, args)
             if block_of(name, args) is not None:
                 return await self._run_blocking(args, options)
@@ -258,7 +259,7 @@ class Redis(Commands):
     async def _lent(self) -> AsyncIterator[DedicatedRedis]:
         """One of at most `max_blocking` connections, kept for the next one afterwards."""
         self._opened()
-        async with self._limit:
+        async with self._one_of_max_blocking():
             connection = self._spare.pop() if self._spare else await self._new_dedicated()
             self._dedicated.add(connection)
             try:
@@ -269,6 +270,20 @@ class Redis(Commands):
                     self._spare.append(connection)
                 else:
                     await connection.aclose()
+
+    @asynccontextmanager
+    async def _one_of_max_blocking(self) -> AsyncIterator[None]:
+        task = trio.lowlevel.current_task()
+        if task in self._borrowers:  # in the function of its transaction: it would wait for itself
+            await trio.lowlevel.checkpoint()
+            yield
+            return
+        async with self._limit:
+            self._borrowers.add(task)
+            try:
+                yield
+            finally:
+                self._borrowers.discard(task)
 
     async def _new_dedicated(self) -> DedicatedRedis:
         if self._opened().closed:

@@ -60,7 +60,8 @@ class RedisOptions:
         max_pending: commands queued or under way on the shared connection; beyond it callers wait, in order.
         max_queued_bytes: bytes queued and not sent; beyond it callers wait, in order. A command (or pipeline) that is
             beyond a limit by itself is sent when nothing else is queued.
-        max_blocking: connections that blocking commands of the shared client may use at one time.
+        max_blocking: connections that blocking commands and optimistic transactions of the shared client may use at
+            one time. A blocking command in the function of a transaction does not count: it would wait for itself.
         retry_for: a command that fails and may safely be sent again (it was never sent, a server refused it that is
             loading, or it only reads) is sent again for so long after the call; 0: never.
     """

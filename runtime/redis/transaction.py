@@ -14,7 +14,7 @@ from .commands import Commands, shape
 from .dedicated import DedicatedRedis
 from .errors import CommandRefused
 from .pipeline import Pipeline, raise_first_error
-from .retry import READS, Retry
+from .retry import READS, SCRIPTS, Retry
 from .routing import block_of, check_shared, command_name
 
 __all__ = ["Transaction", "run_transaction"]
@@ -33,6 +33,7 @@ class Transaction(Commands):
         self._queue: Pipeline | None = None
         self.failure: Exception | None = None  # the last one for which nothing was written by EXEC
         self.wrote = False  # or tried to
+        self.scripted = False
 
     def multi(self) -> None:
         """From now on, queue."""
@@ -80,6 +81,7 @@ class Transaction(Commands):
         if block_of(name, args) is not None:
             raise CommandRefused(f"{name} blocks, and would keep the transaction open: call it by itself")
         self.wrote |= name not in READS
+        self.scripted |= name in SCRIPTS
         return await self._send(name, _compat.pack_command(args), options)
 
     async def _send(self, name: str, payload: bytes, options: dict[str, Any], *, follow: bool = True) -> Any:
@@ -139,7 +141,7 @@ def _wait_after(
         return None
     if not isinstance(error, redis.exceptions.WatchError):
         # Nothing is written before EXEC, unless the function did so by itself.
-        patience.reads = not transaction.wrote
+        patience.reads, patience.scripted = not transaction.wrote, transaction.scripted
         return patience.wait_after(error, trio.current_time())
     if conflicts >= attempts:
         error.add_note(f"others were faster in each of {attempts} attempts")
