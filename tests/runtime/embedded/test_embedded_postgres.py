@@ -122,7 +122,7 @@ async def test_a_kill_while_the_cluster_is_made_leaves_none_and_the_next_start_m
         assert not (place / "postgres" / "data.new").exists()
 
 
-@pytest.mark.parametrize("content", [f"{os.getpid()}\n", ""])
+@pytest.mark.parametrize("content", [f"{os.getpid()}\n", ""], ids=["somebody else", "nobody"])
 async def test_a_stale_lock_whose_pid_is_somebody_elses_by_now_does_not_stop_it(
     place: Path, lines: list[str], running: Running, content: str
 ) -> None:
