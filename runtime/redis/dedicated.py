@@ -164,8 +164,14 @@ class DedicatedRedis(Commands):
         options, start = self.options, trio.current_time()
         limit = options.response_timeout if block is None else block + options.block_margin
         first = _NOTHING
-        with trio.CancelScope(deadline=start + limit):
-            await wire.send(payload)
+        with trio.CancelScope(deadline=start + limit) as sending:
+
+            def taken() -> None:
+                nonlocal start
+                start = trio.current_time()
+                sending.deadline = start + limit
+
+            await wire.send(payload, taken)
             if block is None:
                 first = await _receive_by(start + options.stall_after, wire, 0 in raw)
                 if first is _NOTHING:

@@ -208,9 +208,12 @@ class Mux:
                     await self._wait_for_work()
                 data = self._take_queue()
                 if data:
-                    await self._wire.send(data)
+                    await self._wire.send(data, self._show_life)
         except STREAM_ERRORS as error:
             self._break(error)
+
+    def _show_life(self) -> None:
+        self._quiet_since = trio.current_time()
 
     async def _wait_for_work(self) -> None:
         def cancel(_: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:

@@ -30,6 +30,8 @@ Connect = Callable[[], Awaitable[trio.abc.Stream]]
 READ_SIZE = 65536
 STREAM_ERRORS = (trio.BrokenResourceError, trio.ClosedResourceError, OSError)
 _CLOSE_TIMEOUT = 1.0
+_PIECE = 256 * 1024
+"""Bytes that go at a time when there are many, so that a slow but living server is told from a frozen one."""
 
 
 class Wire:
@@ -45,11 +47,16 @@ class Wire:
         self.reader = _compat.reply_reader(decode=decode)
         self._plain = stream.socket if isinstance(stream, trio.SocketStream) else None
 
-    async def send(self, data: bytes) -> None:
+    async def send(self, data: bytes, taken: Callable[[], None] | None = None) -> None:
         """Send. Cancelled or failed in the middle, the wire must be closed.
 
         No checkpoint when the kernel takes everything at once: trio's own send makes one of each, which costs a turn of
         the scheduler for every burst.
+
+        Args:
+            data: what is sent.
+            taken: called after each piece of long data. Past what the buffers on the way hold, it means that the other
+                side lives.
         """
         done = 0
         if self._plain is not None:
@@ -57,7 +64,13 @@ class Wire:
                 done = os.write(self._plain.fileno(), data)
             if done == len(data):
                 return
-        await self.stream.send_all(memoryview(data)[done:])
+        rest = memoryview(data)[done:]
+        while len(rest) > _PIECE:
+            await self.stream.send_all(rest[:_PIECE])
+            rest = rest[_PIECE:]
+            if taken is not None:
+                taken()
+        await self.stream.send_all(rest)
 
     async def read(self) -> bytes | bytearray:
         """The next bytes, as many as there are; none at the end of the stream. Raises STREAM_ERRORS."""

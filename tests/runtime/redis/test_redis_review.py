@@ -168,6 +168,54 @@ async def test_the_response_timeout_may_be_the_shorter_one(stall_after: float, a
         assert [type(trouble) for trouble in troubles] == [RedisStalled]
 
 
+class SlowUplink(trio.abc.Stream):
+    """100 kB a second; with `stuck`, nothing that is long."""
+
+    def __init__(self, stream: trio.abc.Stream, *, stuck: bool) -> None:
+        self._stream = stream
+        self._stuck = stuck
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await trio.sleep(inf if self._stuck and len(data) > 100_000 else len(data) / 100_000)
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        return await self._stream.receive_some(max_bytes)
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+@pytest.mark.parametrize("stuck", [False, True])
+async def test_a_long_command_may_take_longer_than_the_response_timeout(stuck: bool, autojump_clock: Any) -> None:
+    """As long as it moves: ten seconds of sending are no silence of the server, and three without a byte are."""
+    options = RedisOptions(response_timeout=3.0, stall_after=3.0, retry_for=0)
+    payload = bytes(1_000_000)
+    troubles: list[Exception] = []
+    async with InProcessRedis() as server:
+
+        async def connect() -> trio.abc.Stream:
+            return SlowUplink(await server.connect(), stuck=stuck)
+
+        async with (
+            Redis(options, connect=connect, on_trouble=troubles.append) as redis,
+            redis.dedicated() as connection,
+        ):
+            for client in (redis, connection):
+                start = trio.current_time()
+                if stuck:
+                    with pytest.raises((OutcomeUnknown, RedisStalled)):
+                        await client.set("long", payload)
+                    assert trio.current_time() - start < 4
+                else:
+                    await client.set("long", payload)
+                    assert trio.current_time() - start > 10
+    assert bool(troubles) is stuck
+
+
 async def test_a_blocking_call_that_connects_while_the_client_is_left_is_told(autojump_clock: Any) -> None:
     """Nothing is sent after the client was left, and no connection is kept."""
     may_connect = trio.Event()
