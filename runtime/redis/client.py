@@ -15,6 +15,7 @@ import trio
 
 from . import _compat
 from .backoff import Backoff
+from .borrowing import BlockingLimit
 from .commands import Commands, shape
 from .dedicated import DedicatedRedis
 from .errors import RedisClosed
@@ -81,8 +82,7 @@ class Redis(Commands):
         self._nurseries: Any = None
         self._nursery: trio.Nursery | None = None
         self._link: Link | None = None
-        self._limit = trio.CapacityLimiter(options.max_blocking)
-        self._borrowers: set[trio.lowlevel.Task] = set()
+        self._limit = BlockingLimit(options.max_blocking)
         self._dedicated: set[DedicatedRedis] = set()
         self._spare: list[DedicatedRedis] = []
         self._pubsubs: weakref.WeakSet[PubSub] = weakref.WeakSet()
@@ -259,7 +259,7 @@ class Redis(Commands):
     async def _lent(self) -> AsyncIterator[DedicatedRedis]:
         """One of at most `max_blocking` connections, kept for the next one afterwards."""
         self._opened()
-        async with self._one_of_max_blocking():
+        async with self._limit.place():
             connection = self._spare.pop() if self._spare else await self._new_dedicated()
             self._dedicated.add(connection)
             try:
@@ -270,20 +270,6 @@ class Redis(Commands):
                     self._spare.append(connection)
                 else:
                     await connection.aclose()
-
-    @asynccontextmanager
-    async def _one_of_max_blocking(self) -> AsyncIterator[None]:
-        task = trio.lowlevel.current_task()
-        if task in self._borrowers:  # in the function of its transaction: it would wait for itself
-            await trio.lowlevel.checkpoint()
-            yield
-            return
-        async with self._limit:
-            self._borrowers.add(task)
-            try:
-                yield
-            finally:
-                self._borrowers.discard(task)
 
     async def _new_dedicated(self) -> DedicatedRedis:
         if self._opened().closed:
