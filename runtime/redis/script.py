@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .pipeline import Pipeline
     from .transaction import Transaction
 
-__all__ = ["Script"]
+__all__ = ["Script", "digest_of"]
 
 
 class Script:
@@ -28,7 +28,7 @@ class Script:
     def __init__(self, client: Commands, text: str | bytes) -> None:
         self._client = client
         self.text = text
-        self.sha = hashlib.sha1(text.encode() if isinstance(text, str) else text, usedforsecurity=False).hexdigest()
+        self.sha = digest_of(text)
 
     def __repr__(self) -> str:
         return f"<Script {self.sha}>"
@@ -53,3 +53,8 @@ class Script:
         known = pipeline.remember_script(self.sha, keys)
         verb, script = ("EVALSHA", self.sha) if known else ("EVAL", self.text)
         pipeline.execute_command(verb, script, len(keys), *keys, *args)
+
+
+def digest_of(text: str | bytes) -> str:
+    """The name under which servers know a script."""
+    return hashlib.sha1(text.encode() if isinstance(text, str) else text, usedforsecurity=False).hexdigest()

@@ -16,6 +16,7 @@ from ..errors import CommandRefused, NotSent, RedisUnavailable
 from ..options import RedisOptions
 from ..retry import READS
 from ..routing import block_of, check_shared, command_name
+from ..script import digest_of
 from .keyless import combiner_of, refusal_of, slot_argument_of
 from .keys import common_slot, full_name, keys_of
 from .router import Router
@@ -38,10 +39,11 @@ class _Queued:
     keys: Sequence[bytes] = ()
     reply: Any = None
     overtaken: bool = False
+    unlearnt: bool = False
 
     @property
     def nature(self) -> Nature:
-        return Nature.of(self.slot, self.full)
+        return Nature.of(self.slot, self.full, self.args)
 
     @property
     def raw(self) -> bool:
@@ -204,6 +206,7 @@ class ClusterPipeline(Commands):
             async with trio.open_nursery() as nursery:
                 for address, share in shares.items():
                     nursery.start_soon(self._send, address, share)
+        _spell_out(queue)
         self._give_up_overtaken(queue)
         left = [command for command in queue if _is_unfinished(command)]
         if not left:
@@ -245,15 +248,16 @@ class ClusterPipeline(Commands):
             for command in share:
                 command.reply = _compat.reply_error(f"CLUSTERDOWN Hash slot not served ({command.slot})")
             return
-        node = self._router.nodes[address]
-        node.keyed = node.keyed or any(command.slot is not None for command in share)
         raw = frozenset(place for place, command in enumerate(share) if command.raw)
         try:
+            node = self._router.nodes[address]
+            node.keyed = node.keyed or any(command.slot is not None for command in share)
             replies = await node.call(b"".join([command.payload for command in share]), len(share), raw)
         except RedisUnavailable as trouble:
             for command in share:
                 command.reply = type(trouble)(trouble.address, trouble.reason)
                 command.reply.__cause__ = trouble.__cause__
+            await trio.lowlevel.checkpoint()  # whoever tries again on NotSent must stay cancellable
             return
         for command, reply in zip(share, replies if len(share) > 1 else [replies], strict=True):
             command.reply = reply
@@ -274,7 +278,7 @@ class ClusterPipeline(Commands):
                     command.nature,
                     router.burst(command.payload, 1, raw, keyed=command.slot is not None),
                     until=until,
-                    failure=(where[id(command)], command.reply),
+                    failure=None if command.unlearnt else (where[id(command)], command.reply),
                 )
             except RedisUnavailable as trouble:
                 command.reply = failure = trouble
@@ -303,7 +307,25 @@ def _is_unfinished(command: _Queued) -> bool:
     reply = command.reply
     if command.overtaken:
         return False
+    if command.unlearnt and isinstance(reply, redis.exceptions.NoScriptError):
+        return True
     return isinstance(reply, Exception) and step_after(reply, command.nature) is not Step.GIVE_UP
+
+
+def _spell_out(queue: Sequence[_Queued]) -> None:
+    """Let what is called by its digest, and has failed, be sent again with its text, where the burst has it.
+
+    The command with the text may have been brought to another node than this one.
+    """
+    failed = [command for command in queue if command.full == "EVALSHA" and isinstance(command.reply, Exception)]
+    if not failed:
+        return
+    texts = {digest_of(command.args[1]): command.args[1] for command in queue if command.full == "EVAL"}
+    for command in failed:
+        text = texts.get(command.args[1])
+        if text is not None:
+            command.unlearnt = isinstance(command.reply, redis.exceptions.NoScriptError)
+            command.payload = _compat.pack_command(("EVAL", text, *command.args[2:]))
 
 
 def _refusal_of(replies: list[Any]) -> Exception | None:
