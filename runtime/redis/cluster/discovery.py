@@ -123,6 +123,11 @@ class Discovery:
             self._hint = hint
         self._make_due(self._last + CALM)
 
+    def refresh_if_older(self, age: float) -> None:
+        """Ask for a reading in the background if the last one is `age` seconds old."""
+        if trio.current_time() - self._last >= age:
+            self.refresh_soon()
+
     def suspect(self, address: Address) -> None:
         """Note trouble with a node: it is asked last for a while, and watched while it owns slots."""
         self._suspects.pop(address, None)
@@ -205,7 +210,8 @@ class Discovery:
     async def _ask_around(self) -> Topology:
         """Ask node after node, the next one when the last does not answer soon; the first whole answer counts.
 
-        If every answer leaves slots unserved, the one that leaves the fewest. Raises RedisUnavailable.
+        An answer that is older than what is known (see `Topology.epoch`), or leaves slots unserved, counts only if
+        there is no better one. Raises RedisUnavailable.
         """
         found: list[Topology] = []
         failures: dict[Address, RedisUnavailable] = {}
@@ -216,7 +222,7 @@ class Discovery:
                     try:
                         found.append(await self._ask(address))
                         self.clear(address)
-                        if found[-1].served == SLOTS:
+                        if found[-1].served == SLOTS and not self._is_behind(found[-1]):
                             nursery.cancel_scope.cancel()
                     except RedisUnavailable as failure:
                         self.suspect(address)
@@ -231,8 +237,12 @@ class Discovery:
                     if scope.cancelled_caught:
                         self.suspect(address)
         if found:
-            return max(found, key=lambda topology: topology.served)
+            return max(found, key=lambda topology: (-1 if topology.epoch is None else topology.epoch, topology.served))
         raise self._nobody(failures)
+
+    def _is_behind(self, topology: Topology) -> bool:
+        known = None if self.topology is None else self.topology.epoch
+        return known is not None and topology.epoch is not None and topology.epoch < known
 
     async def _ask(self, address: Address) -> Topology:
         """One node's topology. Raises RedisUnavailable."""
@@ -243,9 +253,10 @@ class Discovery:
                 wire = await self._open_wire(address)
                 await wire.send(_QUESTION)
                 reply = await wire.receive()
-            if isinstance(reply, Exception):
-                raise reply
-            topology = parse_slots(reply, address)
+                if isinstance(reply, Exception):
+                    raise reply
+                info = await wire.receive()
+            topology = parse_slots(reply, address, info)
         except RedisUnavailable:
             raise
         except trio.TooSlowError as error:
@@ -298,4 +309,4 @@ def _may_pass(failure: RedisUnavailable) -> bool:
     return may_resend(unsent, reads=True)
 
 
-_QUESTION: Final = _compat.pack_command(("CLUSTER", "SLOTS"))
+_QUESTION: Final = _compat.pack_command(("CLUSTER", "SLOTS")) + _compat.pack_command(("CLUSTER", "INFO"))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from ..slots import SLOTS
 
 __all__ = ["Address", "Topology", "parse_slots", "redirected_to"]
 
-_UNKNOWN = "?"
+_EPOCH: Final = re.compile(r"^cluster_current_epoch:(\d+)", re.MULTILINE)
+_UNKNOWN: Final = "?"
 """What a node says that prefers host names, of a node that has none."""
 
 
@@ -29,11 +31,19 @@ class Topology:
     Args:
         owners: for each slot its master, or None where it is served by no node.
         replicas: master -> its replicas.
+        epoch: the cluster's current epoch, as that node knows it; None: it does not say. It grows with each failover,
+            so that a node which is cut off from the others can be told by its lower one.
     """
 
-    def __init__(self, owners: Sequence[Address | None], replicas: Mapping[Address, Sequence[Address]]) -> None:
+    def __init__(
+        self,
+        owners: Sequence[Address | None],
+        replicas: Mapping[Address, Sequence[Address]],
+        epoch: int | None = None,
+    ) -> None:
         if len(owners) != SLOTS:
             raise ValueError(f"a topology has {SLOTS} slots, not {len(owners)}")
+        self.epoch = epoch
         self._owners = list(owners)
         self._replicas = {master: tuple(each) for master, each in replicas.items()}
         self._counts: dict[Address, int] = {}
@@ -91,8 +101,8 @@ class Topology:
         return True
 
 
-def parse_slots(reply: Iterable[Any], asked: Address) -> Topology:
-    """Read a reply of CLUSTER SLOTS.
+def parse_slots(reply: Iterable[Any], asked: Address, info: Any = None) -> Topology:
+    """Read a reply of CLUSTER SLOTS, and one of CLUSTER INFO (an error, say, tells nothing).
 
     A node without a host ("" or null) is on the host that was asked. "?" is a node that has no name to be called by:
     its IP address from the metadata is taken, and without one the node is left out. Raises ValueError for what is no
@@ -109,12 +119,17 @@ def parse_slots(reply: Iterable[Any], asked: Address) -> Topology:
                 found.extend(each for other in others if (each := _address(other, asked)) and each not in found)
     except (TypeError, ValueError, LookupError) as error:
         raise ValueError("this is no reply of CLUSTER SLOTS") from error
-    return Topology(owners, replicas)
+    return Topology(owners, replicas, _epoch(info))
 
 
 def redirected_to(host: str, port: int, asked: Address) -> Address | None:
     """The node that MOVED or ASK names; None when it has no name. No host means the host that was asked."""
     return None if host == _UNKNOWN else Address(host or asked.host, port)
+
+
+def _epoch(info: Any) -> int | None:
+    found = _EPOCH.search(_text(info)) if isinstance(info, (bytes, str)) else None
+    return int(found[1]) if found else None
 
 
 def _address(node: Sequence[Any], asked: Address) -> Address | None:
