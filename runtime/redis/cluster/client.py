@@ -13,8 +13,9 @@ import redis.exceptions
 import trio
 
 from .. import _compat
+from ..borrowing import BlockingLimit
 from ..commands import shape
-from ..errors import CommandRefused, RedisStalled, RedisUnavailable
+from ..errors import CommandRefused, OutcomeUnknown, RedisClosed, RedisStalled, RedisUnavailable
 from ..link import OnTrouble
 from ..messages import Owner
 from ..pubsub import BUFFER_BYTES, PubSub
@@ -26,7 +27,7 @@ from .commands import ClusterCommands
 from .dedicated import ClusterConnection, attempt_on, is_key_there
 from .discovery import Discovery
 from .key_finder import KeyFinder
-from .keyless import combiner_of, refusal_of, slot_argument_of
+from .keyless import combiner_of, is_harmless_twice, refusal_of, slot_argument_of
 from .keys import common_slot, full_name, keys_of, slot_of_argument
 from .node_client import ClusterNode
 from .nodes import MAX_SPARE, Node, NodeConnect, NodeConnection, Nodes, with_tls_context
@@ -40,6 +41,9 @@ from .topology import Address, Topology
 from .transaction import run_transaction
 
 __all__ = ["RedisCluster"]
+
+SILENT_FOR: Final = 10.0
+"""Seconds: age of a topology that a shard channel without subscribers makes doubtful."""
 
 Target = str | tuple[str, int] | Sequence[tuple[str, int]]
 """One node, several, or "masters", "replicas", "all"."""
@@ -94,7 +98,7 @@ class RedisCluster(ClusterCommands):
         self._nursery: trio.Nursery | None = None
         self._router: Router | None = None
         self._keys: KeyFinder | None = None
-        self._limit = trio.CapacityLimiter(options.max_blocking)
+        self._limit = BlockingLimit(options.max_blocking)
         self._dedicated: set[ClusterConnection | NodeConnection] = set()
         self._pubsubs: weakref.WeakSet[PubSub] = weakref.WeakSet()
         self._subscribers: weakref.WeakSet[ClusterSubscriber] = weakref.WeakSet()
@@ -125,9 +129,11 @@ class RedisCluster(ClusterCommands):
         spares = self._opened().nodes.close()
         # As in `Redis`: the body's exception is not wrapped in a group, and every background task ends at once.
         self._nursery.cancel_scope.cancel()
-        await self._nurseries.__aexit__(None, None, None)
-        for connection in [*self._dedicated, *spares]:
-            await connection.aclose()
+        try:
+            await self._nurseries.__aexit__(None, None, None)
+        finally:  # also when an outer cancellation comes out of the nursery
+            for connection in [*self._dedicated, *spares]:
+                await connection.aclose()
 
     # Commands --------------------------------------------------------------------------------------------------------
 
@@ -148,7 +154,7 @@ class RedisCluster(ClusterCommands):
         if block is not None:
             return await self._run_blocking(full, args, options, slot, block)
         if slot is None and (combine := combiner_of(full)) is not None:
-            return await self._run_everywhere(args, options, combine)
+            return await self._run_everywhere(full, args, options, combine)
         raw = _FIRST if _compat.NEVER_DECODE in options else _NONE
         reply = await self._opened().call(Nature(slot, full in READS, full in SCRIPTS), args, raw)
         return shape(name, reply, options, self.options.node.protocol)
@@ -177,7 +183,7 @@ class RedisCluster(ClusterCommands):
         if not watches:
             raise redis.exceptions.DataError("a transaction without keys to watch: use pipeline(transaction=True)")
         router = self._opened()
-        async with self._limit:
+        async with self._limit.place():
             value, results = await run_transaction(router, self._lent, function, watches, attempts=attempts)
         return value if value_from_callable else results
 
@@ -198,14 +204,26 @@ class RedisCluster(ClusterCommands):
             self._dedicated.discard(connection)
             await connection.aclose()
 
+    async def spublish(self, shard_channel: Any, message: Any, target_nodes: Any = None) -> int:
+        """Publish to a shard channel; returns how many subscribers there are at the node that was asked.
+
+        A master that was demoted in order takes the message as before, passes it on, and says 0: so after a 0 the
+        topology is read again in the background, though not more often than each `SILENT_FOR` seconds.
+        """
+        count: int = await self.execute_command("SPUBLISH", shard_channel, message, target=target_nodes)
+        if not count and target_nodes is None:
+            self._opened().discovery.refresh_if_older(SILENT_FOR)
+        return count
+
     def pubsub(self, *, buffer_bytes: int = BUFFER_BYTES) -> PubSub:
         """Subscriptions, on connections of their own: `async with cluster.pubsub() as pubsub:`. See `PubSub`.
 
         Channels and patterns are subscribed to at one master, any, for messages reach every node; shard channels at the
         owner of their slot, and after a migration or a failover at the new one, with a `Gap`. `buffer_bytes` is how
-        much may wait here for a slow consumer.
+        much may wait here for a slow consumer. Raises RedisClosed after the client was left.
         """
-        self._opened()
+        if self._opened().nodes.closed:
+            raise RedisClosed(self.options.address, "the client is closed")
 
         def subscriber(owner: Owner) -> ClusterSubscriber:
             made = ClusterSubscriber(self, owner, self._trouble, self._rng)
@@ -292,9 +310,9 @@ class RedisCluster(ClusterCommands):
             async with self._lent(node) as connection:
                 return await attempt_on(connection, asking, args, options)
 
-        async with self._limit:
+        async with self._limit.place():
             reply = await router.run(
-                Nature.of(slot, name),
+                Nature.of(slot, name, args),
                 attempt,
                 until=trio.current_time() + router.options.retry_for + block,
                 survives=is_key_there(router, name, args),
@@ -317,21 +335,29 @@ class RedisCluster(ClusterCommands):
             else:
                 await connection.aclose()
 
-    async def _run_everywhere(self, args: tuple[Any, ...], options: dict[str, Any], combine: Any) -> Any:
-        """On all masters; what fails somewhere is made again everywhere, which does no harm with these commands."""
+    async def _run_everywhere(self, name: str, args: tuple[Any, ...], options: dict[str, Any], combine: Any) -> Any:
+        """On all masters; where it fails it is made again, if it does no harm there twice."""
         router = self._opened()
+        done: dict[Address, Any] = {}
 
         async def attempt(_: Node, __: bool) -> Any:
             masters = (await router.discovery.current()).masters
-            replies = await router.call_each(masters, args)
+            missing = [address for address in masters if address not in done]
+            replies = await router.call_each(missing, args)
             failures = [reply for reply in replies if isinstance(reply, Exception)]
-            for failure in failures:
+            done.update(
+                (address, reply)
+                for address, reply in zip(missing, replies, strict=True)
+                if not isinstance(reply, Exception)
+            )
+            # What is not to be made again, first.
+            for failure in sorted(failures, key=lambda each: not isinstance(each, OutcomeUnknown)):
                 if isinstance(failure, RedisUnavailable):
                     raise failure
-            return failures[0] if failures else replies
+            return failures[0] if failures else [done[address] for address in masters]
 
         until = trio.current_time() + router.options.retry_for
-        replies = await router.run(Nature(None, reads=True), attempt, until=until)
+        replies = await router.run(Nature(None, reads=is_harmless_twice(name)), attempt, until=until)
         if isinstance(replies, Exception):
             raise replies
         return combine([shape(command_name(args), reply, options, self.options.node.protocol) for reply in replies])

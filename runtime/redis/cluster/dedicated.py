@@ -24,8 +24,9 @@ class ClusterConnection(Commands):
 
     Before each command, and whenever the node says that it is the wrong one, the connection goes over to the slot's
     present owner. A blocked read that is thrown out because its slot or its master moved is made again there, with its
-    whole BLOCK; that its key is gone is reported only if the present owner does not have it. Deadlines and cancellation
-    are those of `DedicatedRedis`; attempts are made for `ClusterOptions.retry_for` seconds, beyond a BLOCK.
+    whole BLOCK; that its key is gone is reported only if the present owner does not have it. (An XREAD from ``$``
+    begins there behind what was added in between: give it the last id.) Deadlines and cancellation are those of
+    `DedicatedRedis`; attempts are made for `ClusterOptions.retry_for` seconds, beyond a BLOCK.
 
     Args:
         router: finds the owner.
@@ -106,7 +107,7 @@ class ClusterConnection(Commands):
             return await attempt_on(await self._go_to(node), asking, args, options)
 
         reply = await router.run(
-            Nature.of(slot, full_name(name, args)),
+            Nature.of(slot, full_name(name, args), args),
             attempt,
             until=trio.current_time() + router.options.retry_for + (block or 0),
             survives=None if block is None else is_key_there(router, name, args),
@@ -122,11 +123,11 @@ class ClusterConnection(Commands):
         return await self._connection.execute_command(*args, **options)
 
     async def _go_to(self, node: Node) -> NodeConnection:
-        if self._closed:
-            await trio.lowlevel.checkpoint()
-            raise RedisClosed(node.options.address, "the client is closed")
         if self._connection is None or self._node is not node:
             await self._leave()
+            if self._closed:  # perhaps in the meantime
+                await trio.lowlevel.checkpoint()
+                raise RedisClosed(node.options.address, "the client is closed")
             self._node, self._connection = node, self._nodes.new_connection(node)
         return self._connection
 

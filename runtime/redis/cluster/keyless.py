@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from ..errors import CommandRefused
 
-__all__ = ["combiner_of", "refusal_of", "slot_argument_of"]
+__all__ = ["combiner_of", "is_harmless_twice", "refusal_of", "slot_argument_of"]
 
 Combine = Callable[[Sequence[Any]], Any]
 """From the results of all masters to one."""
@@ -16,9 +16,14 @@ Combine = Callable[[Sequence[Any]], Any]
 def combiner_of(name: str) -> Combine | None:
     """For a command that all masters must run: how their results become one. None: any one master will do.
 
-    All of these do no harm when a master runs them twice.
+    Where that failed, they are made again, and nowhere else.
     """
     return _ALL_MASTERS.get(name)
+
+
+def is_harmless_twice(name: str) -> bool:
+    """Whether one master may run such a command twice: its second result is as good as its first."""
+    return name not in _ONCE
 
 
 def slot_argument_of(name: str, args: Sequence[Any]) -> int | None:
@@ -97,6 +102,9 @@ _ALL_MASTERS: Final[dict[str, Combine]] = {
     "CLIENT PAUSE": _all_true,
     "CLIENT UNPAUSE": _all_true,
 }
+
+_ONCE: Final = frozenset({"FUNCTION LOAD", "FUNCTION DELETE", "FUNCTION RESTORE", "ACL DELUSER"})
+"""Done twice, they say that the library is there already, or that it or the user is not."""
 
 _ABOUT_A_SLOT: Final = frozenset({"CLUSTER COUNTKEYSINSLOT", "CLUSTER GETKEYSINSLOT"})
 

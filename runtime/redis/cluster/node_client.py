@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import trio
+
 from .. import _compat
 from ..commands import Commands, shape
-from ..errors import CommandRefused
+from ..errors import CommandRefused, RedisClosed
 from ..options import RedisOptions
 from ..pipeline import Pipeline
 from ..routing import block_of, check_shared, command_name
@@ -49,4 +51,9 @@ class ClusterNode(Commands):
         return replies if count > 1 else [replies]
 
     async def _call(self, payload: bytes, count: int, raw: frozenset[int]) -> Any:
-        return await self._router.node(self.address).call(payload, count, raw)
+        try:
+            node = self._router.node(self.address)
+        except RedisClosed:
+            await trio.lowlevel.checkpoint()  # whoever tries again on NotSent must stay cancellable
+            raise
+        return await node.call(payload, count, raw)

@@ -118,7 +118,9 @@ class Nodes:
         nursery: the tasks of all connections run there.
 
     Attributes:
+        closed: whether `close` was called.
         sent_before: commands sent to nodes that have left.
+        reconnects_before: connections made to them after the first one of each.
 
     Raises OSError or ssl.SSLError when a TLS file of the options cannot be read.
     """
@@ -137,14 +139,15 @@ class Nodes:
         self._rng = rng
         self._nursery = nursery
         self._nodes: dict[Address, Node] = {}
-        self._closed = False
+        self.closed = False
         self.sent_before = 0
+        self.reconnects_before = 0
 
     def __getitem__(self, address: Address) -> Node:
         """The node, made when it is new. Raises RedisClosed after `close`."""
         node = self._nodes.get(address)
         if node is None:
-            if self._closed:
+            if self.closed:
                 raise RedisClosed(self._options.address, "the client is closed")
             node = self._nodes[address] = self._make(address)
         return node
@@ -176,12 +179,11 @@ class Nodes:
 
     def close(self) -> list[NodeConnection]:
         """Fail what is under way on the shared connections; returns the idle ones, for the caller to close."""
-        self._closed = True
+        self.closed = True
         spares = []
         while self._nodes:
             _, node = self._nodes.popitem()
-            node.leave(at_once=True)
-            self.sent_before += node.link.sent
+            self._retire(node, at_once=True)
             spares += node.spare
             node.spare = []
         return spares
@@ -199,9 +201,13 @@ class Nodes:
         node = Node(address, options, connect, Link(options, connect, tell, self._backoff(), self._nursery))
         return node
 
-    def _release(self, node: Node, *, at_once: bool) -> None:
+    def _retire(self, node: Node, *, at_once: bool) -> None:
         node.leave(at_once=at_once)
         self.sent_before += node.link.sent
+        self.reconnects_before += max(0, node.link.connections - 1)
+
+    def _release(self, node: Node, *, at_once: bool) -> None:
+        self._retire(node, at_once=at_once)
         spares, node.spare = node.spare, []
         for connection in spares:
             self._nursery.start_soon(connection.aclose)

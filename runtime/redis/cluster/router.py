@@ -85,9 +85,9 @@ class Router:
         address: Address | None = None
         if topology is not None and slot is not None and (address := topology.owner(slot)) is not None:
             # The way of nearly all commands, without the loop.
-            node = self.nodes[address]
-            node.keyed = True
             try:
+                node = self.nodes[address]
+                node.keyed = True
                 reply = await node.call(payload, 1, raw)
             except RedisUnavailable as trouble:
                 reply = trouble
@@ -184,6 +184,7 @@ class Router:
                 step = Step.PAUSE if survives is not None and await survives() else Step.GIVE_UP
             if step is Step.GIVE_UP or not await self._pause(step, address, tries, until):
                 if isinstance(reply, RedisUnavailable):
+                    await trio.lowlevel.checkpoint()  # whoever tries again on NotSent must stay cancellable
                     raise reply
                 return reply
             tries += 1

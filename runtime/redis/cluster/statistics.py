@@ -109,7 +109,7 @@ def statistics_of(
         address=router.options.address,
         connected=bool(used) and all(node.connected for node in used),
         since=max((node.since for node in nodes), default=0.0),
-        reconnects=sum(max(0, node.connections - 1) for node in nodes),
+        reconnects=router.nodes.reconnects_before + sum(max(0, node.connections - 1) for node in nodes),
         sent=router.nodes.sent_before + sum(node.sent for node in nodes),
         pending=sum(node.pending for node in nodes),
         queued_bytes=sum(node.queued_bytes for node in nodes),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import enum
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final
 
 import redis.exceptions
 from attrs import frozen
@@ -11,6 +12,7 @@ from attrs import frozen
 from ..errors import RedisUnavailable
 from ..replies import classify
 from ..retry import READS, SCRIPTS, may_resend
+from ..routing import reads_from_now
 from .topology import Address, redirected_to
 
 __all__ = ["Nature", "Step", "step_after", "target_of"]
@@ -42,9 +44,9 @@ class Nature:
     scripted: bool = False
 
     @classmethod
-    def of(cls, slot: int | None, *names: str) -> Nature:
-        """That of one command, or of several that are one burst; names as `full_name` gives them."""
-        return cls(slot, all(name in READS for name in names), any(name in SCRIPTS for name in names))
+    def of(cls, slot: int | None, name: str, args: Sequence[Any] = ()) -> Nature:
+        """That of one command with its words; `name` as `full_name` gives it."""
+        return cls(slot, name in READS and not reads_from_now(name, args), name in SCRIPTS)
 
 
 _GONE: Final = frozenset({"unblocked-key-gone", "group-destroyed"})

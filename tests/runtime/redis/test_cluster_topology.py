@@ -142,9 +142,11 @@ def test_what_a_script_says_by_itself_is_its_result(words: str) -> None:
     assert step_after(reply_error("MOVED 1 10.0.0.2:7002"), SCRIPT) is Step.MOVED
 
 
-def test_the_nature_of_several_commands() -> None:
-    assert Nature.of(1, "GET", "EVAL") == Nature(1, reads=False, scripted=True)
-    assert Nature.of(None, "GET", "XINFO STREAM") == Nature(None, reads=True, scripted=False)
+def test_the_nature_of_a_command() -> None:
+    assert Nature.of(1, "EVAL") == Nature(1, reads=False, scripted=True)
+    assert Nature.of(None, "XINFO STREAM") == Nature(None, reads=True, scripted=False)
+    assert Nature.of(1, "XREAD", ("XREAD", "STREAMS", "s", "0")).reads
+    assert not Nature.of(1, "XREAD", ("XREAD", "STREAMS", "s", "$")).reads
 
 
 def test_a_login_that_was_turned_away_is_not_tried_for_long() -> None:
