@@ -197,19 +197,29 @@ async def _greet(wire: Wire, options: RedisOptions) -> None:
 
     No CLIENT SETINFO: a user without the right to it would get an ACL LOG entry for each connection.
     """
-    commands = _greeting(options, await _credentials(options))
     try:
-        await wire.send(b"".join(_compat.pack_command(each) for each in commands))
+        count = await _say_hello(wire, options)
     except STREAM_ERRORS as failure:
         # A server with too many clients says so and hangs up before we speak: hear it out.
         reply = await _last_words(wire, failure)
         if isinstance(reply, Exception):
             raise reply from failure
         raise
-    for _ in commands:
+    for _ in range(count):
         reply = await wire.receive()
         if isinstance(reply, Exception):
             raise reply  # at once: who turns us away may hang up before the next reply
+
+
+async def _say_hello(wire: Wire, options: RedisOptions) -> int:
+    """Send the greeting; how many replies it gets.
+
+    In a frame of its own, which is over when a reply is an error: some reports of errors show the locals of each frame,
+    and the password is among these.
+    """
+    commands = _greeting(options, await _credentials(options))
+    await wire.send(b"".join(_compat.pack_command(each) for each in commands))
+    return len(commands)
 
 
 async def _credentials(options: RedisOptions) -> tuple[str | None, str | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import traceback
 from math import inf
 from typing import Any
 
@@ -13,6 +14,7 @@ from redis import exceptions
 
 from penstock.runtime.redis import (
     CommandRefused,
+    NotSent,
     OutcomeUnknown,
     Redis,
     RedisClosed,
@@ -125,6 +127,19 @@ async def test_a_refused_exec_is_not_its_own_cause(redis: Redis, valkey: Any) ->
             await pipeline.execute()
     await redis.acl_deluser("w")
     assert caught.value.__cause__ is None
+
+
+async def test_no_frame_of_a_refused_login_shows_the_password(redis: Redis, valkey: Any) -> None:
+    """Some reports of errors show the locals of each frame."""
+    options = RedisOptions(path=str(valkey.path), username="nobody", password="pass-that-is-wrong", retry_for=0)
+    with pytest.raises(NotSent) as caught:
+        async with Redis(options) as stranger:
+            await stranger.ping()  # type: ignore[misc]
+    error: BaseException | None = caught.value
+    while error is not None:
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            assert "pass-that-is-wrong" not in repr(frame.f_locals), frame.f_code.co_name
+        error = error.__cause__
 
 
 async def test_a_transaction_may_block_in_its_function(valkey: Any) -> None:
