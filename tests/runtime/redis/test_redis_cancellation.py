@@ -6,7 +6,8 @@ of the link, no connection beyond the shared one and the few that are kept for b
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import os
+from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 import trio
@@ -73,22 +74,23 @@ def link_tasks() -> list[str]:
 async def prove_it_whole(redis: Redis, wires: Wires) -> None:
     """Each of several tasks gets its own replies, in every way of calling; and nothing is left over."""
 
-    async def ask(task: int) -> None:
-        for turn in range(2):
-            token = f"{task}-{turn}".encode()
-            assert await redis.echo(token) == token  # type: ignore[arg-type]
-            pipeline = redis.pipeline(transaction=turn % 2 == 0)
-            pipeline.echo(token + b"a")  # type: ignore[arg-type]
-            pipeline.echo(token + b"b")  # type: ignore[arg-type]
-            assert await pipeline.execute() == [token + b"a", token + b"b"]
+    async def ask(token: bytes) -> None:
+        assert await redis.echo(token) == token  # type: ignore[arg-type]
+        pipeline = redis.pipeline(transaction=token == b"0")
+        pipeline.echo(token + b"a")  # type: ignore[arg-type]
+        pipeline.echo(token + b"b")  # type: ignore[arg-type]
+        assert await pipeline.execute() == [token + b"a", token + b"b"]
+
+    async def ask_alone() -> None:
         async with redis.dedicated() as connection:
-            assert await connection.echo(token) == token  # type: ignore[arg-type]
-        await redis.rpush(f"list-{task}", token)
-        assert await redis.blpop([f"list-{task}"], timeout=1) == (f"list-{task}".encode(), token)
+            assert await connection.echo(b"2") == b"2"  # type: ignore[arg-type]
+        await redis.rpush("proof", "3")
+        assert await redis.blpop(["proof"], timeout=1) == (b"proof", b"3")
 
     async with trio.open_nursery() as nursery:
-        for task in range(2):
-            nursery.start_soon(ask, task)
+        nursery.start_soon(ask, b"0")
+        nursery.start_soon(ask, b"1")
+        nursery.start_soon(ask_alone)
     await trio.testing.wait_all_tasks_blocked()
     statistics = redis.statistics()
     assert (statistics.pending, statistics.queued_bytes, statistics.dedicated) == (0, 0, 0)
@@ -190,23 +192,52 @@ OPERATIONS: list[Operation] = [
 ]
 
 
-SHARED = [each for each in OPERATIONS if each not in (blocking_read_of_nothing, dedicated, transaction_without_writing)]
-"""Those that use the shared connection; the others run in the calling task alone."""
+ALONE = [blocking_read_of_nothing, dedicated, transaction_without_writing]
+"""Those that run in the calling task alone; the others use the shared connection."""
 
-CASES = [(each, "own") for each in OPERATIONS] + [(each, "link") for each in SHARED]
-named = pytest.mark.parametrize(("operation", "whose"), CASES, ids=lambda part: getattr(part, "__name__", part))
+Case = tuple[Operation, str, str]
+"""What, in whose tasks (the caller's own, or the link's), and over which connection (open already, or not)."""
+
+EVERY_CASE = os.environ.get("CUTS") == "all"
+"""Also the cases whose points are those of other cases, with something else under way: three times as long."""
 
 
-@named
-@pytest.mark.parametrize("warm", [True, False], ids=["warm", "cold"])
-def test_a_call_may_be_cancelled_anywhere(operation: Operation, warm: bool, whose: str) -> None:
+def cases() -> Iterator[Case]:
+    """Each point once; with `EVERY_CASE` in each operation that comes by it."""
+    own_warm = OPERATIONS if EVERY_CASE else [each for each in OPERATIONS if each is not transaction_without_writing]
+    shared = [each for each in OPERATIONS if each not in ALONE]
+    # Connecting is the same for whatever waits for it.
+    own_cold = shared if EVERY_CASE else [each for each in shared if each is not optimistic_transaction]
+    link_warm = shared if EVERY_CASE else [each for each in shared if each not in (plain_pipeline, script)]
+    link_cold = shared if EVERY_CASE else [call, call_over_a_breaking_connection]
+    yield from ((each, "own", "warm") for each in own_warm)
+    yield from ((each, "own", "cold") for each in own_cold)
+    yield from ((each, "link", "warm") for each in link_warm)
+    yield from ((each, "link", "cold") for each in link_cold)
+
+
+def client_cases() -> Iterator[tuple[Operation, str]]:
+    """As `cases`, for the client as a whole, which connects in its operation."""
+    yield from ((each, "own") for each in OPERATIONS)
+    link = [call, retried_call, call_over_a_breaking_connection]
+    if EVERY_CASE:
+        link = [each for each in OPERATIONS if each not in ALONE]
+    yield from ((each, "link") for each in link)
+
+
+def named(part: object) -> str:
+    return str(getattr(part, "__name__", part))
+
+
+@pytest.mark.parametrize(("operation", "whose", "connection"), list(cases()), ids=named)
+def test_a_call_may_be_cancelled_anywhere(operation: Operation, whose: str, connection: str) -> None:
     """At each step of the calling task, or of a task of the link's own; over an open connection, or while it opens."""
 
     async def scenario(cut: Cut) -> None:
         async with InProcessRedis() as server:
             wires = Wires(server)
             async with Redis(OPTIONS, connect=wires) as redis:
-                if warm:
+                if connection == "warm":
                     await redis.echo("warm")
                 at = trio.lowlevel.current_task() if whose == "own" else LINK
                 with trio.CancelScope() as scope, cut.cancelling(scope, at=at):
@@ -227,7 +258,7 @@ async def prove_what_was_written(redis: Redis) -> None:
     assert await redis.get("a") in (None, b"1")
 
 
-@named
+@pytest.mark.parametrize(("operation", "whose"), list(client_cases()), ids=named)
 def test_a_client_may_be_cancelled_anywhere(operation: Operation, whose: str) -> None:
     """The scope around the whole client: all its tasks and connections are gone, and a late call is told."""
 
