@@ -138,7 +138,8 @@ async def test_no_frame_of_a_refused_login_shows_the_password(redis: Redis, valk
     error: BaseException | None = caught.value
     while error is not None:
         for frame, _ in traceback.walk_tb(error.__traceback__):
-            assert "pass-that-is-wrong" not in repr(frame.f_locals), frame.f_code.co_name
+            if frame.f_code.co_filename != __file__:
+                assert "pass-that-is-wrong" not in repr(frame.f_locals), frame.f_code.co_name
         error = error.__cause__
 
 
