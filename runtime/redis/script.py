@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import redis.exceptions
+
+from .replies import reply_text
 
 if TYPE_CHECKING:
     from .cluster.pipeline import ClusterPipeline
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
     from .transaction import Transaction
 
 __all__ = ["Script", "digest_of"]
+
+_UNKNOWN: Final = "NOSCRIPT No matching script"
+"""How Redis and Valkey themselves word it."""
 
 
 class Script:
@@ -36,14 +41,16 @@ class Script:
     async def __call__(self, keys: Sequence[Any] = (), args: Iterable[Any] = (), client: Commands | None = None) -> Any:
         """EVALSHA; when the server does not know the script (a restart, a failover), EVAL, which teaches it.
 
-        NOSCRIPT means that nothing ran, so the second attempt is safe. `client` takes the place of the one that
-        registered the script. Raises what the command raises.
+        The server's NOSCRIPT means that nothing ran, so the second attempt is safe. `client` takes the place of the one
+        that registered the script; on a pipeline use `queue`. Raises what the command raises.
         """
         runner = self._client if client is None else client
         words = [*keys, *args]
         try:
             return await runner.execute_command("EVALSHA", self.sha, len(keys), *words)
-        except redis.exceptions.NoScriptError:
+        except redis.exceptions.NoScriptError as error:
+            if not reply_text(error).startswith(_UNKNOWN):  # the script's own words, and it has run
+                raise
             return await runner.execute_command("EVAL", self.text, len(keys), *words)
 
     def queue(

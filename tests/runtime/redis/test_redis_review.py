@@ -286,6 +286,14 @@ async def test_a_script_that_speaks_like_a_server_runs_once_in_a_transaction_too
         assert await redis.get("n") == b"1"
 
 
+async def test_a_registered_script_that_says_noscript_itself_runs_once(redis: Redis) -> None:
+    script = redis.register_script("redis.call('INCR', KEYS[1]) return redis.error_reply('NOSCRIPT of mine')")
+    for calls in (1, 2):
+        with pytest.raises(exceptions.NoScriptError, match="of mine"):
+            await script(keys=["n"])
+        assert await redis.get("n") == str(calls).encode()
+
+
 async def test_a_read_from_now_on_is_not_sent_again(autojump_clock: Any) -> None:
     """What came while there was no connection would be stepped over, and nobody would know."""
     async with InProcessRedis() as server, Redis(RedisOptions(), connect=server.connect) as redis:
