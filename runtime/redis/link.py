@@ -24,10 +24,10 @@ _SETTLED_AFTER = 1.0
 
 @define(eq=False)
 class _Attempt:
-    """One connect attempt, shared by all who wait for it."""
+    """One connect attempt, shared by all who wait for it. `failure`: why there is no connection, if there is none."""
 
+    failure: RedisUnavailable
     done: trio.Event = field(factory=trio.Event)
-    failure: RedisUnavailable | None = None
 
 
 class Link:
@@ -119,22 +119,21 @@ class Link:
             raise RedisClosed(self._options.address, "the client is closed")
         attempt = self._attempt
         if attempt is None:
-            attempt = self._attempt = _Attempt()
+            attempt = self._attempt = _Attempt(RedisUnavailable(self._options.address, "the link was closed"))
             # In the link's own nursery: a caller that gives up does not take the attempt from the others.
             self._nursery.start_soon(self._try_to_connect, attempt)
         await attempt.done.wait()
         if self.mux is None:
-            failure = attempt.failure or RedisUnavailable(self._options.address, "the connection broke at once")
+            failure = attempt.failure
             raise NotSent(failure.address, f"not sent: {failure.reason}") from failure
         return self.mux
 
     async def _try_to_connect(self, attempt: _Attempt) -> None:
-        failure = RedisUnavailable(self._options.address, "the link was closed")
         try:
             await self._backoff.wait()
             wire = await open_wire(self._options, self._connect)
         except RedisUnavailable as error:
-            failure = error
+            attempt.failure = error
             self._backoff.failed()
             self._on_trouble(error)
         else:
@@ -146,7 +145,6 @@ class Link:
             self.since = trio.current_time()
             self._nursery.start_soon(self.mux.run)
         finally:
-            attempt.failure = failure
             self._attempt = None
             attempt.done.set()
 
