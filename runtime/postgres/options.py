@@ -169,6 +169,8 @@ def _fault(url: str) -> str:
         query = urlsplit(url).query
     except ValueError:
         return "the brackets around an IPv6 address do not match"
+    if "@" in query and "@" not in urlsplit(url).netloc:
+        query = ""  # what looks like it is the end of a password
     for item in filter(None, query.split("&")):
         name, separator, _ = item.partition("=")
         if not separator:

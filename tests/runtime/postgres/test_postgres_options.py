@@ -55,6 +55,8 @@ def test_nothing_shows_the_secret() -> None:
         ("postgresql://mill:sa%lt@db/events", "percent-encoded"),
         ("postgresql://mill:salt@db/events?sslmod=require", "'sslmod'"),
         ("postgresql://mill:salt@db/events?sslmode", "'sslmode' after . has no value"),
+        ("postgresql://mill:a/b?salt@db/events", "percent-encoded"),
+        ("postgresql://mill:a/b?salt=c@db/events", "percent-encoded"),
         ("postgresql://mill:salt@[::1/events", "brackets"),
         ("postgresql://mill:salt@db/events?connect_timeout=soon", "connect_timeout"),
     ],
