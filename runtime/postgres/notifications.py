@@ -30,6 +30,9 @@ __all__ = ["Gap", "Notification", "Notifications", "NotificationsStatistics", "l
 _NAME_BYTES = 63
 """PostgreSQL cuts longer names (NAMEDATALEN - 1), and would so listen to another channel than was asked for."""
 
+_PASSING = (Fault.OUTAGE, Fault.RETRY)
+"""After these another connection is made; somebody may have cancelled our LISTEN, say."""
+
 _BACKOFF_BASE = 0.05
 _BACKOFF_CAP = 2.0
 """Seconds; full jitter, so that the many clients of a server that comes back do not come in step."""
@@ -170,9 +173,11 @@ class Notifications:
         self._retry_for = retry_for
         self._max_waiting = max_waiting
         self._rng = rng or random.Random()  # noqa: S311 - jitter, no secret
-        # What is wanted, in order, and what the present connection listens to.
+        # What is wanted, in order, and what the present connection listens to; while that is being changed, nobody
+        # can rely on it.
         self._wanted: dict[str, None] = dict.fromkeys(_checked(channels))
         self._listening: dict[str, None] = {}
+        self._changing = False
         # What nobody has taken yet, and why there will be nothing more.
         self._items: deque[Notification | Gap] = deque()
         self._end: BaseException | None = None
@@ -255,7 +260,10 @@ class Notifications:
             PostgresUnavailable: an outage lasted longer than ``retry_for``.
             PostgresRejected: a new connection was refused for good.
             trio.ClosedResourceError: the block was left.
+            RuntimeError: it was not entered.
         """
+        if self._nursery is None:
+            raise RuntimeError("nothing is listened to yet: use it within `async with listen(...)`")
         await trio.lowlevel.checkpoint()
         while not self._items:
             if self._end is not None:
@@ -268,7 +276,7 @@ class Notifications:
         await trio.lowlevel.checkpoint()
         if self._end is not None:
             raise self._end
-        if self._connection is not None and self._listening != self._wanted:
+        if self._connection is not None and (self._changing or self._listening != self._wanted):
             self._wait.cancel()
             await self._agreed.park()
 
@@ -281,7 +289,7 @@ class Notifications:
                 try:
                     await self._hear()
                 except psycopg.Error as error:
-                    if not self._lost() and classify(error) is not Fault.OUTAGE:
+                    if not self._lost() and classify(error) not in _PASSING:
                         raise
                     await self._connect_again(first_line(error))
         except Exception as error:  # noqa: BLE001 - raised to whoever takes the items
@@ -296,8 +304,7 @@ class Notifications:
         connection = self._connection
         assert connection is not None  # noqa: S101 - _run sees to it
         while True:
-            while self._listening != self._wanted:
-                await self._listen(connection)
+            await self._listen(connection)
             self._agreed.unpark_all()
             # From the look at what is wanted up to the wait nothing gives way; a change later on cancels the wait.
             with trio.move_on_after(self._check_every) as self._wait:
@@ -307,13 +314,18 @@ class Notifications:
                 await self._ask(connection, sql.SQL(""))
 
     async def _listen(self, connection: Connection[TupleRow]) -> None:
-        """Make the server's list of channels ours."""
-        wanted = self._wanted.copy()
-        changes = [sql.SQL("unlisten {}").format(sql.Identifier(name)) for name in self._listening.keys() - wanted]
-        changes += [sql.SQL("listen {}").format(sql.Identifier(name)) for name in wanted if name not in self._listening]
-        if changes:
-            await self._ask(connection, sql.SQL("; ").join(changes))
-        self._listening = wanted
+        """Make the server's list of channels ours, which may change meanwhile."""
+        while self._listening != (wanted := self._wanted.copy()):
+            gone = [name for name in self._listening if name not in wanted]
+            new = [name for name in wanted if name not in self._listening]
+            changes = [sql.SQL("unlisten {}").format(sql.Identifier(name)) for name in gone]
+            changes += [sql.SQL("listen {}").format(sql.Identifier(name)) for name in new]
+            self._changing = True
+            try:
+                await self._ask(connection, sql.SQL("; ").join(changes))
+            finally:
+                self._changing = False
+            self._listening = wanted
 
     async def _ask(self, connection: Connection[TupleRow], statement: sql.SQL | sql.Composed) -> None:
         """Run a statement that a healthy server answers at once; on a frozen one it takes no longer than the limit."""
@@ -353,7 +365,7 @@ class Notifications:
                 self._connection = await self._connect(lambda: Gap(reason, trio.current_time() - lost_at))
                 return
             except psycopg.OperationalError as error:
-                if classify(error) is not Fault.OUTAGE or trio.current_time() - lost_at >= self._retry_for:
+                if classify(error) not in _PASSING or trio.current_time() - lost_at >= self._retry_for:
                     raise
             ceiling = min(_BACKOFF_CAP, _BACKOFF_BASE * 2.0 ** min(failures, 16))
             failures += 1

@@ -5,10 +5,13 @@ from __future__ import annotations
 import signal
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from typing import Any, LiteralString
 
+import attrs
 import pytest
 import trio
 import trio.testing
+from psycopg import sql
 from psycopg.rows import TupleRow
 
 from penstock.runtime.postgres import (
@@ -365,3 +368,95 @@ async def test_an_idle_session_timeout_is_a_gap_too(server) -> None:
 async def test_at_least_one_may_wait(options) -> None:
     with pytest.raises(ValueError, match="max_waiting"):
         listen(options, "mill", max_waiting=0)
+
+
+# No hole between what add() promises and what is listened to
+
+
+class Slow(Notifications):
+    """The answers to its statements count only when they are let go on.
+
+    Attributes:
+        sent: Its statements since it was told to hold.
+        instead: Statements to send in their place, once each.
+    """
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.sent: list[str] = []
+        self.instead: list[LiteralString] = []
+        self.changed = trio.Event()
+        self.go_on = trio.Event()
+        self.go_on.set()
+
+    async def _ask(self, connection: Connection[TupleRow], statement: sql.SQL | sql.Composed) -> None:
+        self.sent.append(statement.as_string(None))
+        self.changed.set()
+        await super()._ask(connection, sql.SQL(self.instead.pop()) if self.instead else statement)
+        await self.go_on.wait()
+
+    def hold(self) -> None:
+        self.sent.clear()
+        self.changed = trio.Event()
+        self.go_on = trio.Event()
+
+
+@pytest.fixture
+async def slow(options: PostgresOptions, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Slow]:
+    monkeypatch.setattr("penstock.runtime.postgres.notifications.Notifications", Slow)
+    async with listen(attrs.evolve(options, application_name="slow"), "mill", check_every=1000) as notifications:
+        assert isinstance(notifications, Slow)
+        yield notifications
+
+
+async def test_what_is_added_while_it_connects_is_listened_to_before_the_gap(slow, server, speaker) -> None:
+    """Whoever looks at the tables after the gap would otherwise miss what comes before the second LISTEN."""
+    slow.hold()
+    (pid,) = await listening_pids(speaker, "slow")
+    server.execute(f"select pg_terminate_backend({pid})")
+    with trio.fail_after(20):
+        await slow.changed.wait()
+    await slow.add("weir")  # returns at once: there is no connection
+    slow.go_on.set()
+    assert isinstance(await take(slow), Gap)
+    assert slow.sent == ['listen "mill"', 'listen "weir"']
+    await say(speaker, "weir", "heard")
+    item = await take(slow)
+    assert isinstance(item, Notification)
+    assert item.payload == "heard"
+
+
+async def test_a_channel_that_is_wanted_again_while_it_is_given_up_is_waited_for(slow, speaker) -> None:
+    slow.hold()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(slow.remove, "mill")
+        with trio.fail_after(20):
+            await slow.changed.wait()
+        nursery.start_soon(_add_and_hear, slow, speaker)
+        await trio.testing.wait_all_tasks_blocked()
+        slow.go_on.set()
+    assert slow.sent == ['unlisten "mill"', 'listen "mill"']
+
+
+async def _add_and_hear(slow: Slow, speaker: Connection[TupleRow]) -> None:
+    await slow.add("mill")
+    await say(speaker, "mill", "heard")
+    item = await take(slow)
+    assert isinstance(item, Notification)
+    assert item.payload == "heard"
+
+
+async def test_a_cancelled_listen_is_a_gap_and_not_the_end(slow, speaker) -> None:
+    """By an administrator, say, or by a statement_timeout on a busy server."""
+    slow.instead.append("do $$ begin raise sqlstate '57014'; end $$")
+    await slow.add("weir")
+    assert isinstance(await take(slow), Gap)
+    await say(speaker, "weir", "heard")
+    item = await take(slow)
+    assert isinstance(item, Notification)
+    assert item.payload == "heard"
+
+
+async def test_items_of_what_was_not_entered_are_not_waited_for(options) -> None:
+    with pytest.raises(RuntimeError, match="async with"):
+        await anext(listen(options, "mill"))
