@@ -33,6 +33,7 @@ class SlowWatch:
     def __init__(self) -> None:
         self._since: dict[Watched, float] = {}
         self._pause = float("inf")
+        self._nap = trio.CancelScope()
         self._in_use = False
         self._running = False
 
@@ -56,6 +57,7 @@ class SlowWatch:
             trio.lowlevel.spawn_system_task(self._run, name="watch for slow PostgreSQL statements")
         elif connection.slow_after < self._pause * _LOOKS:
             self._pause = connection.slow_after / _LOOKS
+            self._nap.deadline = min(self._nap.deadline, trio.current_time() + self._pause)
 
     def end(self, connection: Watched) -> None:
         """It has waited."""
@@ -66,7 +68,8 @@ class SlowWatch:
         try:
             while self._in_use:
                 self._in_use = bool(self._since)
-                await trio.sleep(self._pause)
+                with trio.CancelScope(deadline=trio.current_time() + self._pause) as self._nap:
+                    await trio.sleep_forever()
                 now = trio.current_time()
                 for connection, since in list(self._since.items()):
                     if now - since >= connection.slow_after:
