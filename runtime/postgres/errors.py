@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import psycopg
 
-from .faults import FAULTS, REJECTIONS, Fault
+from .faults import FAULTS, MISUSES, REJECTIONS, SLOWNESS, Fault
 
 __all__ = [
     "FAULTS",
@@ -18,6 +18,8 @@ __all__ = [
     "classify",
     "connect_failure",
     "first_line",
+    "is_fatal",
+    "lost_what_was_prepared",
 ]
 
 
@@ -81,13 +83,36 @@ def _classify_psycopg(error: psycopg.Error) -> Fault:
     if isinstance(error, PoolTimeout | psycopg.errors.PipelineAborted):
         return Fault.RETRY
     if (state := error.sqlstate) is not None:
+        if lost_what_was_prepared(error):
+            return Fault.RETRY
+        if state == "08P01" and error.diag.severity_nonlocalized == "ERROR":
+            return Fault.BUG  # a pooler's own trouble is fatal; this is a statement with too few parameters, say
         return FAULTS.get(state) or FAULTS.get(state[:2]) or Fault.BUG
     if isinstance(error, psycopg.OperationalError):
+        if MISUSES.search(str(error)):
+            return Fault.BUG
+        if SLOWNESS.search(str(error)):
+            return Fault.RETRY
         # libpq's own: the connection is lost, closed, or was never made.
         return Fault.CONFIG if REJECTIONS.search(str(error)) else Fault.OUTAGE
     if isinstance(error, psycopg.DataError):
         return Fault.EVENT  # a value that cannot be sent at all, such as text with a NUL
     return Fault.BUG
+
+
+def lost_what_was_prepared(error: psycopg.Error) -> bool:
+    """Whether it fails only because a statement was prepared earlier: prepared anew it is done, or fails by itself.
+
+    psycopg goes on executing such a statement by its name, and would until the connection ends.
+    """
+    if error.sqlstate == "0A000":  # shared with all that is not supported; messages are translated, this is not
+        return error.diag.source_function == "RevalidateCachedQuery"
+    return error.sqlstate == "26000" and "_pg3_" in str(error)
+
+
+def is_fatal(error: psycopg.Error) -> bool:
+    """Whether the server said by it that it ends the connection."""
+    return error.diag.severity_nonlocalized in ("FATAL", "PANIC")
 
 
 def connect_failure(error: psycopg.Error, address: str) -> PostgresUnavailable | PostgresRejected:

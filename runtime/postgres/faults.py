@@ -14,7 +14,7 @@ from typing import Final
 
 from attrs import frozen
 
-__all__ = ["ERRORS", "FAULTS", "REJECTIONS", "ErrorRow", "Fault"]
+__all__ = ["ERRORS", "FAULTS", "MISUSES", "REJECTIONS", "SLOWNESS", "ErrorRow", "Fault"]
 
 
 class Fault(enum.Enum):
@@ -223,6 +223,12 @@ ERRORS: Final[tuple[ErrorRow, ...]] = (
         action=_AGAIN,
     ),
     ErrorRow(
+        text="cached plan must not change result type, prepared statement _pg3_… does not exist (0A000, 26000)",
+        meaning="a table changed under a statement that psycopg had prepared, or somebody discarded what was prepared",
+        fault=Fault.RETRY,
+        action=f"{_AGAIN}; the connection prepares its statements anew",
+    ),
+    ErrorRow(
         states=("72000",),
         text="snapshot too old",
         meaning="the transaction was open for too long",
@@ -270,6 +276,12 @@ ERRORS: Final[tuple[ErrorRow, ...]] = (
         action=_DEAD,
     ),
     ErrorRow(
+        text="number of parameters must be between 0 and 65535, bind message supplies … parameters (08P01, not fatal)",
+        meaning="libpq or the server refuses how it is used; the connection is well",
+        fault=Fault.BUG,
+        action="mend the program: one array for `= any(…)` or `unnest(…)` instead of a parameter for each value",
+    ),
+    ErrorRow(
         text="anything else: syntax error, missing table, RAISE of a function, an error that is not PostgreSQL's",
         meaning="the program is wrong",
         fault=Fault.BUG,
@@ -298,6 +310,21 @@ REJECTIONS: Final = re.compile(
     | could\ not\ (load|read)\ (private\ key|certificate|root\ certificate)\ file
     | server\ certificate\ for\ "[^"]*"
     | (invalid|unrecognized)\ .*(value|parameter|option)
+    """,
+    re.VERBOSE,
+)
+
+SLOWNESS: Final = re.compile(r"terminating connection due to (idle-in-transaction|transaction|idle-session) timeout")
+"""What libpq knows of 25P03, 25P04 and 57P05 when it finds them only on its next attempt to write."""
+
+# What libpq refuses to do gives no SQLSTATE either, and costs no connection.
+MISUSES: Final = re.compile(
+    r"""
+      number\ of\ parameters\ must\ be\ between
+    | another\ command\ is\ already\ in\ progress
+    | cannot\ queue\ commands\ during\ COPY
+    | not\ allowed\ in\ pipeline\ mode
+    | no\ COPY\ in\ progress
     """,
     re.VERBOSE,
 )
