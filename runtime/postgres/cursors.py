@@ -42,11 +42,16 @@ class Cursor(psycopg.AsyncCursor[Row]):
 
         Cancellation, and leaving early: the query is cancelled on the server, and what was under way is drained.
         Within a transaction this fails the transaction, as any cancelled query does.
+
+        Raises:
+            psycopg.OperationalError: also when the connection was closed on this side meanwhile, by its pool, say.
         """
         rows = cast("AsyncGenerator[Row]", super().stream(query, params, binary=binary, size=size))
         try:
             async for row in rows:
                 yield row
+            if self.connection.closed:  # which psycopg takes for the end of the rows
+                raise psycopg.OperationalError("the connection was closed in the middle of stream()")
         finally:
             with hurried():
                 await rows.aclose()

@@ -14,7 +14,7 @@ from psycopg import pq
 from psycopg.rows import AsyncRowFactory, Row, tuple_row
 
 from . import internals
-from .errors import Fault, PostgresUnavailable, classify, first_line
+from .errors import Fault, PostgresUnavailable, classify, first_line, is_fatal, lost_what_was_prepared
 from .internals import WRITE
 from .internals import ready as ready_now
 from .interruption import Interruption
@@ -167,7 +167,7 @@ class DrivenConnection(psycopg.AsyncConnection[Row]):
 
     def _failed(self, steps: PQGen[Any], error: psycopg.Error) -> None:
         _close(steps)  # they are suspended still when it was not they who failed
-        if not self.closed and self.pgconn.pipeline_status:
+        if not self.closed and (self.pgconn.pipeline_status or lost_what_was_prepared(error)):
             internals.forget_prepared(self)
         self._look_for_trouble(error)
 
@@ -208,7 +208,7 @@ class DrivenConnection(psycopg.AsyncConnection[Row]):
         """Report what says that the server is away; turn a standby's refusal to write into an outage."""
         if self._loss_told:
             return
-        self._loss_told = self.closed
+        self._loss_told = self.closed or is_fatal(error)  # what comes next is but the end of the connection
         if isinstance(error, psycopg.errors.ReadOnlySqlTransaction) and self._server_is_read_only():
             unavailable = PostgresUnavailable("it is read-only (a standby?)", address=self._address)
             unavailable.__cause__ = error
@@ -256,7 +256,8 @@ class DrivenConnection(psycopg.AsyncConnection[Row]):
             _close(steps)
         elif self._is_active():
             await self._end_interrupted(steps, cancel=True)
-            await self.settle()  # a COPY may have begun all the same
+            if self._is_active():
+                await self._settle()  # a COPY has begun all the same
 
     def _give_up(self, steps: PQGen[Any]) -> None:
         """Close a connection whose server does not end what was cancelled: it may be frozen, so say that too."""
@@ -295,10 +296,15 @@ class DrivenConnection(psycopg.AsyncConnection[Row]):
     async def settle(self) -> None:
         """Bring a connection that was left in the middle of something out of it, within the grace, or close it.
 
-        Shielded; never raises. What is under way is cancelled on the server, an open COPY fails.
+        Shielded; never raises. What is under way is cancelled on the server, an open COPY fails. What another task has
+        begun meanwhile is left to it.
         """
-        if not self._is_active() or self.pgconn.pipeline_status:
+        if self._turns.locked() or not self._is_active() or self.pgconn.pipeline_status:
             return
+        async with self._turns:
+            await self._settle()
+
+    async def _settle(self) -> None:
         try:
             with trio.move_on_after(self.cancel_grace, shield=True), suppress(psycopg.Error):
                 await self._request_cancel()
@@ -314,6 +320,11 @@ class DrivenConnection(psycopg.AsyncConnection[Row]):
             elif results[-1].status == pq.ExecStatus.COPY_OUT:
                 while isinstance(await self._drive(internals.copy_out_steps(self.pgconn)), memoryview):
                     pass
+
+    @property
+    def in_use(self) -> bool:
+        """Whether somebody is in the middle of something: a statement of another task, or a ``stream()`` left open."""
+        return self._turns.locked()
 
     def still_connected(self) -> bool:
         """Whether the server has not ended this idle connection, as far as is known here; asks nobody."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import select
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import psycopg
 from psycopg import errors, generators, pq, waiting
@@ -31,8 +31,8 @@ __all__ = [
     "conninfo_to_dict",
     "copy_end_steps",
     "copy_out_steps",
-    "forget_handlers",
     "forget_prepared",
+    "handlers",
     "in_two_phase",
     "make_conninfo",
     "notify_steps",
@@ -40,9 +40,13 @@ __all__ = [
     "result_steps",
     "set_adapters",
     "set_autocommit_state",
+    "set_handlers",
     "set_lock",
+    "sync_pipeline",
     "timeout_from_conninfo",
 ]
+
+_Handlers: TypeAlias = tuple[tuple[Callable[..., Any], ...], tuple[Callable[..., Any], ...]]
 
 _C = TypeVar("_C", bound="psycopg.AsyncConnection[Any]")
 
@@ -123,10 +127,23 @@ def in_two_phase(connection: psycopg.AsyncConnection[Any]) -> bool:
     return connection._tpc is not None
 
 
-def forget_handlers(connection: psycopg.AsyncConnection[Any]) -> None:
-    """Remove all handlers of notices and notifications; the public way needs to know them."""
-    connection._notice_handlers.clear()
-    connection._notify_handlers.clear()
+def handlers(connection: psycopg.AsyncConnection[Any]) -> _Handlers:
+    """The handlers of notices and of notifications; there is no public way to look at them."""
+    return tuple(connection._notice_handlers), tuple(connection._notify_handlers)
+
+
+def set_handlers(connection: psycopg.AsyncConnection[Any], wanted: _Handlers) -> None:
+    """Have these handlers of notices and of notifications, and no others; the public way needs to know the others."""
+    connection._notice_handlers[:], connection._notify_handlers[:] = wanted
+
+
+async def sync_pipeline(connection: psycopg.AsyncConnection[Any]) -> None:
+    """Collect the results of what is in the pipeline, if the connection is in one; raises the first error among them.
+
+    ``Pipeline.sync()`` is public, the pipeline that a connection is in is not.
+    """
+    if connection._pipeline is not None:
+        await connection._pipeline.sync()
 
 
 def notify_steps(pgconn: pq.abc.PGconn) -> PQGen[list[pq.PGnotify]]:
@@ -135,10 +152,18 @@ def notify_steps(pgconn: pq.abc.PGconn) -> PQGen[list[pq.PGnotify]]:
 
 
 def forget_prepared(connection: psycopg.AsyncConnection[Any]) -> None:
-    """Let psycopg prepare its statements anew.
+    """Let psycopg prepare its statements anew. What the server still has of them is closed by and by.
 
     A statement that psycopg prepares within a pipeline is remembered before the server has answered, and not
     forgotten when the pipeline is aborted before it: its next execution fails with "prepared statement does not
     exist" (psycopg 3.3.9, ``PrepareManager.maybe_add_to_cache``; asyncio too).
+    Nor is one forgotten whose table was altered, or that the server has lost.
     """
-    connection._prepared.clear()
+    prepared = connection._prepared
+    names = list(prepared._names.values())
+    prepared.clear()
+    if psycopg.capabilities.has_send_close_prepared():
+        # One by one, which is no error where there is nothing to close: psycopg's DEALLOCATE ALL is sent after the
+        # next statement, and would hit what that one prepared.
+        prepared._to_flush.clear()
+        prepared._to_flush.extend(names)

@@ -6,21 +6,22 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from types import TracebackType
+from weakref import WeakKeyDictionary
 
 import attrs
 import psycopg
 import trio
 from attrs import define, frozen
 from psycopg import pq
-from psycopg.rows import TupleRow, tuple_row
+from psycopg.rows import TupleRow
 
 from . import internals
 from .connection import Connection
-from .cursors import Cursor, ServerCursor
 from .errors import PoolTimeout, PostgresUnavailable
 from .interruption import hurried
 from .options import PostgresOptions
 from .pool_statistics import Counters, Loan, PoolStatistics
+from .settings import Settings
 
 __all__ = ["Pool"]
 
@@ -66,8 +67,8 @@ class Pool:
         check_after: A connection that has idled for so many seconds is asked by a round trip before it is lent. All
             are looked at without one, but a peer that vanished without a word is not seen that way.
         check_timeout: Seconds for that round trip; without an answer another connection is opened.
-        configure: Called with each new connection before it is first lent (to register types, say). What it raises
-            comes out of `connection`.
+        configure: Called with each new connection before it is first lent (to register types, say). What it sets of
+            psycopg's settings is what every borrower finds. What it raises comes out of `connection`.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Pool:
         self._limiter = trio.CapacityLimiter(options.max_size)
         self._tickets: dict[_Ticket, None] = {}
         self._idle: list[_Idle] = []
+        self._settings: WeakKeyDictionary[Connection[TupleRow], Settings] = WeakKeyDictionary()
         self._doubted_at = float("-inf")
         self._open = False
         self._count = Counters()
@@ -116,8 +118,9 @@ class Pool:
 
         When it comes back, an open transaction is rolled back, settings of psycopg (autocommit, row and cursor
         factories, isolation level, handlers …) are restored, and a connection whose state cannot be mended within
-        ``cancel_grace`` is closed. Settings of the *session* (``SET``, ``LISTEN``, advisory locks) and registered
-        types stay: use ``SET LOCAL`` and ``pg_advisory_xact_lock``, or a connection of your own.
+        ``cancel_grace`` (a task that still uses it, say, or an open ``stream()``) is closed. Settings of the
+        *session* (``SET``, ``LISTEN``, advisory locks) and registered types stay: use ``SET LOCAL`` and
+        ``pg_advisory_xact_lock``, or a connection of your own.
 
         Cancellation: waiting for one and opening one are given up; giving back is shielded and bounded.
 
@@ -180,16 +183,22 @@ class Pool:
         return dropped
 
     async def _admit(self) -> _Ticket:
-        if not self._open:
-            raise RuntimeError("the pool is closed: use it within `async with pool`")
+        self._check_open()
         ticket = _Ticket(trio.lowlevel.current_task().name, trio.current_time())
         try:
             self._limiter.acquire_on_behalf_of_nowait(ticket)
         except trio.WouldBlock:
             await self._queue(ticket)
+            if not self._open:
+                self._limiter.release_on_behalf_of(ticket)
+                self._check_open()
         ticket.since = trio.current_time()
         self._tickets[ticket] = None
         return ticket
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise RuntimeError("the pool is closed: use it within `async with pool`")
 
     async def _queue(self, ticket: _Ticket) -> None:
         """Wait in line. A token is handed over in the very moment in which it is released: nobody can overtake."""
@@ -200,10 +209,11 @@ class Pool:
         finally:
             self._count.note_wait(trio.current_time() - ticket.since)
         self._count.timeouts += 1
-        longest = self.loans()[0]
+        # None, if all were given on in this very moment.
+        longest = "".join(f"; {loan.task!r} holds one for {loan.seconds:.1f} s" for loan in self.loans()[:1])
         raise PoolTimeout(
             f"all {self.options.max_size} connections to {self.options.address} (max_size) were in use for"
-            f" {self._acquire_timeout:g} s (acquire_timeout); {longest.task!r} holds one for {longest.seconds:.1f} s"
+            f" {self._acquire_timeout:g} s (acquire_timeout){longest}"
         )
 
     async def _take(self) -> Connection[TupleRow]:
@@ -244,14 +254,18 @@ class Pool:
             except BaseException:
                 self._discard(connection)
                 raise
+        self._settings[connection] = Settings.of(connection)
         return connection
 
     async def _give_back(self, connection: Connection[TupleRow]) -> None:
         try:
             with trio.CancelScope(shield=True):  # bounded: each step within has the connection's grace
-                await _restore(connection)
+                await _restore(connection, self._settings[connection])
         except psycopg.Error as error:
             _log.debug("cannot restore %r: %s", connection, error)
+        except BaseException:  # Control-C
+            self._discard(connection)
+            raise
         if not _is_restored(connection) or connection.opened_at <= self._doubted_at:
             self._discard(connection)
         elif not self._open:
@@ -313,25 +327,22 @@ def _backend_pid(connection: Connection[TupleRow] | None) -> int | None:
 def _is_restored(connection: Connection[TupleRow]) -> bool:
     if connection.closed or connection.pgconn.pipeline_status or internals.in_two_phase(connection):
         return False
+    if connection.in_use:
+        return False
     return connection.pgconn.transaction_status == _IDLE
 
 
-async def _restore(connection: Connection[TupleRow]) -> None:
+async def _restore(connection: Connection[TupleRow], settings: Settings) -> None:
     """Undo what the borrower left behind, as far as it can be undone within the grace."""
     await connection.settle()
     if connection.closed or connection.pgconn.pipeline_status:
         return
-    if connection.pgconn.transaction_status != _IDLE:
+    if connection.in_use:
+        _log.warning("%r came back to the pool while a task or an open stream() uses it", connection)
+    elif connection.pgconn.transaction_status != _IDLE:
         _log.warning("%r came back to the pool within a transaction: rolling back", connection)
+    if connection.in_use or connection.pgconn.transaction_status != _IDLE:
         with hurried():
-            await connection.rollback()
-    if not _is_restored(connection):
-        return
-    connection.row_factory = tuple_row
-    connection.cursor_factory = Cursor
-    connection.server_cursor_factory = ServerCursor
-    internals.forget_handlers(connection)
-    await connection.set_autocommit(True)
-    await connection.set_isolation_level(None)
-    await connection.set_read_only(None)
-    await connection.set_deferrable(None)
+            await connection.rollback()  # when it has its turn
+    if _is_restored(connection):
+        await settings.put_back(connection)

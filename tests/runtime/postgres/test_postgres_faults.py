@@ -16,11 +16,13 @@ from penstock.runtime.postgres import (
     ERRORS,
     FAULTS,
     Connection,
+    Cursor,
     Fault,
     Pool,
     PostgresOptions,
     PostgresRejected,
     PostgresUnavailable,
+    RawCursor,
     classify,
 )
 
@@ -332,3 +334,41 @@ async def test_an_outage_reaches_on_trouble_and_nothing_else_does(options) -> No
         assert troubles == []
         await fails(connection, "do $$ begin raise sqlstate '57P03'; end $$")
         assert len(troubles) == 1
+
+
+@pytest.mark.parametrize(
+    ("statement", "parameters"),
+    [
+        ("select 1 where 1 in (" + ", ".join(["%s"] * 65536) + ")", list(range(65536))),
+        ("select $1::int, $2::int", [1]),
+    ],
+)
+async def test_what_libpq_refuses_to_do_is_a_bug_and_costs_no_connection(options, statement, parameters) -> None:
+    """An outage is waited for: these would be waited for until somebody mends the program, with the gate shut."""
+    troubles: list[PostgresUnavailable] = []
+    async with Pool(options, on_trouble=troubles.append) as pool:
+        async with pool.connection() as connection:
+            kind = RawCursor if "$" in statement else Cursor
+            with pytest.raises(psycopg.OperationalError) as caught:
+                await kind(connection).execute(statement.encode(), parameters)
+            assert classify(caught.value) is Fault.BUG
+            assert not connection.closed
+        assert troubles == []
+        assert pool.statistics().idle == 1
+
+
+async def test_a_failed_block_in_a_transaction_that_was_too_slow_is_no_trouble(server) -> None:
+    """The ROLLBACK finds the end of the connection, of whose reason psycopg tells nobody but libpq's text."""
+    troubles: list[PostgresUnavailable] = []
+    connection = await Connection.open(server.options(), on_trouble=troubles.append)
+    pid = connection.info.backend_pid
+    await connection.execute("set idle_in_transaction_session_timeout = 20")
+    with pytest.raises(KeyError):
+        async with connection.transaction():
+            await connection.execute("select 1")
+            with trio.fail_after(20):
+                while server.execute(f"select 1 from pg_stat_activity where pid = {pid}"):
+                    await trio.sleep(0.01)
+            raise KeyError
+    assert connection.closed
+    assert troubles == []

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 import signal
+from contextlib import AsyncExitStack
 
 import psycopg
 import pytest
@@ -231,6 +232,19 @@ async def test_several_slow_statements_are_each_told_once_with_their_own_limit(s
         nursery.start_soon(doze, "impatient", 0.05)
         nursery.start_soon(doze, "content", 30)
     assert told == [("impatient", 0.05), ("patient", 0.3)]
+
+
+async def test_a_short_limit_is_kept_while_the_watch_naps_for_a_long_one(server) -> None:
+    told = trio.Event()
+    content = await Connection.open(server.options(), on_slow=lambda _: None, slow_after=1000)
+    impatient = await Connection.open(server.options(), on_slow=lambda _: told.set(), slow_after=0.05)
+    async with content, impatient, trio.open_nursery() as nursery:
+        nursery.start_soon(content.execute, "select pg_sleep(60)")
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(impatient.execute, "select pg_sleep(60)")
+        with trio.fail_after(20):
+            await told.wait()
+        nursery.cancel_scope.cancel()
 
 
 async def test_the_watch_for_slow_statements_ends_by_itself(server) -> None:
@@ -530,3 +544,93 @@ async def test_a_configuration_that_fails_leaks_nothing(server) -> None:
                     pytest.fail("it was not configured")
         assert [connection.closed for connection in made] == [True, True]
         assert pool.statistics().in_use == 0
+
+
+async def test_what_configure_sets_is_what_every_borrower_finds(options) -> None:
+    async def configure(connection: Connection[psycopg.rows.TupleRow]) -> None:
+        connection.row_factory = dict_row  # type: ignore[assignment]
+        connection.prepare_threshold = None
+        connection.add_notice_handler(heard.append)
+
+    heard: list[object] = []
+    async with Pool(options, configure=configure) as pool:
+        for number in (1, 2):
+            async with pool.connection() as connection:
+                assert await (await connection.execute("select 1 as one")).fetchone() == {"one": 1}
+                assert connection.prepare_threshold is None
+                await connection.execute("do $$ begin raise notice 'heard'; end $$")
+                assert len(heard) == number
+                connection.prepare_threshold = 1
+        assert pool.statistics().opened == 1
+
+
+async def test_a_connection_still_in_use_is_not_waited_for_without_end(server) -> None:
+    """An open stream() has the connection's turn, and would have kept it as long as somebody keeps the stream."""
+    async with Pool(server.options(max_size=1, cancel_grace=0.1)) as pool:
+        async with pool.connection() as connection:
+            rows = connection.cursor().stream("select generate_series(1, 100000)")
+            await anext(rows)
+        with trio.fail_after(20):
+            async with pool.connection() as another:
+                assert await (await another.execute("select 1")).fetchone() == (1,)
+        assert connection.closed
+        with pytest.raises(psycopg.OperationalError):
+            await anext(rows)
+        assert pool.statistics().in_use == 0
+
+
+async def test_a_stream_left_to_the_garbage_collector_costs_the_pool_nothing(server) -> None:
+    async with Pool(server.options(max_size=1)) as pool:
+        for _ in range(5):
+            async with pool.connection() as connection:
+                async for _ in connection.cursor().stream("select generate_series(1, 100000)"):
+                    break
+            with trio.fail_after(20):
+                async with pool.connection() as connection:
+                    assert await (await connection.execute("select 1")).fetchone() == (1,)
+        assert pool.statistics().in_use == 0
+
+
+async def test_who_waits_for_a_pool_that_closes_is_told(server) -> None:
+    pool = Pool(server.options(max_size=1))
+
+    async def wait() -> None:
+        with pytest.raises(RuntimeError, match="the pool is closed"):
+            async with pool.connection():
+                pytest.fail("it was lent by a closed pool")
+
+    async with trio.open_nursery() as nursery, AsyncExitStack() as borrowed:
+        async with pool:
+            await borrowed.enter_async_context(pool.connection())
+            nursery.start_soon(wait)
+            await trio.testing.wait_all_tasks_blocked()
+    assert pool.statistics().in_use == 0
+    assert pool.statistics().opened == 1
+
+
+async def test_a_time_limit_that_passes_in_the_moment_of_the_hand_over_is_a_time_limit(server) -> None:
+    """Nobody holds the connection just then: it is on its way to another waiter."""
+    outcomes: list[str] = []
+
+    async def want(pool: Pool) -> None:
+        try:
+            async with pool.connection():
+                outcomes.append("lent")
+        except PoolTimeout:
+            outcomes.append("timeout")
+
+    async def hold(pool: Pool, task_status: trio.TaskStatus[None]) -> None:
+        async with pool.connection():
+            task_status.started()
+            await limit_passed.wait()
+
+    for _ in range(20):
+        limit_passed = trio.Event()
+        async with Pool(server.options(max_size=1)) as pool, trio.open_nursery() as nursery:
+            await nursery.start(hold, pool)
+            nursery.start_soon(want, pool)
+            await trio.testing.wait_all_tasks_blocked()
+            pool._acquire_timeout = 0.0
+            nursery.start_soon(want, pool)
+            limit_passed.set()
+    assert sorted(outcomes) == ["lent"] * 20 + ["timeout"] * 20
