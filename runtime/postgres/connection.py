@@ -15,7 +15,7 @@ from psycopg.rows import AsyncRowFactory, Row, TupleRow
 from . import internals
 from .cursors import cursor_class
 from .driving import DrivenConnection, tell
-from .errors import PostgresUnavailable, connect_failure
+from .errors import PostgresUnavailable, connect_failure, first_line
 from .interruption import Interruption, hurried
 from .resolving import resolve
 from .waiting import drive_connecting
@@ -123,7 +123,7 @@ class Connection(DrivenConnection[Row]):
             failures.append(psycopg.errors.ConnectionTimeout(f"no connection within {limit:g} s"))
         if len(failures) == 1:
             raise failures[0]
-        raise type(failures[-1])("; ".join(str(failure) for failure in failures))
+        raise type(failures[-1])("; ".join(first_line(failure) for failure in failures))
 
     @property
     def cursor_factory(self) -> type[psycopg.AsyncCursor[Row]]:
@@ -181,6 +181,7 @@ class Connection(DrivenConnection[Row]):
             yield transaction
             await trio.lowlevel.checkpoint_if_cancelled()
             if not force_rollback:
+                await internals.sync_pipeline(self)  # or an error in it may be unknown here, or forgotten
                 self._check_can_commit()
         except BaseException as error:
             if isinstance(error, trio.Cancelled) and self.pgconn.pipeline_status:
@@ -188,7 +189,11 @@ class Connection(DrivenConnection[Row]):
                 await self._request_cancel()
             swallowed: bool | None = False
             with hurried():
-                swallowed = await manager.__aexit__(type(error), error, error.__traceback__)
+                try:
+                    swallowed = await manager.__aexit__(type(error), error, error.__traceback__)
+                except trio.Cancelled:
+                    self.abandon()  # another task has not let the ROLLBACK have its turn within the grace
+                    raise
             self.tell_loss()
             if swallowed:
                 return
@@ -206,8 +211,15 @@ class Connection(DrivenConnection[Row]):
             )
 
     async def commit(self) -> None:
-        """Commit the pending transaction. Once sent it is seen through, as in `transaction`."""
+        """Commit the pending transaction. Once sent it is seen through, as in `transaction`.
+
+        Raises:
+            psycopg.errors.InFailedSqlTransaction: a statement of it failed, as in `transaction`; roll it back.
+        """
         await _enter()
+        await internals.sync_pipeline(self)
+        if not self.closed:
+            self._check_can_commit()
         with Interruption.FINISH.rules():
             await super().commit()
 

@@ -203,3 +203,55 @@ async def test_reading_a_copy_ends_with_the_cancellation_and_not_with_the_server
                     pass
         assert scope.cancelled_caught
         assert connection.pgconn.transaction_status == IDLE
+
+
+async def test_an_error_that_was_caught_in_a_pipeline_is_no_commit(connection) -> None:
+    """The pipeline starts afresh after it, and says nothing of it when the COMMIT turns into a rollback."""
+    with pytest.raises(psycopg.errors.InFailedSqlTransaction, match="nothing can be committed"):
+        async with connection.pipeline(), connection.transaction():
+            await connection.execute("insert into effect values (1)")
+            cursor = await connection.execute("select 1/0")
+            with suppress(psycopg.errors.DivisionByZero):
+                await cursor.fetchall()
+    assert connection.pgconn.transaction_status == IDLE
+    assert await count(connection) == 0
+
+
+@pytest.mark.parametrize("pipelined", [False, True])
+async def test_an_explicit_commit_after_a_caught_error_is_refused(connection, pipelined: bool) -> None:
+    await connection.set_autocommit(False)
+
+    async def work() -> None:
+        await connection.execute("insert into effect values (1)")
+        with suppress(psycopg.errors.DivisionByZero):
+            await (await connection.execute("select 1/0")).fetchall()
+        await connection.commit()
+
+    with pytest.raises(psycopg.errors.InFailedSqlTransaction, match="nothing can be committed"):
+        if pipelined:
+            async with connection.pipeline():
+                await work()
+        else:
+            await work()
+    await connection.rollback()
+    assert await count(connection) == 0
+
+
+async def test_a_rollback_that_does_not_get_its_turn_closes_the_connection(options) -> None:
+    """Left open, the transaction would swallow what comes next."""
+    connection = await Connection.open(options)
+    connection.cancel_grace = 0.1
+
+    async def hold_up() -> None:
+        with pytest.raises(psycopg.OperationalError):
+            await connection.execute("select pg_sleep(60)")
+
+    async with trio.open_nursery() as nursery:
+        with trio.CancelScope() as scope:
+            async with connection.transaction():
+                nursery.start_soon(hold_up)
+                await trio.testing.wait_all_tasks_blocked()
+                scope.cancel()
+                await trio.sleep_forever()
+    assert scope.cancelled_caught
+    assert connection.closed

@@ -10,7 +10,14 @@ import trio.testing
 from psycopg import pq
 from psycopg.rows import TupleRow, dict_row
 
-from penstock.runtime.postgres import Connection, PostgresOptions, PostgresRejected, PostgresUnavailable
+from penstock.runtime.postgres import (
+    Connection,
+    Fault,
+    PostgresOptions,
+    PostgresRejected,
+    PostgresUnavailable,
+    classify,
+)
 
 IDLE = pq.TransactionStatus.IDLE
 
@@ -99,6 +106,13 @@ async def test_hosts_are_tried_in_turn(server, tmp_path) -> None:
     nowhere = PostgresOptions.from_url(f"postgresql://postgres@/postgres?host={tmp_path},{tmp_path}/other&port=54330")
     with pytest.raises(PostgresUnavailable, match="/other"):
         await Connection.open(nowhere)
+
+
+async def test_of_several_hosts_the_one_that_refuses_is_named(server, tmp_path) -> None:
+    hosts = f"{tmp_path},{server.directory}"
+    options = PostgresOptions.from_url(f"postgresql://penstock:wrong@/postgres?host={hosts}&port=54330")
+    with pytest.raises(PostgresRejected, match="password authentication failed"):
+        await Connection.open(options)
 
 
 @pytest.mark.parametrize("host", ["localhost", "nowhere.invalid"])
@@ -272,3 +286,44 @@ async def test_long_executemany_shares_the_loop(connection: Connection[TupleRow]
         nursery.cancel_scope.cancel()
     assert max(gaps) < 0.25
     assert len(gaps) > 20
+
+
+async def test_a_stream_left_open_does_not_cut_the_next_statement_short(connection: Connection[TupleRow]) -> None:
+    """It is finalized by a task of trio's, while the next statement waits for its turn, or has it already."""
+    for _ in range(10):
+        async for _ in connection.cursor().stream("select generate_series(1, 100000)"):
+            break
+        with trio.fail_after(20):
+            cursor = await connection.execute("select 1 from pg_sleep(0.01)")
+            assert await cursor.fetchone() == (1,)
+
+
+@pytest.mark.parametrize("prepare", [None, True])
+async def test_a_prepared_statement_outlives_a_change_of_its_table(connection, options, prepare: bool | None) -> None:
+    """It fails once, as nobody's fault, and is prepared anew; psycopg would execute it by its name for ever."""
+    await connection.execute("create table widened (a int)")
+    async with await Connection.open(options) as other:
+        for column in ("b", "c"):
+            for _ in range(8):
+                await connection.execute("select * from widened", prepare=prepare)
+            await other.execute(f"alter table widened add {column} int".encode())
+            with pytest.raises(psycopg.errors.FeatureNotSupported) as caught:
+                await connection.execute("select * from widened", prepare=prepare)
+            assert classify(caught.value) is Fault.RETRY
+        for _ in range(8):
+            cursor = await connection.execute("select * from widened", prepare=prepare)
+        assert len(cursor.description or ()) == 3
+        await other.execute("drop table widened")
+
+
+@pytest.mark.parametrize("prepare", [None, True])
+async def test_a_prepared_statement_that_the_server_lost_is_prepared_anew(connection, prepare: bool | None) -> None:
+    for _ in range(2):
+        for _ in range(8):
+            await connection.execute("select 1 + 1", prepare=prepare)
+        await connection.execute("do $$ begin execute 'deallocate all'; end $$")
+        with pytest.raises(psycopg.errors.InvalidSqlStatementName) as caught:
+            await connection.execute("select 1 + 1", prepare=prepare)
+        assert classify(caught.value) is Fault.RETRY
+    for _ in range(8):
+        await connection.execute("select 1 + 1", prepare=prepare)
