@@ -37,7 +37,9 @@ class RedisOptions:
         credential_provider: asked for user and password at every connect, in place of the two (tokens that expire);
             redis-py's interface. Its `get_credentials_async` may wait on trio, within `connect_timeout`.
         client_name: shown by CLIENT LIST.
-        protocol: RESP3, or RESP2 for servers and proxies that do not know HELLO. Python sees the same values.
+        protocol: RESP3, or RESP2 for servers and proxies that do not know HELLO. Python sees the same values, but for
+            the few that redis-py itself gives in two shapes: scores of ZDIFF, ZMPOP and ZRANDMEMBER, flags of COMMAND,
+            XINFO STREAM FULL, FUNCTION STATS, MEMORY STATS, and what EVAL brings.
         tls: TLS on the connection (`rediss://`).
         tls_verify: whether the certificate must be signed by a trusted authority. Without, anybody may play the server.
         tls_ca_file, tls_ca_path, tls_ca_data: the authorities to trust, as a PEM file, a directory of hashed PEM files,

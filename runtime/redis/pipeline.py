@@ -116,7 +116,8 @@ class Pipeline(Commands):
         without, error replies stand in the list as exception objects. A transaction that the server refuses as a whole
         raises the reply that it refused for, in either case. Cancelled: never sent, or outcome unknown.
 
-        Raises NotSent, OutcomeUnknown, redis.exceptions.ResponseError.
+        Raises NotSent, OutcomeUnknown, redis.exceptions.ResponseError; with `decode_responses` also UnicodeDecodeError
+        for what is no text. Of a transaction that is all of EXEC's reply: it has run, and its results are lost.
         """
         queue = self._queue
         self.clear()
