@@ -16,6 +16,7 @@ import pytest
 from attrs import define
 
 from penstock.runtime.redis import Redis, RedisOptions
+from penstock.runtime.testing.servers import LocalCluster
 
 sys.path.insert(0, str(Path(__file__).parent))  # what several test modules share: scripted_cluster, clusters
 
@@ -97,6 +98,38 @@ def make_valkey() -> Iterator[Callable[..., ValkeyServer]]:
         server.kill()
     for directory in directories:
         shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="session")
+def replicated() -> Iterator[Callable[[str | None], LocalCluster]]:
+    """A cluster of three masters with a replica each, one for each program; made once, and mended for who comes next.
+
+    Nodes that were killed or frozen run again, and masters are empty. Who changes more makes a cluster of its own.
+    """
+    made: dict[str | None, LocalCluster] = {}
+
+    def lend(program: str | None = None) -> LocalCluster:
+        if program not in made:
+            made[program] = LocalCluster.make(masters=3, replicas=1, program=program)
+        put_in_order(made[program])
+        return made[program]
+
+    yield lend
+    for cluster in made.values():
+        cluster.remove()
+
+
+def put_in_order(cluster: LocalCluster) -> None:
+    for node in cluster.nodes:
+        if not node.running:
+            node.start()
+        elif node.frozen:
+            node.thaw()
+    cluster.wait_ok()
+    for node in cluster.nodes:
+        with cluster.admin(node) as admin:
+            if admin.execute_command("ROLE")[0] == "master":  # type: ignore[no-untyped-call]
+                admin.flushall()
 
 
 @pytest.fixture(scope="session")

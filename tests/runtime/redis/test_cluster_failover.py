@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,9 @@ STREAMS = [f"stream:{number}" for number in range(6)]
 LIMIT = 60.0
 
 
-REDIS_7_0 = Path("/usr/bin/redis-server")
-
-
 @pytest.fixture(scope="module", params=["valkey", "redis"])
-def local(request: pytest.FixtureRequest) -> Iterator[LocalCluster]:
-    if request.param == "redis" and not REDIS_7_0.exists():
-        pytest.skip(f"there is no {REDIS_7_0}")
-    program = str(REDIS_7_0) if request.param == "redis" else None
-    with LocalCluster.make(masters=3, replicas=1, program=program) as cluster:
-        yield cluster
+def local(request: pytest.FixtureRequest, replicated: Callable[[str | None], LocalCluster]) -> LocalCluster:
+    return replicated(request.getfixturevalue("redis_7_0") if request.param == "redis" else None)
 
 
 @pytest.fixture(autouse=True)

@@ -25,10 +25,8 @@ SLOT = slot_of(STREAM)
 
 
 @pytest.fixture(scope="module", params=["valkey", "redis-7.0"])
-def shared_cluster(request: pytest.FixtureRequest) -> Iterator[LocalCluster]:
-    program = request.getfixturevalue("redis_7_0") if request.param == "redis-7.0" else None
-    with LocalCluster.make(masters=3, replicas=1, program=program) as cluster:
-        yield cluster
+def shared_cluster(request: pytest.FixtureRequest, replicated: Callable[[str | None], LocalCluster]) -> LocalCluster:
+    return replicated(request.getfixturevalue("redis_7_0") if request.param == "redis-7.0" else None)
 
 
 @pytest.fixture

