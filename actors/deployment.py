@@ -33,7 +33,16 @@ from typing import TYPE_CHECKING, Any
 import redis.exceptions
 import trio
 
-from ..runtime.redis import AnyRedis, ClusterOptions, Kind, RedisOptions, RedisUnavailable, classify, open_client
+from ..runtime.redis import (
+    AnyRedis,
+    ClusterOptions,
+    Kind,
+    RedisCluster,
+    RedisOptions,
+    RedisUnavailable,
+    classify,
+    open_client,
+)
 from ..runtime.redis.replies import reply_text
 from ..runtime.supervision import (
     Child,
@@ -56,6 +65,7 @@ from .event import Envelope, Origin, SkippedEntry, UndecodableEntry
 from .handler_pool import HandlerPool
 from .health_monitor import HealthMonitor, Watch
 from .listener import Listener
+from .ownership import Ownership
 from .probes import StreamView, observe
 from .producer import Outgoing, Producer, Published, PublishFailed
 from .retention import Retention
@@ -146,6 +156,7 @@ class Deployment:
             requests=settings.delivery.publish_capacity,
             buffer=settings.capture.buffer,
             believes_late=not self._may_move,
+            ownership=Ownership(self._cluster_client) if self._cluster_probe is not None else None,
         )
         self.tree = Tree(self._root(front_ends), gates=self.gates, seed=seed)
 
@@ -235,6 +246,11 @@ class Deployment:
         if self._client is None:
             raise RuntimeError("the link to Redis is not up; the actor links/redis holds it")
         return self._client
+
+    def _cluster_client(self) -> RedisCluster:
+        client = self.client()
+        assert isinstance(client, RedisCluster)  # noqa: S101 - asked only where the options are a cluster's
+        return client
 
     # The tree -------------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
@@ -28,8 +28,9 @@ from .texts import well_formed
 
 if TYPE_CHECKING:
     from ..runtime.mailbox import Inbox, MailboxStatistics
-    from ..runtime.redis import AnyRedis, ClusterPipeline, Pipeline
+    from ..runtime.redis import AnyRedis
     from ..runtime.supervision import Child, Gate
+    from .ownership import Claim, Ownership, Written
 
 __all__ = ["Outgoing", "Producer", "PublishFailed", "Published"]
 
@@ -117,6 +118,8 @@ class Producer:
         believes_late: whether an answer counts that comes after the gate ``redis`` was shut. Where another node may
             take over, it does not: a master that was silent for so long may be none any more when it goes on,
             acknowledge what it has, and lose it.
+        ownership: who is asked, in a cluster, whether an acknowledgement counts that comes after a silence; None
+            where no other node can have taken over.
     """
 
     def __init__(
@@ -128,11 +131,13 @@ class Producer:
         requests: int = 1_000,
         buffer: int = 10_000,
         believes_late: bool = True,
+        ownership: Ownership | None = None,
     ) -> None:
         self._client = client
         self._gates = tuple(gates)
         self._trouble = trouble
         self._believes_late = believes_late
+        self._ownership = ownership
         self._requests: Mailbox[_Request] = Mailbox("producer", requests)
         self._captured: Mailbox[Outgoing] = Mailbox("producer.captured", buffer)
         # Taken out of the mailbox and not yet acknowledged; here, and not in the task, so that it survives the task.
@@ -300,34 +305,42 @@ class Producer:
         """XADD them in one burst, in order."""
         if why := self._why_not():
             return _refused(entries, why)
-        pipeline = self._client().pipeline(transaction=False)
-        for entry in entries:
-            pipeline.xadd(entry.stream, entry.fields)  # type: ignore[arg-type]
         try:
-            replies = await self._execute(pipeline)
+            results = await self._execute(entries)
         except redis.exceptions.RedisError as error:
             self._trouble(error)
             return _refused(entries, str(error), unknown=not isinstance(error, NotSent))
-        if replies is None:
+        if results is None:
             return _refused(entries, self._why_not() or "Redis was away meanwhile", unknown=True)
-        return [self._result(entry, reply) for entry, reply in zip(entries, replies, strict=True)]
+        self.published += sum(isinstance(result, Published) for result in results)
+        return results
 
-    async def _execute(self, pipeline: Pipeline | ClusterPipeline) -> list[Any] | None:
-        """The replies; None if the gate was shut before they came, and nobody would believe them."""
+    async def _execute(self, entries: Sequence[Outgoing]) -> list[Result] | None:
+        """The results; None if the gate was shut before the replies came, and nobody would believe them."""
         if self._believes_late:
-            return await pipeline.execute(raise_on_error=False)
-        replies: list[Any] | None = None
+            return await self._send(entries)
+        results: list[Result] | None = None
         failure: redis.exceptions.RedisError | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._give_up, nursery.cancel_scope)
             try:
-                replies = await pipeline.execute(raise_on_error=False)
+                results = await self._send(entries)
             except redis.exceptions.RedisError as error:
                 failure = error
             nursery.cancel_scope.cancel(reason="the burst is answered")
         if failure is not None:
             raise failure
-        return replies
+        return results
+
+    async def _send(self, entries: Sequence[Outgoing]) -> list[Result]:
+        ownership = self._ownership
+        claims = await ownership.claims(entry.stream for entry in entries) if ownership is not None else {}
+        pipeline = self._client().pipeline(transaction=False)
+        for entry in entries:
+            pipeline.xadd(entry.stream, entry.fields)  # type: ignore[arg-type]
+        replies = await pipeline.execute(raise_on_error=False)
+        results = [self._result(entry, reply) for entry, reply in zip(entries, replies, strict=True)]
+        return results if ownership is None else await _believed(ownership, claims, entries, results)
 
     async def _give_up(self, burst: trio.CancelScope) -> None:
         await self._gates[0].wait_shut()
@@ -340,7 +353,6 @@ class Producer:
                 return PublishFailed(entry.event_id, str(reply), outcome_unknown=not isinstance(reply, NotSent))
             permanent = classify(reply).kind in _HOPELESS
             return PublishFailed(entry.event_id, f"Redis refused: {reply_text(reply)}", permanent=permanent)
-        self.published += 1
         return Published(entry.event_id, reply.decode() if isinstance(reply, bytes) else str(reply))
 
 
@@ -361,6 +373,23 @@ def _defect(entry: Outgoing) -> str:
         if name != well_formed(name) or text != well_formed(text):
             return f"the field {name!r} holds half of a surrogate pair, which is no UTF-8"
     return "a field is no text"
+
+
+async def _believed(
+    ownership: Ownership, claims: Mapping[str, Claim], entries: Sequence[Outgoing], results: Sequence[Result]
+) -> list[Result]:
+    """The results, but for acknowledgements that do not count."""
+    written: dict[str, list[Written]] = {}
+    for entry, result in zip(entries, results, strict=True):
+        if isinstance(result, Published) and result.entry_id is not None:
+            written.setdefault(entry.stream, []).append((result.entry_id, entry.fields))
+    doubts = await ownership.doubts(claims, written)
+    return [
+        PublishFailed(entry.event_id, doubts[entry.stream], outcome_unknown=True)
+        if isinstance(result, Published) and entry.stream in doubts
+        else result
+        for entry, result in zip(entries, results, strict=True)
+    ]
 
 
 def _refused(entries: Sequence[Outgoing], reason: str, *, unknown: bool = False) -> list[Result]:
