@@ -59,7 +59,7 @@ class DrivenConnection(psycopg.AsyncConnection[Row]):
         self._loss_told = False  # or there is nothing to tell, for we closed it
         self._yielded_at = 0.0
         self.copying = False
-        self._turns = StatementLock(grace=2.0)
+        self._turns = StatementLock(grace=2.0, untidy=self._is_left_active, tidy=self._settle)
         internals.set_lock(self, self._turns)
 
     @property
@@ -299,10 +299,13 @@ class DrivenConnection(psycopg.AsyncConnection[Row]):
         Shielded; never raises. What is under way is cancelled on the server, an open COPY fails. What another task has
         begun meanwhile is left to it.
         """
-        if self._turns.locked() or not self._is_active() or self.pgconn.pipeline_status:
-            return
-        async with self._turns:
-            await self._settle()
+        if self._is_left_active() and not self._turns.locked():
+            async with self._turns:
+                pass  # it is done by taking the turn
+
+    def _is_left_active(self) -> bool:
+        """Whether something is under way, asked by who has the turn and has begun nothing."""
+        return self._is_active() and not self.pgconn.pipeline_status
 
     async def _settle(self) -> None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 
 import trio
@@ -18,10 +19,18 @@ class StatementLock:
 
     Cancellation: a cancelled waiter leaves the queue, unless it is cleaning up (`Interruption`): then it has
     *grace* seconds to get its turn.
+
+    Args:
+        grace: See there.
+        tidy: Called by who has got the turn, if *untidy* says that the one before left something under way. After a
+            release it would be too late: somebody else may have been given the turn already.
+        untidy: See there.
     """
 
-    def __init__(self, grace: float) -> None:
+    def __init__(self, grace: float, *, untidy: Callable[[], bool], tidy: Callable[[], Awaitable[None]]) -> None:
         self.grace = grace
+        self._untidy = untidy
+        self._tidy = tidy
         self._held = False
         self._waiters = trio.lowlevel.ParkingLot()
 
@@ -29,9 +38,17 @@ class StatementLock:
         return self._held
 
     async def acquire(self) -> None:
-        if not self._held:
-            self._held = True
-            return
+        if self._held:
+            await self._wait()
+        self._held = True
+        if self._untidy():
+            try:
+                await self._tidy()
+            except BaseException:
+                self.release()
+                raise
+
+    async def _wait(self) -> None:
         # A release hands the lock over to the first waiter without freeing it: nobody can overtake.
         try:
             await self._waiters.park()

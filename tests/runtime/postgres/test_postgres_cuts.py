@@ -265,6 +265,40 @@ async def test_any_operation_cut_at_any_moment(options: PostgresOptions, seed: i
     assert closed <= FUZZ_ROUNDS / 100
 
 
+async def _stream_break(connection: Connection[TupleRow], _: random.Random) -> None:
+    async for _row in connection.cursor().stream("select generate_series(1, 20000)"):
+        break
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+async def test_tasks_on_one_connection_are_not_hurt_by_what_others_leave_behind(
+    options: PostgresOptions, seed: int
+) -> None:
+    """Two are cut at random moments, one is not and must not notice: what is left is tidied before the next turn."""
+    dice = random.Random(seed)
+    connection = await _fresh(options)
+    rounds = FUZZ_ROUNDS // 5
+
+    async def be_cut() -> None:
+        for _ in range(rounds):
+            with trio.move_on_after(0.02 * dice.random()):
+                await dice.choice([_copy_in, _copy_out, _stream_break, _execute])(connection, dice)
+
+    async def work() -> None:
+        for number in range(rounds):
+            assert await (await connection.execute("select %s::int", [number])).fetchone() == (number,)
+            await trio.lowlevel.checkpoint()
+
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(be_cut)
+            nursery.start_soon(be_cut)
+            nursery.start_soon(work)
+        assert await (await connection.execute("select 1")).fetchone() == (1,)
+    assert connection.pgconn.transaction_status == IDLE
+    await connection.close()
+
+
 async def _fresh(options: PostgresOptions) -> Connection[TupleRow]:
     connection = await Connection.open(options)
     await connection.execute("create temp table effect (id int primary key, note text)")
