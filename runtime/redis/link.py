@@ -128,6 +128,7 @@ class Link:
             raise NotSent(failure.address, f"not sent: {failure.reason}") from failure
         return self.mux
 
+    @trio.lowlevel.enable_ki_protection  # Ctrl-C is for the program's own tasks
     async def _try_to_connect(self, attempt: _Attempt) -> None:
         try:
             await self._backoff.wait()

@@ -139,6 +139,7 @@ class Mux:
 
         return await trio.lowlevel.wait_task_rescheduled(abandon)
 
+    @trio.lowlevel.enable_ki_protection  # Ctrl-C is for the program's own tasks: here it would lose a reply
     async def run(self) -> None:
         """Carry the calls until the connection breaks or `close` is called; then close the stream. Never raises."""
         try:
@@ -201,6 +202,7 @@ class Mux:
         self._let_in()
         self._close_if_over()
 
+    @trio.lowlevel.enable_ki_protection
     async def _write(self) -> None:
         try:
             while True:
@@ -238,6 +240,7 @@ class Mux:
             self._let_in()
         return data
 
+    @trio.lowlevel.enable_ki_protection
     async def _read(self) -> None:
         wire, reader = self._wire, self._wire.reader
         try:
@@ -283,6 +286,7 @@ class Mux:
             self._let_in()
         self._close_if_over()
 
+    @trio.lowlevel.enable_ki_protection
     async def _watch(self) -> None:
         """Report silence after `stall_after`, end the connection after `response_timeout`. No timer for each call."""
         limits, reported = self._options, None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import signal
 import traceback
 from math import inf
 from typing import Any
@@ -311,3 +312,39 @@ async def test_a_read_from_now_on_is_not_sent_again(autojump_clock: Any) -> None
                 server.cut_after(1, command="XREAD")
                 nursery.start_soon(read)
             assert isinstance(results[0], list) is expected
+
+
+class Interrupting(SlowUplink):
+    """Somebody presses Ctrl-C when the next bytes come."""
+
+    pressed = True
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        data = await super().receive_some(max_bytes)
+        if not self.pressed:
+            self.pressed = True
+            signal.raise_signal(signal.SIGINT)
+        return data
+
+
+def test_a_keyboard_interrupt_is_for_the_program_and_not_for_the_link() -> None:
+    """In a task of the link it would come out as a crash of the client, and lose a reply."""
+
+    async def main() -> None:
+        streams: list[Interrupting] = []
+        async with InProcessRedis() as server:
+
+            async def connect() -> trio.abc.Stream:
+                streams.append(Interrupting(await server.connect(), stuck=False))
+                return streams[-1]
+
+            async with Redis(RedisOptions(retry_for=0), connect=connect) as redis:
+                await redis.echo("a")
+                streams[0].pressed = False
+                with pytest.raises(KeyboardInterrupt):
+                    assert await redis.echo("b") == b"b"
+                    await trio.sleep_forever()
+                assert await redis.echo("c") == b"c"
+                assert len(streams) == 1
+
+    trio.run(main)
