@@ -201,6 +201,12 @@ class Connection(DrivenConnection[Row]):
         with Interruption.FINISH.rules():
             await manager.__aexit__(None, None, None)
 
+    async def _enter_commit(self) -> None:
+        await _enter()
+        await internals.sync_pipeline(self)
+        if not self.closed:
+            self._check_can_commit()
+
     def _check_can_commit(self) -> None:
         if self.closed:
             raise psycopg.OperationalError("the connection was lost in the transaction: nothing was committed")
@@ -216,10 +222,7 @@ class Connection(DrivenConnection[Row]):
         Raises:
             psycopg.errors.InFailedSqlTransaction: a statement of it failed, as in `transaction`; roll it back.
         """
-        await _enter()
-        await internals.sync_pipeline(self)
-        if not self.closed:
-            self._check_can_commit()
+        await self._enter_commit()
         with Interruption.FINISH.rules():
             await super().commit()
 
@@ -229,14 +232,14 @@ class Connection(DrivenConnection[Row]):
             await super().rollback()
 
     async def tpc_prepare(self) -> None:
-        """Vote for the two-phase transaction. Once sent it is seen through, as a COMMIT is."""
-        await _enter()
+        """Vote for the two-phase transaction. Once sent it is seen through, as a COMMIT is; same errors."""
+        await self._enter_commit()
         with Interruption.FINISH.rules():
             await super().tpc_prepare()
 
     async def tpc_commit(self, xid: psycopg.Xid | str | None = None) -> None:
-        """Commit the two-phase transaction. Once sent it is seen through."""
-        await _enter()
+        """Commit the two-phase transaction. Once sent it is seen through; errors as of `commit`."""
+        await self._enter_commit()
         with Interruption.FINISH.rules():
             await super().tpc_commit(xid)
 

@@ -237,6 +237,18 @@ async def test_an_explicit_commit_after_a_caught_error_is_refused(connection, pi
     assert await count(connection) == 0
 
 
+@pytest.mark.parametrize("step", ["tpc_prepare", "tpc_commit"])
+async def test_a_two_phase_transaction_after_a_caught_error_is_refused(connection, step: str) -> None:
+    await connection.set_autocommit(False)
+    await connection.tpc_begin("refused")
+    with suppress(psycopg.errors.DivisionByZero):
+        await connection.execute("select 1/0")
+    with pytest.raises(psycopg.errors.InFailedSqlTransaction, match="nothing can be committed"):
+        await getattr(connection, step)()
+    await connection.tpc_rollback()
+    assert connection.pgconn.transaction_status == IDLE
+
+
 async def test_a_rollback_that_does_not_get_its_turn_closes_the_connection(options) -> None:
     """Left open, the transaction would swallow what comes next."""
     connection = await Connection.open(options)
