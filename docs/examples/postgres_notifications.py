@@ -64,7 +64,9 @@ async def main() -> None:
     listener = PostgresOptions.from_url(os.environ["POSTGRES_URL"], application_name="relay")
     async with Pool(options) as pool, trio.open_nursery() as nursery:
         async with pool.connection() as connection:
-            await connection.execute("create table outbox (id bigserial primary key, payload text not null)")
+            await connection.execute(
+                "create table if not exists outbox (id bigserial primary key, payload text not null)"
+            )
         await put(pool, "from before the start")
         await nursery.start(relay, listener)
 
