@@ -144,6 +144,9 @@ class RedisOptions:
         return context
 
 
+_OF_SEVERAL: Final = ("redis+", "rediss+")
+
+
 def _read_url(url: str) -> dict[str, Any]:
     """The fields that a URL gives: redis-py's reading of the place, ours of the query."""
     try:
@@ -151,8 +154,9 @@ def _read_url(url: str) -> dict[str, Any]:
         place, tls = parse_url(parts._replace(query="").geturl())
     except ValueError as error:
         # Only redis-py's own texts are safe to repeat; urllib's may quote the netloc, which holds the password.
-        known = str(error) if str(error).startswith("Redis URL must") else "malformed"
-        raise InvalidRedisUrl(f"Redis URL: {known}") from None
+        known = str(error) if str(error).startswith("Redis URL must") else "Redis URL: malformed"
+        elsewhere = "; open_client(read_url(url)) takes those of clusters and sentinels"
+        raise InvalidRedisUrl(known + (elsewhere if url.startswith(_OF_SEVERAL) else "")) from None
     database = parts.path.strip("/")
     if parts.scheme != "unix" and database and not database.isdecimal():
         raise InvalidRedisUrl("Redis URL: the path must be the number of a database")

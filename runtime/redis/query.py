@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
@@ -43,7 +44,9 @@ def _read(name: str, text: str, known: Mapping[str, str]) -> tuple[str | None, A
         return None, None
     ours = _RENAMED.get(name, name)
     if ours not in known:
-        raise InvalidRedisUrl(f"Redis URL: unknown option {name!r}")
+        near = get_close_matches(name, [*known, *_RENAMED], n=1)
+        meant = f"; did you mean {near[0]!r}?" if near else ""
+        raise InvalidRedisUrl(f"Redis URL: unknown option {name!r}{meant}")
     kind = known[ours].removesuffix(" | None")
     convert = _SPECIAL.get(name) or _CONVERTERS[kind]
     try:
