@@ -133,9 +133,12 @@ async def _nodes(setting: str, probe: ClusterProbe, view: ClusterView) -> list[F
     """The cluster's slots, then each node with what is on it, and how it keeps that."""
     missing = SLOTS - view.covered
     slots = f"{len(view.masters)} masters own {view.covered} of {SLOTS} slots; cluster_state is {view.state}"
-    lost = "give the missing slots to a node (CLUSTER ADDSLOTSRANGE)" if missing else ""
+    if missing:
+        mend = "give the missing slots to a node (CLUSTER ADDSLOTSRANGE)"
+    else:
+        mend = "" if view.state == "ok" else "mend the nodes that have failed"
     return [
-        Finding(f"{setting} slots", not missing, slots, lost),
+        Finding(f"{setting} slots", not missing, slots, mend),
         *[await _node(f"{setting} {node.address}", probe, node) for node in view.nodes],
     ]
 
@@ -145,7 +148,9 @@ async def _node(what: str, probe: ClusterProbe, node: NodeView) -> Finding:
     told = ", ".join(fact for fact in facts if fact)
     if node.failed:
         # It is a fault only where it has what we need, and then the probe has said so.
-        return Finding(what, True, f"{told}; the cluster calls it failed", "start it, or take it out (CLUSTER FORGET)")
+        # Forgotten with its slots, it would leave them without an owner, and its data behind.
+        mend = "start it" if node.slots else "start it, or take it out (CLUSTER FORGET)"
+        return Finding(what, True, f"{told}; the cluster calls it failed", mend)
     if node.role == "replica":
         return Finding(what, True, told)
     kept = await _kept(what, Redis(probe.node_options(node.address)))
