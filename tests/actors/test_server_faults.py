@@ -94,6 +94,8 @@ class Site:
 
     async def _open_ends(self) -> int:
         groups = await self.redis.xinfo_groups(STREAM)
+        if not groups:
+            return 1  # no listener has come so far yet
         return sum(int(group["pending"]) + int(group["lag"] or 0) for group in groups)
 
 

@@ -82,19 +82,22 @@ async def test_a_stream_moves_under_load_and_nothing_is_lost(local: LocalCluster
     taken: list[int] = []
     written: dict[int, bytes] = {}
     moved = trio.Event()
+    writing = 4
 
     async with RedisCluster(ClusterOptions.from_url(local.url)) as cluster:
         await cluster.xgroup_create(STREAM, GROUP, id="0", mkstream=True)
 
         async def write(first: int) -> None:
+            nonlocal writing
             number = first
             while not moved.is_set() or len(written) < total:
                 written[number] = await cluster.xadd(STREAM, {"number": number})
                 number += 4
+            writing -= 1
 
         async def read(me: str) -> None:
             async with cluster.dedicated(key=STREAM) as connection:
-                while not moved.is_set() or len(taken) < len(written) or len(written) < total:
+                while writing or len(taken) < len(written):
                     reply = await connection.xreadgroup(GROUP, me, {STREAM: ">"}, count=100, block=100)
                     for _, entries in reply:
                         taken.extend(int(fields[b"number"]) for _, fields in entries)
