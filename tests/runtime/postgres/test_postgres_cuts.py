@@ -12,6 +12,7 @@ import signal
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -383,6 +384,74 @@ async def test_a_transaction_cut_at_every_point_is_committed_or_not_as_it_ended(
         pytest.fail("there are not so many points")
     assert ends == {True, False}
     await connection.close()
+
+
+COMMIT = b"Q\0\0\0\x0bCOMMIT\0"
+COMMITTED = b"C\0\0\0\x0bCOMMIT\0Z\0\0\0\x05I"
+
+
+class _Scissors:
+    """A TCP address of the server that cuts a line after so many bytes of a COMMIT, or of the answer to it."""
+
+    def __init__(self, directory: Path) -> None:
+        self._target = str(directory / ".s.PGSQL.54330")
+        self.sent = self.answered = 0
+
+    async def handle(self, client: trio.SocketStream) -> None:
+        with suppress(trio.BrokenResourceError):
+            async with client, await trio.open_unix_socket(self._target) as server, trio.open_nursery() as nursery:
+                nursery.start_soon(self._answers, server, client, nursery.cancel_scope)
+                async for chunk in client:
+                    if chunk == COMMIT:
+                        await server.send_all(chunk[: self.sent])
+                        if self.sent < len(COMMIT):
+                            break
+                    else:
+                        await server.send_all(chunk)
+                nursery.cancel_scope.cancel()
+
+    async def _answers(self, server: trio.SocketStream, client: trio.SocketStream, line: trio.CancelScope) -> None:
+        with suppress(trio.BrokenResourceError):
+            async for chunk in server:
+                if chunk == COMMITTED:
+                    await client.send_all(chunk[: self.answered])
+                    if self.answered < len(COMMITTED):
+                        break
+                else:
+                    await client.send_all(chunk)
+        line.cancel()
+
+
+@pytest.mark.parametrize("side", ["sent", "answered"])
+async def test_a_commit_whose_line_is_cut_after_any_byte_ends_as_it_should(server, side: str) -> None:
+    """Ended well, it is committed; an error is an outage and closes the connection, for the outcome is unknown."""
+    server.execute("create table outcome (id int)")
+    scissors = _Scissors(server.directory)
+    sent, answered = len(COMMIT), len(COMMITTED)
+    cuts = [(n, 0) for n in range(sent)] if side == "sent" else [(sent, n) for n in range(answered + 1)]
+    async with trio.open_nursery() as nursery:
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, scissors.handle, [listener])
+        port = listener.socket.getsockname()[1]
+        options = PostgresOptions.from_url(f"postgresql://postgres@127.0.0.1:{port}/postgres")
+        for number, (scissors.sent, scissors.answered) in enumerate(cuts):
+            connection = await Connection.open(options)
+            error: psycopg.Error | None = None
+            try:
+                async with connection.transaction():
+                    await connection.execute("insert into outcome values (%s)", [number])
+            except psycopg.OperationalError as caught:
+                error = caught
+            assert connection.closed is (error is not None), cuts[number]
+            assert error is None or classify(error) is Fault.OUTAGE
+            assert (error is None) is (cuts[number] == (sent, answered)), cuts[number]
+            await connection.close()
+        nursery.cancel_scope.cancel()
+    while server.execute("select 1 from pg_stat_activity where state <> 'idle' and pid <> pg_backend_pid()"):
+        await trio.sleep(0.01)  # a COMMIT that nobody waits for any more
+    rows = server.execute("select id from outcome order by id")
+    server.execute("drop table outcome")
+    assert rows == ([] if side == "sent" else [(number,) for number in range(len(cuts))])
 
 
 async def test_a_borrower_cut_at_every_point_loses_no_connection(server) -> None:
