@@ -54,6 +54,14 @@ class Commands(_compat.AsyncCoreCommands):
             claim_min_idle_time: int | None = None,
         ) -> Awaitable[StreamsReply]: ...
 
+    def watch(self, *names: Any) -> Awaitable[None]:  # type: ignore[override]
+        """Refused, as every WATCH is: redis-py's own method would warn, and watch nothing."""
+        return self.execute_command("WATCH", *names)
+
+    def unwatch(self) -> Awaitable[None]:  # type: ignore[override]
+        """Refused, as `watch` is."""
+        return self.execute_command("UNWATCH")
+
     def register_script(self, script: str | bytes) -> Script:  # type: ignore[override]
         """A Lua script as a callable: `await script(keys=[...], args=[...])`. See `Script`."""
         return Script(self, script)

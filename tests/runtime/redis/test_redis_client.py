@@ -225,6 +225,18 @@ async def test_commands_that_would_harm_the_connection_are_refused(redis: Redis,
     assert redis.statistics().sent == sent
 
 
+async def test_no_kind_of_client_takes_a_watch_that_would_watch_nothing(redis: Redis) -> None:
+    with pytest.raises(CommandRefused, match=r"redis\.transaction\(\)"):
+        await redis.watch("k")
+    with pytest.raises(CommandRefused):
+        await redis.unwatch()
+    with pytest.raises(CommandRefused):
+        redis.pipeline().watch("k")
+    async with redis.dedicated() as connection:
+        with pytest.raises(CommandRefused):
+            await connection.watch("k")
+
+
 async def test_harmless_client_commands_pass(valkey: ValkeyServer) -> None:
     async with Redis(RedisOptions.from_url(valkey.url, client_name="penstock-test")) as redis:
         assert await redis.client_getname() == "penstock-test"
