@@ -283,6 +283,11 @@ class RedisCluster(ClusterCommands):
 
     # ------------------------------------------------------------------------------------------------------------------
 
+    async def _owners(self) -> tuple[Address | None, ...]:
+        discovery = self._opened().discovery
+        await discovery.refresh()
+        return (await discovery.current()).owners
+
     async def _slot_of(self, name: str, args: tuple[Any, ...]) -> int | None:
         """The slot of the command; None if any master will do. Raises CommandRefused."""
         keys = keys_of(name, args)

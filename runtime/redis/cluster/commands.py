@@ -12,21 +12,22 @@ from redis.exceptions import RedisError
 from .. import _compat
 from ..commands import Commands
 from .keys import slot_of_argument
+from .placement import Placement, arrivals_in
 from .topology import Address
 
 __all__ = ["ClusterCommands"]
 
 
 class ClusterCommands(_compat.AsyncClusterManagementCommands, Commands):  # type: ignore[misc]  # so in redis-py, too
-    """The command methods of a cluster: a subclass brings `execute_command` and `masters`.
+    """The command methods of a cluster: a subclass brings `execute_command` and `_owners`.
 
     Those with several keys that redis-py's cluster client splits by slot (`delete`, `exists`, `touch`, `unlink`,
     `mget_nonatomic`, `mset_nonatomic`) are split here as well: each slot's share is one step, the whole is not.
     """
 
     @abstractmethod
-    async def masters(self) -> tuple[Address, ...]:
-        """The addresses of all masters that own slots."""
+    async def _owners(self) -> tuple[Address | None, ...]:
+        """The present owner of each slot, freshly read."""
 
     async def delete(self, *names: Any) -> int:
         """Delete keys, of any slots; returns how many there were."""
@@ -62,23 +63,35 @@ class ClusterCommands(_compat.AsyncClusterManagementCommands, Commands):  # type
     ) -> AsyncIterator[Any]:
         """All keys of all masters, one master after the other.
 
-        As SCAN promises for one node, for each: a key that is there from the beginning to the end comes at least once.
-        A key whose slot moves meanwhile may come twice, or not at all.
+        As SCAN promises for one node: a key that is there from the beginning to the end comes at least once, also when
+        its slot moves meanwhile; for masters that have gained slots are gone through again, until no more have.
+
+        Raises NotSent or OutcomeUnknown when a master is lost on the way: begin again then.
         """
-        for address in await self.masters():
-            cursor: Any = 0
-            while True:
-                cursor, found = await self.scan(
-                    cursor=cursor, match=match, count=count, _type=_type, target=address, **kwargs
-                )
-                for key in found:
-                    yield key
-                if not int(cursor):
-                    break
+        placement = Placement(await self._owners())
+        masters: Sequence[Address] = list(dict.fromkeys(owner for owner in placement.owners if owner is not None))
+        while masters:
+            for address in masters:
+                cursor: Any = 0
+                while True:
+                    cursor, found = await self.scan(
+                        cursor=cursor, match=match, count=count, _type=_type, target=address, **kwargs
+                    )
+                    for key in found:
+                        yield key
+                    if not int(cursor):
+                        break
+            before, placement = placement, await self._placement()
+            masters = placement.gained_since(before)
 
     async def cluster_delslots(self, *slots: Any) -> list[bool]:  # type: ignore[override]
         """Take slots from their owners."""
         return [await self.execute_command("CLUSTER DELSLOTS", slot) for slot in slots]
+
+    async def _placement(self) -> Placement:
+        # In this order: a migration that ends in between is seen by its new owner, or as under way.
+        views = await self.execute_command("CLUSTER NODES", target="masters")
+        return Placement(await self._owners(), frozenset(arrivals_in(views)))
 
     async def _sum_by_slot(self, command: str, keys: Sequence[Any]) -> int:
         shares = _by_slot(keys, key=lambda key: key).values()

@@ -56,6 +56,11 @@ class Topology:
         return self._owners[slot]
 
     @property
+    def owners(self) -> tuple[Address | None, ...]:
+        """The master of each slot, as of now."""
+        return tuple(self._owners)
+
+    @property
     def masters(self) -> tuple[Address, ...]:
         """All nodes that own a slot, in the order of their first slots as far as known."""
         return tuple(self._counts)

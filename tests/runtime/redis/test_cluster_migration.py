@@ -286,6 +286,38 @@ async def test_keys_on_both_sides_are_waited_for(local: LocalCluster) -> None:
         assert results == {"mget": both, "script": both, "transaction": [*both, both], "burst": [b"1", both]}
 
 
+async def test_a_scan_of_all_masters_misses_no_key_that_moves(local: LocalCluster) -> None:
+    """From a master that is still to be gone through to one that has been: over at once, or for now under way."""
+    async with RedisCluster(ClusterOptions.from_url(local.url)) as cluster:
+        names = {f"key:{number}" for number in range(200)}
+        await cluster.mset_nonatomic(dict.fromkeys(names, 1))
+        first, *_, last = [
+            node for address in await cluster.masters() for node in local.nodes if node.port == address[1]
+        ]
+        moving, staying = [slot for slot in sorted({slot_of(name) for name in names}) if local.master_of(slot) is last][
+            :2
+        ]
+        found: set[str] = set()
+        try:
+            async for name in cluster.scan_iter(count=1000):
+                if not found:
+                    await in_thread(local.migrate_slot, moving, first)
+                    await in_thread(begin_to_migrate, local, staying, last, first)
+                found.add(name.decode())
+            assert found == names
+        finally:
+            await in_thread(local.migrate_slot, staying, first)
+
+
+def begin_to_migrate(local: LocalCluster, slot: int, source: LocalNode, target: LocalNode) -> None:
+    """All keys go over, and the slot is left to its owner."""
+    with local.admin(source) as here, local.admin(target) as there:
+        there.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", local.id_of(source))
+        here.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", local.id_of(target))
+        keys = here.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 100)
+        here.execute_command("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
+
+
 async def test_without_retries_keys_on_both_sides_are_an_error(local: LocalCluster) -> None:
     one, other = "{bot}:1", "{bot}:2"
     async with RedisCluster(ClusterOptions.from_url(local.url, retry_for=0)) as cluster:
