@@ -278,7 +278,7 @@ class ClusterPipeline(Commands):
                     command.nature,
                     router.burst(command.payload, 1, raw, keyed=command.slot is not None),
                     until=until,
-                    failure=None if command.unlearnt else (where[id(command)], command.reply),
+                    failure=None if command.unlearnt or _is_asked(command) else (where[id(command)], command.reply),
                 )
             except RedisUnavailable as trouble:
                 command.reply = failure = trouble
@@ -310,6 +310,15 @@ def _is_unfinished(command: _Queued) -> bool:
     if command.unlearnt and isinstance(reply, redis.exceptions.NoScriptError):
         return True
     return isinstance(reply, Exception) and step_after(reply, command.nature) is not Step.GIVE_UP
+
+
+def _is_asked(command: _Queued) -> bool:
+    """Whether the reply is ASK, which counts at once or never: by now the key may be at the owner again.
+
+    (To write it at the importing node then would make it twice, and stop the migration.)
+    """
+    reply = command.reply
+    return isinstance(reply, redis.exceptions.AskError) and not isinstance(reply, redis.exceptions.MovedError)
 
 
 def _spell_out(queue: Sequence[_Queued]) -> None:
