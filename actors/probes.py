@@ -6,6 +6,8 @@ PING proves nothing (it is answered while a cluster is down), and an empty strea
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -16,7 +18,7 @@ from ..runtime.postgres import PostgresOptions
 from ..runtime.postgres import probe as probe_postgres
 from ..runtime.redis import AnyRedis, RedisOptions, SentinelOptions, open_client
 from ..runtime.redis.replies import reply_text
-from ..runtime.redis.slots import hash_tag
+from ..runtime.redis.slots import hash_tag, slot_of
 from ..runtime.telemetry import get_logger
 
 if TYPE_CHECKING:
@@ -170,9 +172,15 @@ def _refused(where: str, command: str, key: str, error: Exception) -> str:
     return f"{where}: {command} {key}: {reply_text(error)}"
 
 
+@cache
 def probe_key(stream: str) -> str:
     """A key in the slot of `stream` that is written to and never exists."""
-    return f"{{{hash_tag(stream)}}}:penstock-probe"
+    tag = hash_tag(stream)
+    if tag and "}" not in tag:
+        return f"{{{tag}}}:penstock-probe"
+    # It cannot stand between braces. The key decides by its whole text; so does a number that is looked for.
+    slot = slot_of(stream)
+    return next(key for key in (f"penstock-probe:{number}" for number in count()) if slot_of(key) == slot)
 
 
 def _told(address: str, error: Exception) -> str:

@@ -11,7 +11,7 @@ from attrs import define, field
 from trio.testing import MockClock
 
 from penstock.actors.cluster_probe import ClusterProbe, probe_of
-from penstock.actors.probes import RedisProbe, Unhealthy
+from penstock.actors.probes import RedisProbe, Unhealthy, probe_key
 from penstock.runtime.redis import ClusterOptions, NotSent, RedisOptions
 from penstock.runtime.redis.slots import slot_of
 from penstock.runtime.supervision import Gate, Gates
@@ -73,6 +73,12 @@ async def probing(
 
 def name(node: InProcessClusterNode) -> str:
     return f"{node.host}:{node.port}"
+
+
+@pytest.mark.parametrize("stream", ["orders", "{a}b", "{a{b}c", "{}x", "{}}x", "a}b", "a{}{b}", "{", "}", "x{y"])
+def test_the_probe_writes_where_the_stream_is(stream: str) -> None:
+    assert slot_of(probe_key(stream)) == slot_of(stream)
+    assert probe_key(stream) != stream
 
 
 async def test_a_cluster_in_order_is_seen_with_its_streams(autojump_clock: MockClock) -> None:
