@@ -102,8 +102,8 @@ class Backends:
             options,
             on_trouble=lambda error: made.on_postgres_trouble(error),
             on_slow=lambda seconds: made.on_postgres_slow(seconds),
-            # Only a nudge to the monitor, and so early: whether a server is frozen, its probe decides within 2 s.
-            slow_after=0.5,
+            # Only a doubt, and so early: whether a server is frozen, the health monitor's probe decides.
+            slow_after=0.3,
         )
         made = cls(
             redis_options=redis_options(settings, redis_url),

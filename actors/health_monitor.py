@@ -3,7 +3,7 @@
 A gate is shut by whoever notices first: a link, at the very moment of its error (`Watch.trouble`), or the probe. It is
 opened by nobody but the probe, because a connection that works proves little. Up, a probe every 10 s; down, after 1 s,
 2 s, … up to every 10 s, and at once when there is news (`Watch.nudge`). Where another node may have taken over, a
-connection that broke is no more than news (`Watch.doubt`).
+connection that broke is no more than news (`Watch.doubt`), and so is a statement that takes long.
 
 A probe may be content with a server that others cannot work with. Then the gate would open and shut at full speed, so
 that what shuts it again soon after it was opened has to wait, longer each time.
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from ..runtime.redis import RedisUnavailable
 from ..runtime.telemetry import get_logger
 from .probes import Unhealthy
 
@@ -33,6 +34,9 @@ RELAPSES = 2
 
 TELL_EVERY = 60.0
 """Seconds between two log lines of an outage in which nothing changes."""
+
+STEPS = 10
+"""Parts of a probe's limit, after each of which our own delay is found out and not counted."""
 
 
 class Watch:
@@ -66,18 +70,23 @@ class Watch:
         self._opened_at = -math.inf
         self._relapses = 0
         self._not_before = -math.inf
+        self._patience = math.inf
         self._told_cause, self._told_at = "", -math.inf
 
     def trouble(self, error: Exception) -> None:
         """A link lost its server: shut the gate now, and probe soon. Never blocks, never raises."""
         self._troubles += 1
         if self.gate.is_open:
-            self._relapse(trio.current_time())
+            self._relapse(trio.current_time(), error)
         self.gate.shut(str(error))
         self._news.set()
 
-    def doubt(self) -> None:
-        """A connection broke, and the server may be well: probe soon; the gate stays as it is until then."""
+    def doubt(self, answer_within: float = math.inf) -> None:
+        """A connection broke, or an answer is late, and the server may be well: probe soon; the gate stays as it is.
+
+        With `answer_within`, in seconds, that probe has no more time than this while the gate is open. Never blocks.
+        """
+        self._patience = min(self._patience, answer_within)
         self._news.set()
 
     def nudge(self) -> None:
@@ -85,13 +94,16 @@ class Watch:
         self._not_before = -math.inf
         self._news.set()
 
-    def _relapse(self, now: float) -> None:
+    def _relapse(self, now: float, error: Exception) -> None:
         """Probe at once, unless the gate keeps being shut right after a probe has opened it."""
         settings = self._settings
         self._relapses = self._relapses + 1 if now - self._opened_at < settings.interval_down_max else 0
         over = self._relapses - RELAPSES
         if over > 0:
             pause = min(settings.interval_down_max, settings.interval_down_min * 2.0 ** min(over - 1, 60))
+            if isinstance(error, RedisUnavailable):
+                # A server that is away is what a probe does see; only what a server refuses can escape it.
+                pause = min(pause, self._rest_at_most)
             self._not_before = now + pause
             log.warning(f"{self.gate.name} fails right after a good health check", times=self._relapses, wait=pause)
 
@@ -102,9 +114,8 @@ class Watch:
             await self._wait_out_relapse()
             started = trio.current_time()
             self._news = trio.Event()
-            cause = await self._look(
-                self._settings.timeout if self.gate.is_open else max(self._settings.timeout, pause)
-            )
+            limit = self._limit(pause)
+            cause = await self._look(limit)
             if cause is None:
                 if not self.gate.is_open:
                     self._opened_at = trio.current_time()
@@ -114,27 +125,38 @@ class Watch:
             else:
                 # A frozen server keeps a probe waiting: then the next one is on its way at once, for only a probe that
                 # waits notices the moment at which the server goes on.
-                waited = trio.current_time() - started >= self._settings.timeout
+                waited = trio.current_time() - started >= min(limit, self._settings.timeout)
                 self._tell(cause, 0.0 if waited else pause)
                 self.gate.shut(cause)
                 await self._rest(started if waited else started + pause)
                 pause = min(self._rest_at_most, pause * 2)
 
-    async def _look(self, limit: float) -> str | None:
-        """One probe; None if all is well, otherwise what is wrong.
+    def _limit(self, pause: float) -> float:
+        """Seconds for the next probe.
 
-        While the server is down the limit is the whole interval: a frozen server answers the waiting probe at the
-        moment at which it goes on.
+        While the server is down it is the whole interval: a frozen server answers the waiting probe at the moment at
+        which it goes on.
         """
+        patience, self._patience = self._patience, math.inf
+        return min(patience, self._settings.timeout) if self.gate.is_open else max(self._settings.timeout, pause)
+
+    async def _look(self, limit: float) -> str | None:
+        """One probe; None if all is well, otherwise what is wrong."""
+        cause: str | None = f"{self._address}: no answer within {limit:g} s"
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_give_up, limit, nursery.cancel_scope)
+            cause = await self._ask()
+            nursery.cancel_scope.cancel(reason="the probe has ended")
+        return cause
+
+    async def _ask(self) -> str | None:
         troubles = self._troubles
-        with trio.move_on_after(limit):
-            try:
-                await self._probe()
-            except Unhealthy as error:
-                return str(error)
-            # What a link has seen since the probe began is newer than its answer: look again.
-            return None if troubles == self._troubles else self.gate.cause or "trouble while it was probed"
-        return f"{self._address}: no answer within {limit:g} s"
+        try:
+            await self._probe()
+        except Unhealthy as error:
+            return str(error)
+        # What a link has seen since the probe began is newer than its answer: look again.
+        return None if troubles == self._troubles else self.gate.cause or "trouble while it was probed"
 
     def _tell(self, cause: str, pause: float) -> None:
         now = trio.current_time()
@@ -157,6 +179,16 @@ class Watch:
     async def _rest(self, until: float) -> None:
         with trio.move_on_at(until):
             await self._news.wait()
+
+
+async def _give_up(limit: float, probe: trio.CancelScope) -> None:
+    """Cancel a probe after so many seconds, without those for which this very process kept it waiting."""
+    deadline = trio.current_time() + limit
+    while (now := trio.current_time()) < deadline:
+        until = min(deadline, now + limit / STEPS)
+        await trio.sleep_until(until)
+        deadline += trio.current_time() - until
+    probe.cancel(reason="no answer in time")
 
 
 class HealthMonitor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -18,6 +19,7 @@ from penstock.actors.probes import Unhealthy
 from penstock.actors.settings import ActorSettings, HealthSettings
 from penstock.actors.system import System
 from penstock.actors.virtual import virtual
+from penstock.runtime.redis import NotSent
 from penstock.runtime.supervision import Gates, LifecycleKind
 
 SETTINGS = HealthSettings(interval_up=10.0, interval_down_min=1.0, interval_down_max=10.0, timeout=2.0)
@@ -165,6 +167,70 @@ async def test_a_watch_of_what_comes_back_by_itself_never_rests_long(autojump_cl
         nursery.cancel_scope.cancel()
 
 
+async def test_a_doubt_may_leave_less_time_for_the_answer(autojump_clock: MockClock) -> None:
+    async with watching() as (server, watch):
+        await trio.sleep(25)
+        del server.asked[:]
+        server.takes = 0.5
+        watch.doubt(0.6)
+        await trio.sleep(1)
+        assert watch.gate.is_open
+        server.takes = 3600.0
+        watch.doubt(0.6)
+        await trio.sleep(0.7)
+        assert not watch.gate.is_open
+        assert watch.gate.cause == "redis://here: no answer within 0.6 s"
+        # The next one waits on, so as to see the moment at which the server goes on.
+        await trio.sleep(5)
+        assert [round(at, 3) for at in server.asked] == [25.0, 26.0, 26.6, 28.6]
+
+
+async def test_less_time_is_for_one_probe_only(autojump_clock: MockClock) -> None:
+    async with watching() as (server, watch):
+        await trio.sleep(25)
+        watch.doubt(0.6)
+        await trio.sleep(1)
+        server.takes = 1.5
+        watch.doubt()
+        await trio.sleep(5)
+        assert watch.gate.is_open
+
+
+async def test_a_server_that_is_down_has_its_whole_time(autojump_clock: MockClock) -> None:
+    async with watching() as (server, watch):
+        await trio.sleep(25)
+        server.takes = 1.5
+        watch.trouble(Unhealthy("reset by peer"))
+        watch.doubt(0.6)
+        await trio.sleep(2)
+        assert watch.gate.is_open
+
+
+async def test_our_own_delay_is_not_the_servers() -> None:
+    """The real clock: this very process is busy for longer than the server has, and the server is well."""
+    server = Server()
+    watch = Watch(Gates().add("redis", shut="not probed yet"), server.probe, SETTINGS, "redis://here")
+    turns = 0
+
+    async def probe() -> None:
+        nonlocal turns
+        for _ in range(4):
+            await trio.sleep(0.01)
+            time.sleep(0.15)  # noqa: ASYNC251 - that is what this is about
+        turns += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch.run)
+        await watch.gate.wait_open()
+        watch._probe = probe
+        watch.doubt(0.3)
+        with trio.fail_after(30):
+            while not turns:
+                await trio.sleep(0.01)
+                assert watch.gate.is_open
+        nursery.cancel_scope.cancel()
+
+
 # Relapses -------------------------------------------------------------------------------------------------------------
 
 
@@ -233,6 +299,32 @@ async def test_both_servers_are_watched_while_both_are_down(autojump_clock: Mock
         await trio.sleep(11)
         assert [gate.is_open for gate in gates.values()] == [False, True]  # the frozen one hides nobody
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (NotSent("redis://here", "refused"), [0, 0, 1, 1, 1, 1]),
+        (Unhealthy("NOPERM"), [0, 0, 1, 2, 4, 8]),
+    ],
+    ids=["away", "refused"],
+)
+async def test_what_may_come_back_elsewhere_is_looked_for_soon_also_after_relapses(
+    autojump_clock: MockClock, error: Exception, expected: list[float]
+) -> None:
+    """Where a node is away, the probe sees it too; what it may be blind to is what somebody else is refused."""
+    server = Server()
+    watch = Watch(Gates().add("redis", shut="not probed yet"), server.probe, SETTINGS, "here", rest_at_most=1.0)
+    opened = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch.run)
+        for _ in range(7):
+            await watch.gate.wait_open()
+            opened.append(trio.current_time())
+            await trio.sleep(0.25)
+            watch.trouble(error)
+        nursery.cancel_scope.cancel()
+    assert [round(later - earlier - 0.25, 3) for earlier, later in itertools.pairwise(opened)] == expected
 
 
 # Configuration --------------------------------------------------------------------------------------------------------
