@@ -361,4 +361,6 @@ def _reason(error: psycopg.Error, sql: str) -> str:
         message = f"line {sql.count(chr(10), 0, int(position) - 1) + 1}: {message}"
     if detail := error.diag.message_detail:
         message = f"{message} ({detail})"
+    if isinstance(error, psycopg.errors.NoActiveSqlTransaction):
+        message = f"{message} (a file is one transaction: has it a COMMIT or ROLLBACK? What it did before one stays)"
     return message

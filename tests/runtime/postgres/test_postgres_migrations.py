@@ -121,6 +121,12 @@ async def test_a_migration_and_its_record_are_one_transaction(options, files: Fi
     assert await pending(options, directory) == ["0002.flour"]
 
 
+async def test_a_migration_that_ends_its_own_transaction_is_told_so(options, files: Files) -> None:
+    directory = files(_0001_ends="create table ended (id int); commit; select 1/0")
+    with pytest.raises(MigrationFailed, match="has it a COMMIT"):
+        await migrate(options, directory)
+
+
 async def test_a_migration_outside_of_a_transaction(options, files: Files) -> None:
     directory = files(
         _0001_grain="create table grain (id int)",
