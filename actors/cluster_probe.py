@@ -90,7 +90,8 @@ class ClusterProbe:
         Blocks `limit` seconds at the most; each node that is asked has that long, whatever the others do. It raises
         OSError or ssl.SSLError, too, when a TLS file of the options cannot be read.
         """
-        deadline = trio.current_time() + self.limit
+        started = trio.current_time()
+        deadline = started + self.limit
         self._options()
         accounts, silent = await self._accounts(deadline)
         if not accounts:
@@ -99,6 +100,11 @@ class ClusterProbe:
         owners = owners_of(self.streams, [*accounts.values()])
         late = [node.address for node in _distinct(owners) if node.address not in accounts]
         accounts |= await self._ask(late, silent, deadline)
+        if trio.current_time() - started > GRACE:
+            # An owner that kept us waiting was away, perhaps, and the others have replaced it since they were asked.
+            others = [address for address in accounts if address not in {node.address for node in _distinct(owners)}]
+            accounts |= await self._ask(others, silent, min(deadline, trio.current_time() + GRACE))
+            owners = owners_of(self.streams, [*accounts.values()])
         self.view = view_of([*accounts.values()], owners, trio.current_time())
         if causes := [*self._causes(owners, accounts, silent)]:
             raise Unhealthy("; ".join([*causes, *self._circumstances(owners, accounts)]))
@@ -202,6 +208,8 @@ class ClusterProbe:
                 yield f"{name} is a replica by its own account, and nobody has taken over yet"
             elif account.state != "ok" and is_whole:
                 yield f"{name}: cluster_state is {account.state}"
+            elif any(other.gives_up(node.id) for other in accounts.values()):
+                yield f"{name} was given up by other nodes, and its replica is to take over"
 
     def _circumstances(
         self, owners: Mapping[str, NodeView | None], accounts: Mapping[str, NodeAccount]

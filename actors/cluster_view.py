@@ -104,6 +104,16 @@ class NodeAccount:
         """What it says of one of them."""
         return next((node for node in self.nodes if node.id == id), None)
 
+    def gives_up(self, id: str) -> bool:  # noqa: A002 - what a cluster calls it
+        """Whether it has seen this master fail, and a replica that may take over.
+
+        Then its vote may be given already, whatever the master says: it does not say so any more when it knows of the
+        successor, or when the master has been back for twice the cluster's time-out.
+        """
+        seen = self.node(id)
+        heirs = [node for node in self.nodes if node.master_id == id and not node.failed]
+        return seen is not None and seen.failed and bool(heirs)
+
 
 def read_account(host: str, info: Any, nodes: Any, slots: Any) -> NodeAccount:
     """What the node at `host` has answered to CLUSTER INFO, NODES and SLOTS, as it came over the wire.

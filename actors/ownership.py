@@ -169,6 +169,6 @@ def _objection(account: NodeAccount, stream: str, owner: Address) -> str:
     named = next((node for node in account.nodes if node.owns(slot)), None)
     if named is None or named.address != str(owner):
         return f"{owner} acknowledged it, but {named.address if named else 'no node'} has {stream} by now"
-    if named.failed and any(node.master_id == named.id for node in account.nodes):
+    if account.gives_up(named.id):
         return f"{owner} was given up by the others, and its replica may have taken over"
     return ""

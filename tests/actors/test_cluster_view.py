@@ -116,3 +116,30 @@ def test_the_view_is_that_of_the_best_informed_and_shows_where_the_streams_are()
     assert owner is not None
     assert owner.address == "redis-node-2:7002"
     assert view.owner("elsewhere") is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "heir", "expected"),
+    [
+        ("master,fail", "slave", True),
+        ("master,fail?", "slave", False),
+        ("master", "slave", False),
+        ("master,fail", "slave,fail?", True),
+        ("master,fail", "slave,fail", False),
+        ("master,fail", None, False),
+    ],
+)
+def test_a_master_is_given_up_by_who_sees_it_fail_and_somebody_to_take_over(
+    flags: str, heir: str | None, expected: bool
+) -> None:
+    lines = [
+        "aaa 127.0.0.1:7001@17001 myself,master - 0 0 1 connected 0-5460",
+        f"bbb 127.0.0.1:7002@17002 {flags} - 0 0 2 connected 5461-16383",
+        "ddd 127.0.0.1:7004@17004 slave aaa 0 0 1 connected",
+    ]
+    if heir is not None:
+        lines.append(f"eee 127.0.0.1:7005@17005 {heir} bbb 0 0 2 connected")
+    account = read_account("127.0.0.1", INFO, "\n".join(lines).encode(), [])
+    assert account.gives_up("bbb") is expected
+    assert not account.gives_up("aaa")
+    assert not account.gives_up("zzz")
