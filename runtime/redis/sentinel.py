@@ -17,7 +17,7 @@ from redis.sentinel import MasterNotFoundError
 
 from ._compat import pack_command  # not the module: attrs' __repr__ looks up a global `_compat` of its own
 from .client import Redis
-from .cluster.topology import Address
+from .cluster.topology import Address, read_address
 from .errors import InvalidRedisUrl, RedisUnavailable
 from .link import OnTrouble
 from .options import RedisOptions
@@ -98,7 +98,7 @@ class SentinelOptions:
         for_node = {name: overrides.pop(name) for name in list(overrides) if name not in _FIELDS}
         node = RedisOptions.from_url(f"{_SCHEMES[scheme]}://{login}{at}localhost/{database}?{others}", **for_node)
         values: dict[str, Any] = {
-            "sentinels": [_address(host) for host in hosts.split(",")],
+            "sentinels": [read_address(host, _PORT) for host in hosts.split(",")],
             "service": unquote(service),
             "node": node,
             "sentinel_tls": node.tls,
@@ -287,11 +287,16 @@ async def _ask_role(wire: Wire, options: RedisOptions) -> bytes:
     if options.password is not None:
         commands.insert(0, ("AUTH", options.username or "default", options.password))
     await wire.send(b"".join(pack_command(each) for each in commands))
-    for _ in commands:
-        reply = await wire.receive()
+    replies = [await wire.receive() for _ in commands]
+    if isinstance(replies[-1], redis.exceptions.NoPermissionError):  # ROLE is "dangerous"; HELLO everybody may say
+        await wire.send(pack_command(("HELLO",)))
+        greeting = await wire.receive()
+        if isinstance(greeting, list):
+            replies[-1] = [dict(zip(greeting[::2], greeting[1::2], strict=True))[b"role"].replace(b"replica", b"slave")]
+    for reply in replies:
         if isinstance(reply, Exception):
             raise reply
-    role: bytes = reply[0]
+    role: bytes = replies[-1][0]
     return role
 
 
@@ -311,13 +316,3 @@ _IN_QUERY: Final = {
     "sentinel_password": "str",
     "sentinel_tls": "bool",
 }
-
-
-def _address(text: str) -> tuple[str, int]:
-    """`host`, `host:port`, `[IPv6]` or `[IPv6]:port`."""
-    host, colon, port = text.rpartition(":")
-    if not colon or text.endswith("]"):
-        host, port = text, str(_PORT)
-    if not port.isdecimal() or not host or (":" in host and not (host.startswith("[") and host.endswith("]"))):
-        raise InvalidRedisUrl(f"Redis URL: {text!r} is not host:port")
-    return host.strip("[]"), int(port)

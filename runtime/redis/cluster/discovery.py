@@ -267,7 +267,7 @@ class Discovery:
             if wire is not None:
                 await wire.aclose()
         if not topology.served:
-            raise RedisUnavailable(where, "this node serves no slots and knows of none: it has left the cluster")
+            raise RedisUnavailable(where, "this node knows of no slots: it has left the cluster, or is not in it yet")
         return topology
 
     def _candidates(self) -> list[Address]:

@@ -9,7 +9,7 @@ from attrs import evolve, field, fields, frozen, validators
 
 from ..errors import InvalidRedisUrl
 from ..options import RedisOptions
-from .topology import Address
+from .topology import Address, read_address
 
 __all__ = ["ClusterOptions"]
 
@@ -75,7 +75,11 @@ class ClusterOptions:
         others = urlencode([(name, value) for name, value in found if name not in _NUMBERS])
         for_nodes = {name: overrides.pop(name) for name in list(overrides) if name not in _FIELDS}
         template = RedisOptions.from_url(f"{_SCHEMES[scheme]}://{login}{at}localhost?{others}", **for_nodes)
-        values: dict[str, Any] = {"nodes": [_address(host) for host in hosts.split(",")], "node": template, **mine}
+        values: dict[str, Any] = {
+            "nodes": [read_address(host, _PORT) for host in hosts.split(",")],
+            "node": template,
+            **mine,
+        }
         try:
             return cls(**{**values, **overrides})
         except ValueError as error:
@@ -160,13 +164,3 @@ def _number(name: str, text: str) -> int | float:
         return _NUMBERS[name](text)
     except ValueError:
         raise InvalidRedisUrl(f"Redis URL: option {name!r} is not of type {_NUMBERS[name].__name__}") from None
-
-
-def _address(text: str) -> tuple[str, int]:
-    """`host`, `host:port`, `[IPv6]` or `[IPv6]:port`."""
-    host, colon, port = text.rpartition(":")
-    if not colon or text.endswith("]"):
-        host, port = text, str(_PORT)
-    if not port.isdecimal() or not host or (":" in host and not (host.startswith("[") and host.endswith("]"))):
-        raise InvalidRedisUrl(f"Redis URL: {text!r} is not host:port")
-    return host.strip("[]"), int(port)

@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+from ..errors import InvalidRedisUrl
 from ..slots import SLOTS
 
-__all__ = ["Address", "Topology", "parse_slots", "redirected_to"]
+__all__ = ["Address", "Topology", "parse_slots", "read_address", "redirected_to"]
 
 _EPOCH: Final = re.compile(r"^cluster_current_epoch:(\d+)", re.MULTILINE)
 _UNKNOWN: Final = "?"
@@ -23,6 +24,16 @@ class Address(NamedTuple):
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def read_address(text: str, port: int) -> Address:
+    """`host`, `host:port`, `[IPv6]` or `[IPv6]:port`, as in a URL; `port` if there is none. Raises InvalidRedisUrl."""
+    host, colon, given = text.rpartition(":")
+    if not colon or text.endswith("]"):
+        host, given = text, str(port)
+    if not given.isdecimal() or not host or (":" in host and not (host.startswith("[") and host.endswith("]"))):
+        raise InvalidRedisUrl(f"Redis URL: {text!r} is not host:port")
+    return Address(host.strip("[]"), int(given))
 
 
 class Topology:

