@@ -38,6 +38,10 @@ COUNT = 100
 LOOK_BACK = 30.0
 """Seconds between two looks at its own history: a stranded entry is late by so much, and a look costs one read."""
 
+LOOK_AGAIN = 3.0
+"""The same after a start or a connection that broke: it takes a moment until a server has noticed, and that is when
+entries strand."""
+
 REPAIR_PAUSE = 10.0
 """Seconds that must lie between two repairs of a lost group; a second loss sooner than that is a crash."""
 
@@ -96,20 +100,21 @@ class Listener:
             raise
 
     async def _read_on(self, connection: Connection, child: Child) -> None:
-        look_back_at = trio.current_time()
+        look_back_at, look_again = trio.current_time(), LOOK_AGAIN
         while True:
             await self._wait_room(child)
             try:
                 if trio.current_time() >= look_back_at:
                     await self._read_history(connection, child)
-                    look_back_at = trio.current_time() + LOOK_BACK
+                    look_back_at, look_again = trio.current_time() + look_again, LOOK_BACK
                 else:
                     await self._read_news(connection, child)
             except redis.exceptions.ResponseError as error:
                 await self._repair(connection, error)
             except RedisUnavailable as error:
                 await self._bear(error)
-                look_back_at = trio.current_time()  # what was given to the connection that broke is in the history
+                # What was given to the connection that broke is in the history, or will be soon.
+                look_back_at, look_again = trio.current_time(), LOOK_AGAIN
             else:
                 self._bearable_until = None
 

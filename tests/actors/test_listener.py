@@ -9,7 +9,7 @@ from trio.testing import MockClock
 
 from penstock.actors.event import event
 from penstock.actors.handling import Context
-from penstock.actors.listener import LOOK_BACK
+from penstock.actors.listener import LOOK_AGAIN, LOOK_BACK
 from penstock.actors.settings import ActorSettings
 from penstock.actors.system import System
 from penstock.actors.virtual import VirtualDeployment, virtual
@@ -122,6 +122,26 @@ async def test_entries_given_to_a_connection_that_was_gone_are_taken_up(autojump
             await app.settled()
         assert effects(app) == [1]
         assert app.child(f"{PLACE}/listener-1").incarnation == 1
+
+
+async def test_after_a_connection_that_broke_it_looks_again_soon(autojump_clock: MockClock) -> None:
+    """What the server gives to the old connection, after the new one has looked, is not late by half a minute."""
+    async with virtual(orders(), settings=ActorSettings()) as app:
+        await trio.sleep(LOOK_BACK * 2.5)
+        app.redis.cut()
+        await app.deployment.gates["redis"].wait_shut()
+        await app.serving()
+        consumer = app.child(f"{PLACE}/listener-1").note
+        started = trio.current_time()
+        async with Redis(RedisOptions(), connect=app.redis.connect) as old:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(lambda: old.xreadgroup("payments", consumer, {STREAM: ">"}, count=10, block=60_000))
+                await trio.sleep(1.5)  # the new connection's read comes round, and queues up behind it
+                await app.publish(STREAM, Order(1))
+                await trio.sleep(0.1)
+        await app.settled()
+        assert trio.current_time() - started < LOOK_AGAIN + 3
+        assert effects(app) == [1]
 
 
 class Lagging(trio.abc.HalfCloseableStream):
