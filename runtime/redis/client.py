@@ -74,6 +74,8 @@ class Redis(Commands):
         connect: Connect | None = None,
         rng: random.Random | None = None,
     ) -> None:
+        if not isinstance(options, RedisOptions):
+            raise TypeError(f"Redis takes RedisOptions, not {type(options).__name__}: use open_client(read_url(url))")
         super().__init__(options)
         self._protocol = options.protocol
         self._listener = on_trouble

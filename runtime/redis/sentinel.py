@@ -88,6 +88,8 @@ class SentinelOptions:
             raise InvalidRedisUrl("Redis URL: with Sentinel it begins with redis+sentinel:// or rediss+sentinel://")
         place, _, query = rest.partition("?")
         login, at, place = place.rpartition("@")
+        if "@" in login:
+            raise InvalidRedisUrl("Redis URL: user and password stand once, before the first host; an @ in them is %40")
         hosts, _, path = place.partition("/")
         service, _, database = path.strip("/").partition("/")
         if not service:

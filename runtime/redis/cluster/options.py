@@ -70,6 +70,8 @@ class ClusterOptions:
         if database.strip("/") not in ("", "0"):
             raise InvalidRedisUrl("Redis URL: a cluster has database 0 only")
         login, at, hosts = place.rpartition("@")
+        if "@" in login:
+            raise InvalidRedisUrl("Redis URL: user and password stand once, before the first node; an @ in them is %40")
         found = parse_qsl(query, keep_blank_values=True)
         mine = {name: _number(name, value) for name, value in found if name in _NUMBERS}
         others = urlencode([(name, value) for name, value in found if name not in _NUMBERS])

@@ -50,6 +50,27 @@ def test_any_other_url_is_refused_without_showing_it(url: str) -> None:
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis+cluster://u:secret@h,u:secret@i",
+        "redis+sentinel://u:secret@h,u:secret@i/mill",
+        "redis+cluster://u:@secret@h",
+    ],
+)
+def test_a_login_at_each_host_is_refused_and_no_host_dropped(url: str) -> None:
+    with pytest.raises(InvalidRedisUrl, match=r"stand once, before the first .* is %40") as caught:
+        read_url(url)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_url_that_was_not_read_is_no_options() -> None:
+    for wrong in ("redis://u:secret@h", read_url("redis+cluster://u:secret@h")):
+        with pytest.raises(TypeError, match=r"open_client\(read_url\(url\)\)") as caught:
+            Redis(wrong)  # type: ignore[arg-type]
+        assert "secret" not in str(caught.value)
+
+
 async def test_the_client_of_a_url_works(valkey: ValkeyServer) -> None:
     async with open_client(read_url(f"{valkey.url}?decode_responses=yes")) as redis:
         assert await redis.echo("x") == "x"
