@@ -256,7 +256,7 @@ async def test_a_rollback_that_does_not_get_its_turn_closes_the_connection(optio
 
     async def hold_up() -> None:
         with pytest.raises(psycopg.OperationalError):
-            await connection.execute("select pg_sleep(60)")
+            await connection.execute("select pg_sleep(5)")
 
     async with trio.open_nursery() as nursery:
         with trio.CancelScope() as scope:
