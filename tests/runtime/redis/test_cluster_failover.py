@@ -23,25 +23,12 @@ STREAMS = [f"stream:{number}" for number in range(6)]
 LIMIT = 60.0
 
 
-@pytest.fixture(scope="module", params=["valkey", "redis"])
+@pytest.fixture(params=["valkey", "redis"])
 def local(request: pytest.FixtureRequest, replicated: Callable[[str | None], LocalCluster]) -> LocalCluster:
-    return replicated(request.getfixturevalue("redis_7_0") if request.param == "redis" else None)
-
-
-@pytest.fixture(autouse=True)
-def _in_order(local: LocalCluster) -> None:
-    """Every test begins with a whole cluster, whatever the one before did."""
-    for node in local.nodes:
-        if not node.running:
-            node.start()
-        elif node.frozen:
-            node.thaw()
-    local.wait_ok()
-    for node in local.nodes:
-        with local.admin(node) as admin:
-            if admin.execute_command("ROLE")[0] == "master":  # type: ignore[no-untyped-call]
-                admin.flushall()
-    _wait_for_replicas(local)
+    """In order, whatever the test before did."""
+    cluster = replicated(request.getfixturevalue("redis_7_0") if request.param == "redis" else None)
+    _wait_for_replicas(cluster)
+    return cluster
 
 
 def _wait_for_replicas(local: LocalCluster) -> None:

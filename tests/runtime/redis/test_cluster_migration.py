@@ -143,7 +143,7 @@ async def test_a_slot_that_is_migrated_in_one_step_is_no_error(local: LocalClust
     slot, target_id = slot_of(STREAM), local.id_of(target)
     taken: list[int] = []
     written: list[int] = []
-    moved = trio.Event()
+    moved, all_written = trio.Event(), trio.Event()
     async with RedisCluster(ClusterOptions.from_url(local.url)) as cluster:
         await cluster.xgroup_create(STREAM, GROUP, id="0", mkstream=True)
 
@@ -151,10 +151,11 @@ async def test_a_slot_that_is_migrated_in_one_step_is_no_error(local: LocalClust
             while not moved.is_set():
                 await cluster.xadd(STREAM, {"number": len(written)})
                 written.append(len(written))
+            all_written.set()
 
         async def read() -> None:
             async with cluster.dedicated(key=STREAM) as connection:
-                while not moved.is_set() or len(taken) < len(written):
+                while not all_written.is_set() or len(taken) < len(written):
                     reply = await connection.xreadgroup(GROUP, "me", {STREAM: ">"}, count=100, block=100)
                     for _, entries in reply:
                         taken.extend(int(fields[b"number"]) for _, fields in entries)

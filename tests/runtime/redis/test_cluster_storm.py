@@ -18,7 +18,7 @@ from penstock.runtime.testing.redis_cluster import InProcessCluster
 
 GROUP = "readers"
 STREAMS = [f"stream:{number}" for number in range(4)]
-MINUTES = 2
+MINUTES = 1
 
 
 @define
@@ -111,7 +111,7 @@ async def trouble(local: InProcessCluster, rng: random.Random, stop: trio.Event)
     stop.set()
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, 3])
 async def test_a_storm(seed: int, autojump_clock: MockClock) -> None:
     rng = random.Random(seed)
     ledgers = {stream: Ledger() for stream in STREAMS}

