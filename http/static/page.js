@@ -137,6 +137,8 @@ function verdict() {
   if (children.held.length) return { mood: 'warn', sign: '▮▮', title: 'settling', text: `All gates are open again; ${count(children.held.length, 'child is', 'children are')} about to be started.` };
   const coming = children.starting.length + children.waiting.length;
   if (coming) return { mood: 'busy', sign: '◔', title: 'starting', text: `Penstock is starting: ${count(coming, 'child is', 'children are')} not up yet.` };
+  const failed = state.cluster ? state.cluster.nodes.filter((node) => node.failed) : [];
+  if (failed.length) return thinner(failed);
   return {
     mood: 'good',
     sign: '✓',
@@ -178,6 +180,14 @@ function crashed(children) {
 function stuck(children) {
   const text = `${children[0].path} does not stop though it was told to; the log says where it hangs.`;
   return { mood: 'bad', sign: '✖', title: 'stuck', text };
+}
+
+/** Everything works, and less would have to fail now than before for that to end. */
+function thinner(failed) {
+  const names = failed.map((node) => node.address).join(', ');
+  const who = failed.length === 1 ? `Redis node ${names} has` : `Redis nodes ${names} have`;
+  const back = failed.length === 1 ? 'it is' : 'they are';
+  return { mood: 'warn', sign: '◐', title: 'less redundancy', text: `Running, but ${who} failed: until ${back} back, the cluster can bear less.` };
 }
 
 function drawBanner() {

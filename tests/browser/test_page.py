@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import trio
-from attrs import define
+from attrs import define, evolve
 
 from penstock.actors.cluster_view import ClusterView, NodeView
 from penstock.http.front_end import front_end
@@ -80,6 +80,13 @@ async def test_the_nodes_of_a_cluster_are_shown_where_there_is_one(browser: Any,
             ["redis-1:7001", "master", "16,384", "EVENT_STREAM"],
             ["redis-2:7002", "replica, failed", "", ""],
         ]
+        await page.wait_until(f"{MOOD} === 'warn'")
+        assert await page.evaluate(BANNER) == (
+            "Running, but Redis node redis-2:7002 has failed: until it is back, the cluster can bear less."
+        )
+        well = evolve(site.deployment.nodes, nodes=site.deployment.nodes.nodes[:1])
+        site.deployment.nodes = well
+        await page.wait_until(f"{MOOD} === 'good'")
         assert page.complaints == []
 
 
