@@ -15,9 +15,11 @@ import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
+import redis.exceptions
 import trio
 
 from ..runtime.redis import RedisUnavailable
+from ..runtime.redis.replies import reply_text
 from ..runtime.telemetry import get_logger
 from .probes import Unhealthy
 
@@ -78,7 +80,7 @@ class Watch:
         self._troubles += 1
         if self.gate.is_open:
             self._relapse(trio.current_time(), error)
-        self.gate.shut(str(error))
+        self.gate.shut(self._cause_of(error))
         self._news.set()
 
     def doubt(self, answer_within: float = math.inf) -> None:
@@ -93,6 +95,12 @@ class Watch:
         """Probe at once: something has changed. Never blocks."""
         self._not_before = -math.inf
         self._news.set()
+
+    def _cause_of(self, error: Exception) -> str:
+        """What a person reads: where, and the whole reply if it was one."""
+        if isinstance(error, RedisUnavailable) or not isinstance(error, redis.exceptions.RedisError):
+            return str(error)
+        return f"{self._address}: {reply_text(error)}"
 
     def _relapse(self, now: float, error: Exception) -> None:
         """Probe at once, unless the gate keeps being shut right after a probe has opened it."""

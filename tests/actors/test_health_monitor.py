@@ -20,6 +20,7 @@ from penstock.actors.settings import ActorSettings, HealthSettings
 from penstock.actors.system import System
 from penstock.actors.virtual import virtual
 from penstock.runtime.redis import NotSent
+from penstock.runtime.redis._compat import reply_error
 from penstock.runtime.supervision import Gates, LifecycleKind
 
 SETTINGS = HealthSettings(interval_up=10.0, interval_down_min=1.0, interval_down_max=10.0, timeout=2.0)
@@ -63,6 +64,15 @@ async def test_trouble_shuts_the_gate_at_once_and_a_good_probe_opens_it(autojump
         assert not watch.gate.is_open
         await trio.sleep(0.2)
         assert watch.gate.is_open
+
+
+async def test_a_reply_that_shuts_the_gate_is_told_whole_and_with_its_server(autojump_clock: MockClock) -> None:
+    """redis-py takes the first word off a reply that it knows."""
+    async with watching() as (_, watch):
+        watch.trouble(reply_error("CLUSTERDOWN The cluster is down"))
+        assert watch.gate.cause == "redis://here: CLUSTERDOWN The cluster is down"
+        watch.trouble(NotSent("redis://there", "not sent: refused"))
+        assert watch.gate.cause == "redis://there: not sent: refused"
 
 
 async def test_trouble_while_it_is_probed_is_newer_than_the_answer(autojump_clock: MockClock) -> None:
