@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import redis.exceptions
 import trio
 
-from ..runtime.redis import RedisUnavailable
+from ..runtime.redis import RedisClosed, RedisUnavailable
 from ..runtime.redis.replies import reply_text
 from ..runtime.telemetry import get_logger
 from .probes import Unhealthy
@@ -80,7 +80,8 @@ class Watch:
         self._troubles += 1
         if self.gate.is_open:
             self._relapse(trio.current_time(), error)
-        self.gate.shut(self._cause_of(error))
+        if self.gate.is_open or not _is_our_doing(error):
+            self.gate.shut(self._cause_of(error))
         self._news.set()
 
     def doubt(self, answer_within: float = math.inf) -> None:
@@ -187,6 +188,11 @@ class Watch:
     async def _rest(self, until: float) -> None:
         with trio.move_on_at(until):
             await self._news.wait()
+
+
+def _is_our_doing(error: Exception) -> bool:
+    """Whether a call failed because its connection was given up here: a consequence, which names no cause."""
+    return isinstance(error, RedisClosed) or isinstance(error.__cause__, RedisClosed)
 
 
 async def _give_up(limit: float, probe: trio.CancelScope) -> None:

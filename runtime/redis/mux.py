@@ -26,7 +26,7 @@ import trio
 from attrs import define
 
 from . import _compat
-from .errors import NotSent, OutcomeUnknown, RedisStalled, RedisUnavailable
+from .errors import NotSent, OutcomeUnknown, RedisClosed, RedisStalled, RedisUnavailable
 from .options import RedisOptions
 from .wire import STREAM_ERRORS, Wire, describe
 
@@ -150,12 +150,12 @@ class Mux:
                     await self._read()
         finally:
             # Cancelled from outside, without close(): nobody may wait for ever.
-            self._fail_all(RedisUnavailable(self._options.address, "the link was closed"))
+            self._fail_all(RedisClosed(self._options.address, "the link was closed"))
             await self._wire.aclose()
 
     def close(self) -> None:
         """End `run` and fail what is under way; `on_break` is not called. Does not block."""
-        self._fail_all(RedisUnavailable(self._options.address, "the link was closed"))
+        self._fail_all(RedisClosed(self._options.address, "the link was closed"))
 
     def retire(self) -> None:
         """Take no more calls; end `run` when those under way have their replies. Does not block."""

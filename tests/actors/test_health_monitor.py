@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 from attrs import frozen
-from trio.testing import MockClock
+from trio.testing import MockClock, memory_stream_pair, wait_all_tasks_blocked
 
 from penstock.actors.event import event
 from penstock.actors.handling import Context
@@ -19,8 +19,10 @@ from penstock.actors.probes import Unhealthy
 from penstock.actors.settings import ActorSettings, HealthSettings
 from penstock.actors.system import System
 from penstock.actors.virtual import virtual
-from penstock.runtime.redis import NotSent
+from penstock.runtime.redis import NotSent, OutcomeUnknown, RedisOptions
 from penstock.runtime.redis._compat import reply_error
+from penstock.runtime.redis.mux import Mux
+from penstock.runtime.redis.wire import Wire
 from penstock.runtime.supervision import Gates, LifecycleKind
 
 SETTINGS = HealthSettings(interval_up=10.0, interval_down_min=1.0, interval_down_max=10.0, timeout=2.0)
@@ -73,6 +75,34 @@ async def test_a_reply_that_shuts_the_gate_is_told_whole_and_with_its_server(aut
         assert watch.gate.cause == "redis://here: CLUSTERDOWN The cluster is down"
         watch.trouble(NotSent("redis://there", "not sent: refused"))
         assert watch.gate.cause == "redis://there: not sent: refused"
+
+
+async def test_a_connection_that_is_given_up_in_an_outage_hides_no_cause(autojump_clock: MockClock) -> None:
+    """A node that was replaced: calls that were under way fail, for their link is closed then."""
+    failures: list[Exception] = []
+
+    async def wait_for_reply(mux: Mux) -> None:
+        with pytest.raises(OutcomeUnknown) as caught:
+            await mux.call(b"PING")
+        failures.append(caught.value)
+
+    ours, _ = memory_stream_pair()
+    wire = Wire(ours, decode=False)
+    async with watching() as (server, watch), trio.open_nursery() as nursery:
+        mux = Mux(wire, RedisOptions(), on_break=lambda *_: None, on_stall=lambda _: None)
+        nursery.start_soon(mux.run)
+        nursery.start_soon(wait_for_reply, mux)
+        await wait_all_tasks_blocked()
+        server.wrong = "node 10.0.0.1:7001 does not answer within 1.5 s"
+        watch.trouble(Unhealthy(server.wrong))
+        mux.close()
+        await wait_all_tasks_blocked()
+        watch.trouble(failures[0])
+        assert watch.gate.cause == server.wrong
+        server.wrong = ""
+        await watch.gate.wait_open()
+        watch.trouble(failures[0])  # there is no better one
+        assert watch.gate.cause == str(failures[0])
 
 
 async def test_trouble_while_it_is_probed_is_newer_than_the_answer(autojump_clock: MockClock) -> None:
