@@ -15,7 +15,7 @@ import trio
 from .. import _compat
 from ..borrowing import BlockingLimit
 from ..commands import shape
-from ..errors import CommandRefused, OutcomeUnknown, RedisClosed, RedisStalled, RedisUnavailable
+from ..errors import CommandRefused, RedisClosed, RedisStalled, RedisUnavailable
 from ..link import OnTrouble
 from ..messages import Owner
 from ..pubsub import BUFFER_BYTES, PubSub
@@ -26,8 +26,9 @@ from ..wire import Connect
 from .commands import ClusterCommands
 from .dedicated import ClusterConnection, attempt_on, is_key_there
 from .discovery import Discovery
+from .everywhere import run_everywhere
 from .key_finder import KeyFinder
-from .keyless import combiner_of, is_harmless_twice, refusal_of, slot_argument_of
+from .keyless import combiner_of, refusal_of, slot_argument_of
 from .keys import common_slot, full_name, keys_of, slot_of_argument
 from .node_client import ClusterNode
 from .nodes import MAX_SPARE, Node, NodeConnect, NodeConnection, Nodes, with_tls_context
@@ -154,7 +155,8 @@ class RedisCluster(ClusterCommands):
         if block is not None:
             return await self._run_blocking(full, args, options, slot, block)
         if slot is None and (combine := combiner_of(full)) is not None:
-            return await self._run_everywhere(full, args, options, combine)
+            replies = await run_everywhere(self._opened(), full, args)
+            return combine([shape(name, reply, options, self.options.node.protocol) for reply in replies])
         raw = _FIRST if _compat.NEVER_DECODE in options else _NONE
         reply = await self._opened().call(Nature(slot, full in READS, full in SCRIPTS), args, raw)
         return shape(name, reply, options, self.options.node.protocol)
@@ -339,33 +341,6 @@ class RedisCluster(ClusterCommands):
                 node.spare.append(connection)
             else:
                 await connection.aclose()
-
-    async def _run_everywhere(self, name: str, args: tuple[Any, ...], options: dict[str, Any], combine: Any) -> Any:
-        """On all masters; where it fails it is made again, if it does no harm there twice."""
-        router = self._opened()
-        done: dict[Address, Any] = {}
-
-        async def attempt(_: Node, __: bool) -> Any:
-            masters = (await router.discovery.current()).masters
-            missing = [address for address in masters if address not in done]
-            replies = await router.call_each(missing, args)
-            failures = [reply for reply in replies if isinstance(reply, Exception)]
-            done.update(
-                (address, reply)
-                for address, reply in zip(missing, replies, strict=True)
-                if not isinstance(reply, Exception)
-            )
-            # What is not to be made again, first.
-            for failure in sorted(failures, key=lambda each: not isinstance(each, OutcomeUnknown)):
-                if isinstance(failure, RedisUnavailable):
-                    raise failure
-            return failures[0] if failures else [done[address] for address in masters]
-
-        until = trio.current_time() + router.options.retry_for
-        replies = await router.run(Nature(None, reads=is_harmless_twice(name)), attempt, until=until)
-        if isinstance(replies, Exception):
-            raise replies
-        return combine([shape(command_name(args), reply, options, self.options.node.protocol) for reply in replies])
 
     async def _run_on(self, target: Target, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         if isinstance(target, str):
