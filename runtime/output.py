@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
-from typing import Any
+from itertools import zip_longest
+from typing import Any, Final
 
 import attrs
 import click
@@ -15,13 +19,18 @@ from .printable import printable
 __all__ = ["duration", "echo_json", "echo_table", "table", "width"]
 
 _GAP = "  "
+_NARROW: Final = 16
+"""A column of this width is not folded."""
+_PIECES: Final = re.compile(r"\s*[^\s,]*,|\s*[^\s,]+")
+"""What a cell may be folded between: words, and the parts of a list without blanks."""
 
 
-def table(rows: Iterable[Sequence[object]], headers: Sequence[str]) -> str:
+def table(rows: Iterable[Sequence[object]], headers: Sequence[str], within: int | None = None) -> str:
     """A plain text table: aligned columns, numbers to the right, no lines drawn; ends without a line break.
 
     None is shown as ``-``, truth values as ``yes`` and ``no``, and whatever does not print is spelt out. Wide (Korean,
-    say) letters count two columns, as terminals show them.
+    say) letters count two columns, as terminals show them. With `within`, a table that is wider has the cells of its
+    widest columns folded, but never those of the first one.
 
     Raises:
         ValueError: a row has not as many cells as there are headers.
@@ -30,6 +39,8 @@ def table(rows: Iterable[Sequence[object]], headers: Sequence[str]) -> str:
     if any(len(row) != len(headers) for row in listed):
         raise ValueError(f"every row must have {len(headers)} cells")
     lines = [list(headers), *([_cell(value) for value in row] for row in listed)]
+    if within is not None:
+        lines = _fold_lines(lines, within)
     columns = [
         _column([line[index] for line in lines], to_the_right=_is_numeric([row[index] for row in listed]))
         for index in range(len(headers))
@@ -38,8 +49,11 @@ def table(rows: Iterable[Sequence[object]], headers: Sequence[str]) -> str:
 
 
 def echo_table(rows: Iterable[Sequence[object]], headers: Sequence[str]) -> None:
-    """Print a `table`; nothing but the headers where there are no rows."""
-    click.echo(table(rows, headers))
+    """Print a `table`, as wide as the terminal at the most; nothing but the headers where there are no rows.
+
+    What is not printed to a terminal keeps each row on one line, for `grep`.
+    """
+    click.echo(table(rows, headers, shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
 
 
 def echo_json(value: Any) -> None:
@@ -84,6 +98,37 @@ def _column(texts: Sequence[str], *, to_the_right: bool) -> list[str]:
     widest = max(width(text) for text in texts)
     blanks = [" " * (widest - width(text)) for text in texts]
     return [blank + text if to_the_right else text + blank for text, blank in zip(texts, blanks, strict=True)]
+
+
+def _fold_lines(lines: Sequence[Sequence[str]], within: int) -> list[list[str]]:
+    """The same lines, more of them, such that the table is no wider than `within`, as far as that can be."""
+    widths = [max(width(cell) for cell in column) for column in zip(*lines, strict=True)]
+    room = within - len(_GAP) * (len(widths) - 1)
+    limit = max(widths)
+    while limit > _NARROW and widths[0] + sum(min(each, limit) for each in widths[1:]) > room:
+        limit -= 1
+    limits = [widths[0], *(min(each, limit) for each in widths[1:])]
+    folded: list[list[str]] = []
+    for line in lines:
+        cells = [_fold(cell, most) for cell, most in zip(line, limits, strict=True)]
+        folded += [list(each) for each in zip_longest(*cells, fillvalue="")]
+    return folded
+
+
+def _fold(text: str, most: int) -> list[str]:
+    if width(text) <= most:
+        return [text]
+    lines = [""]
+    for piece in _PIECES.findall(text):
+        if width(lines[-1] + piece) <= most:
+            lines[-1] += piece
+            continue
+        lines.append("")
+        for letter in piece.lstrip():
+            if width(lines[-1] + letter) > most:
+                lines.append("")
+            lines[-1] += letter
+    return [line for line in lines if line]
 
 
 def _plain(value: Any) -> Any:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 import redis.exceptions
@@ -18,6 +18,7 @@ from ...actors.probes import RedisProbe
 from ...runtime.cli import CommandError, json_option, load_settings
 from ...runtime.embedded import DataDirectory, DataDirectoryError, DataDirectoryInUse, ServerNotInstalled
 from ...runtime.embedded.binaries import postgres_installation, valkey_server
+from ...runtime.embedded.leftovers import find_leftovers
 from ...runtime.output import echo_json, echo_table
 from ...runtime.redis import Redis, open_client
 from ...runtime.redis.slots import SLOTS
@@ -68,6 +69,8 @@ def check(replies_only: bool, faults_only: bool, as_json: bool) -> None:
     directory, runs = _data_dir(settings)
     findings = [Finding("settings", True, "file and environment are read, every key is known"), directory]
     findings.append(_bind(settings, runs=runs))
+    home = Path(settings.data_dir).expanduser().resolve() if runs else None
+    findings += [_embedded(server, home) for server in _wanted(settings)]
     findings += trio.run(_servers, settings)
     if as_json:
         echo_json([asdict(finding) for finding in findings])
@@ -112,7 +115,7 @@ def _bind(settings: Settings, *, runs: bool) -> Finding:
 
 
 async def _servers(settings: Settings) -> list[Finding]:
-    findings = [_embedded(name, url, program) for name, url, program in _wanted(settings)]
+    findings: list[Finding] = []
     for setting, probe in own_servers(settings, tuple(event_system.streams), within=LIMIT).items():
         shown = mask_url((settings.redis.url if setting == "redis.url" else settings.postgres.url) or "")
         problem = await attempt(probe, LIMIT)
@@ -168,17 +171,31 @@ async def _kept(what: str, server: Redis) -> Finding:
     return Finding(what, True, keeping.told, keeping.advice)
 
 
-def _wanted(settings: Settings) -> list[tuple[str, str | None, Any]]:
-    servers = [
-        ("redis.url", settings.redis.url, valkey_server),
-        ("postgres.url", settings.postgres.url, postgres_installation),
-    ]
-    return [(name, url, program) for name, url, program in servers if url is None]
+@frozen
+class _Embedded:
+    """A server that we bring: the setting that would name another, what finds it, its process and where that works."""
+
+    setting: str
+    find: Callable[[], Path]
+    process: str
+    works_in: str
 
 
-def _embedded(name: str, url: str | None, program: Any) -> Finding:
+_REDIS = _Embedded("redis.url", valkey_server, "valkey-server", "valkey")
+_POSTGRES = _Embedded("postgres.url", postgres_installation, "postgres", "postgres/data")
+
+
+def _wanted(settings: Settings) -> list[_Embedded]:
+    urls = [(_REDIS, settings.redis.url), (_POSTGRES, settings.postgres.url)]
+    return [server for server, url in urls if url is None]
+
+
+def _embedded(server: _Embedded, home: Path | None) -> Finding:
+    """Whether there is a program to start; `home` is the data directory in which a penstock runs, if one does."""
     try:
-        program()
+        server.find()
     except ServerNotInstalled as error:
-        return Finding(name, False, str(error), "pip install 'penstock[embedded]'")
-    return Finding(name, True, "not set: an embedded server will be started")
+        return Finding(server.setting, False, str(error), "pip install 'penstock[embedded]'")
+    if home is not None and find_leftovers(server.process, home / server.works_in):
+        return Finding(server.setting, True, "not set: an embedded server is running")
+    return Finding(server.setting, True, "not set: an embedded server will be started")

@@ -51,6 +51,7 @@ def user(environment: Path, place: Path) -> Iterator[Installation]:
 def test_the_readme_as_a_new_user_follows_it(user: Installation) -> None:
     checked = user.command("check")
     assert checked.returncode == 0, checked.stderr
+    assert checked.stdout.count("an embedded server will be started") == 2
     assert not (user.directory / ".penstock").exists()
 
     assert user.start() < 60
@@ -60,6 +61,7 @@ def test_the_readme_as_a_new_user_follows_it(user: Installation) -> None:
     assert checked.returncode == 0, checked.stderr
     assert user.process is not None
     assert f"pid {user.process.pid}" in checked.stdout
+    assert checked.stdout.count("an embedded server is running") == 2
     assert user.get("/admin/api/v1/event/access/categories")[0] == 200
 
     tree = user.command("tree", "--url", address)

@@ -38,6 +38,28 @@ def test_text_from_outside_stays_on_its_line() -> None:
     assert printable("주문\r\n\x1b[2J\u202e") == "주문\\r\\n\\x1b[2J\\u202e"
 
 
+def test_a_table_wider_than_its_room_is_folded_between_words_and_keeps_its_names_and_numbers_whole() -> None:
+    rows = [["redis.url 127.0.0.1:7001", 5461, "master, 5461 slots; it keeps each write"], ["settings", 3, "fine"]]
+    assert table(rows, ["what", "n", "found"], within=50).split("\n") == [
+        "what                         n  found",
+        "redis.url 127.0.0.1:7001  5461  master, 5461",
+        "                                slots; it keeps",
+        "                                each write",
+        "settings                     3  fine",
+    ]
+    assert table(rows, ["what", "n", "found"], within=200) == table(rows, ["what", "n", "found"])
+
+
+def test_a_word_that_has_no_room_is_cut_a_list_after_its_commas() -> None:
+    nodes = "10.0.0.1:7001,10.0.0.2:7002,10.0.0.3:7003"
+    assert table([["", nodes]], ["", "nodes"], within=32).split("\n")[1:] == [
+        "  10.0.0.1:7001,10.0.0.2:7002,",
+        "  10.0.0.3:7003",
+    ]
+    folded = table([["", "주" * 20]], ["", "word"], within=4).split("\n")
+    assert [width(line.strip()) for line in folded[1:]] == [16, 16, 8]
+
+
 def test_a_width_is_what_a_terminal_shows() -> None:
     assert [width(text) for text in ("abc", "주문", "e\u0301", "")] == [3, 4, 1, 0]
 
