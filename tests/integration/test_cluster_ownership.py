@@ -54,7 +54,7 @@ class Writer:
         """Whether the owner that all nodes agree upon has it."""
         self.cluster.wait_ok()
         with self.cluster.admin(self.cluster.master_of(STREAM)) as admin:
-            entries: list[Any] = admin.xrange(STREAM)  # type: ignore[assignment]
+            entries: list[Any] = admin.xrange(STREAM)
         return any(_texts(fields) == entry.fields for _, fields in entries)
 
 
@@ -76,7 +76,7 @@ async def take_over(cluster: LocalCluster, owner: LocalNode) -> None:
 
 def _role(cluster: LocalCluster, node: LocalNode) -> str:
     with cluster.admin(node) as admin:
-        return str(admin.role()[0])  # type: ignore[no-untyped-call]
+        return str(admin.role()[0])
 
 
 async def write_to_the_replaced(cluster: LocalCluster, writer: Writer) -> tuple[Outgoing, Published | PublishFailed]:
