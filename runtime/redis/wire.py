@@ -11,8 +11,9 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from enum import Enum, auto
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import hiredis
 import redis.exceptions
@@ -125,7 +126,7 @@ class Wire:
 
 
 def connector(options: RedisOptions) -> Connect:
-    """The function that opens the options' byte stream: a unix socket, TCP, or TLS over TCP.
+    """The function that opens the options' byte stream: a unix socket, TCP, or TLS over TCP, before its handshake.
 
     Reads the PEM files now, so that a wrong path is an error at the start and not an outage: OSError, ssl.SSLError.
     """
@@ -137,14 +138,19 @@ def connector(options: RedisOptions) -> Connect:
 
 
 async def open_wire(options: RedisOptions, connect: Connect) -> Wire:
-    """Connect and greet, within `options.connect_timeout`.
+    """Connect, with TLS if the stream is one for it, and greet, within `options.connect_timeout`.
 
     Raises RedisUnavailable with the reason; when the server turned us away, its reply is the `__cause__`.
     """
     stream: trio.abc.Stream | None = None
+    step = _Step.CONNECT
     try:
         with trio.fail_after(options.connect_timeout):
             stream = await connect()
+            if isinstance(stream, trio.SSLStream):
+                step = _Step.HANDSHAKE
+                await stream.do_handshake()
+            step = _Step.GREET
             wire = Wire(stream, decode=options.decode_responses)
             await _greet(wire, options)
     except BaseException as error:
@@ -152,12 +158,38 @@ async def open_wire(options: RedisOptions, connect: Connect) -> Wire:
             await Wire(stream, decode=False).aclose()
         if isinstance(error, trio.TooSlowError):
             reason = f"no connection within {options.connect_timeout:g} s"
+            if step is _Step.HANDSHAKE:
+                reason += ": TCP is connected, but TLS gets no answer (is this a TLS port?)"
             raise RedisUnavailable(options.address, reason) from error
         # UnicodeError: a host name with an empty or endless label, or a greeting that is no text.
         if isinstance(error, (EOFError, UnicodeError, redis.exceptions.RedisError, *STREAM_ERRORS)):
-            raise RedisUnavailable(options.address, f"cannot connect: {describe(error)}") from error
+            reason = f"cannot connect: {describe(error)}{_question(step, options, error)}"
+            raise RedisUnavailable(options.address, reason) from error
         raise
     return wire
+
+
+class _Step(Enum):
+    """How far a connection has come."""
+
+    CONNECT = auto()
+    HANDSHAKE = auto()
+    GREET = auto()
+
+
+def _question(step: _Step, options: RedisOptions, error: BaseException) -> str:
+    """What to ask oneself where somebody else than the expected server seems to have been there."""
+    roots = _roots(error)
+    if step is _Step.HANDSHAKE:
+        no_tls = any(isinstance(root, ssl.SSLError) and root.reason in _NO_TLS for root in roots)
+        return " (is this a TLS port?)" if no_tls else ""
+    strange = (EOFError, ConnectionResetError, BrokenPipeError, redis.exceptions.InvalidResponse)
+    if step is _Step.GREET and any(isinstance(root, strange) for root in roots) and options.path is None:
+        return " (is this a Redis server's port" + ("?)" if options.tls else ", and without TLS?)")
+    return ""
+
+
+_NO_TLS: Final = frozenset({"WRONG_VERSION_NUMBER", "UNEXPECTED_EOF_WHILE_READING", "RECORD_LAYER_FAILURE"})
 
 
 def describe(error: BaseException) -> str:
@@ -182,14 +214,7 @@ async def _open_tcp(options: RedisOptions) -> trio.SocketStream:
 async def _open_tls(options: RedisOptions, context: ssl.SSLContext) -> trio.abc.Stream:
     stream = await _open_tcp(options)
     # https_compatible: servers close without TLS's close_notify; RESP itself says where a reply ends.
-    secure = trio.SSLStream(stream, context, server_hostname=options.host, https_compatible=True)
-    try:
-        await secure.do_handshake()
-    except BaseException:
-        with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
-            await trio.aclose_forcefully(stream)
-        raise
-    return secure
+    return trio.SSLStream(stream, context, server_hostname=options.host, https_compatible=True)
 
 
 async def _greet(wire: Wire, options: RedisOptions) -> None:

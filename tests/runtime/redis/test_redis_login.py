@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -159,6 +160,42 @@ async def test_without_a_certificate_of_ones_own_the_server_hangs_up(tls_port: i
     """Its reason may or may not come through: it resets the connection right behind it."""
     text = str(await refusal_of(tls_url(tls_port, ssl_ca_certs=certificates.ca)))
     assert any(reason in text for reason in ("CERTIFICATE_REQUIRED", "reset by peer", "closed the connection"))
+
+
+async def test_tls_to_a_port_without_it_is_told_from_a_server_that_is_away(
+    make_valkey: Callable[..., ValkeyServer],
+) -> None:
+    """The server takes the beginning of the handshake for that of a command, and waits for its end."""
+    port = free_port()
+    make_valkey("--port", str(port), "--bind", "127.0.0.1")
+    text = str(await refusal_of(tls_url(port, "127.0.0.1", connect_timeout="0.5")))
+    assert text.endswith("no connection within 0.5 s: TCP is connected, but TLS gets no answer (is this a TLS port?)")
+
+
+async def test_no_tls_to_a_port_that_wants_it_is_asked_about(tls_port: int) -> None:
+    text = str(await refusal_of(f"redis://127.0.0.1:{tls_port}"))
+    assert text.endswith(" (is this a Redis server's port, and without TLS?)")
+
+
+@pytest.mark.parametrize(
+    ("scheme", "answer", "question"),
+    [
+        ("redis", b"HTTP/1.1 400 Bad Request\r\n\r\n", "(is this a Redis server's port, and without TLS?)"),
+        ("redis", b"", "the server closed the connection (is this a Redis server's port, and without TLS?)"),
+        ("rediss", b"HTTP/1.1 400 Bad Request\r\n\r\n", "(is this a TLS port?)"),
+        ("rediss", b"", "(is this a TLS port?)"),
+    ],
+)
+async def test_a_port_of_something_else_is_asked_about(scheme: str, answer: bytes, question: str) -> None:
+    async def answer_once(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        await stream.send_all(answer)
+
+    async with trio.open_nursery() as nursery:
+        [listener] = await nursery.start(partial(trio.serve_tcp, host="127.0.0.1"), answer_once, 0)
+        port = listener.socket.getsockname()[1]
+        assert str(await refusal_of(f"{scheme}://127.0.0.1:{port}")).endswith(question)
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_wrong_certificate_is_not_tried_again(tls_port: int, certificates: Certificates) -> None:
