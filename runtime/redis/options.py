@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
@@ -15,12 +16,18 @@ from .query import read_query
 
 __all__ = ["RedisOptions"]
 
+_CLIENT_NAME: Final = re.compile("[!-~]*")
 _POSITIVE: Any = validators.gt(0)
 _NOT_IN_URLS: Final = frozenset({"host", "port", "path", "tls", "tls_context", "credential_provider"})
 
 
 def _hide(value: object) -> str:
     return "None" if value is None else "'***'"
+
+
+def _check_client_name(_: Any, __: Any, name: str | None) -> None:
+    if name is not None and not _CLIENT_NAME.fullmatch(name):
+        raise ValueError("'client_name' must be ASCII without blanks and line breaks: the server takes no other")
 
 
 @frozen(kw_only=True)
@@ -36,7 +43,7 @@ class RedisOptions:
         username, password: ACL user; without a name the password is the default user's.
         credential_provider: asked for user and password at every connect, in place of the two (tokens that expire);
             redis-py's interface. Its `get_credentials_async` may wait on trio, within `connect_timeout`.
-        client_name: shown by CLIENT LIST.
+        client_name: shown by CLIENT LIST; ASCII without blanks.
         protocol: RESP3, or RESP2 for servers and proxies that do not know HELLO. Python sees the same values, but for
             the few that redis-py itself gives in two shapes: scores of ZDIFF, ZMPOP and ZRANDMEMBER, flags of COMMAND,
             XINFO STREAM FULL, FUNCTION STATS, MEMORY STATS, and what EVAL brings.
@@ -76,7 +83,7 @@ class RedisOptions:
     username: str | None = None
     password: str | None = field(default=None, repr=_hide)
     credential_provider: CredentialProvider | None = field(default=None, repr=False)
-    client_name: str | None = None
+    client_name: str | None = field(default=None, validator=_check_client_name)
     protocol: Literal[2, 3] = field(default=3, validator=validators.in_((2, 3)))
     tls: bool = False
     tls_verify: bool = True
@@ -115,7 +122,7 @@ class RedisOptions:
         try:
             return cls(**values)
         except ValueError as error:
-            # attrs' message carries the name and the value at fault; only numbers have validators, so no secret.
+            # attrs' message carries the name at fault, and perhaps the value; what is secret has no validator.
             raise InvalidRedisUrl(f"Redis URL: {error.args[0]}") from None
 
     @property

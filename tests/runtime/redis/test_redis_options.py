@@ -43,8 +43,8 @@ NOT_FOR_URLS = frozenset(
         ),
         ("redis://:pw@h", RedisOptions(host="h", password="pw"), "redis://h:6379/0"),
         (
-            "redis://h?socket_timeout=2.5&socket_connect_timeout=1&client_name=a%20b&decode_responses=yes",
-            RedisOptions(host="h", response_timeout=2.5, connect_timeout=1, client_name="a b", decode_responses=True),
+            "redis://h?socket_timeout=2.5&socket_connect_timeout=1&client_name=a-b&decode_responses=yes",
+            RedisOptions(host="h", response_timeout=2.5, connect_timeout=1, client_name="a-b", decode_responses=True),
             "redis://h:6379/0",
         ),
         (
@@ -153,6 +153,8 @@ def test_tls_as_asked_for() -> None:
         ("redis://h?password=secret&password=secret", "option 'password' is given twice"),
         ("redis://h?response_timeout=1&socket_timeout=1", "option 'socket_timeout' is given twice"),
         ("redis://:secret@h?client_name=", "option 'client_name' is not of type str"),
+        ("redis://:secret@h?client_name=a%20b", "'client_name' must be ASCII without blanks"),
+        ("redis://:secret@h?client_name=a%0A", "'client_name' must be ASCII without blanks"),
         ("redis://:secret@h?protocol=4", "'protocol' must be in (2, 3)"),
         ("redis://:secret@h?protocol=two", "option 'protocol' is not one of 2, 3"),
         ("redis://:secret@h?retry_for=-1", "'retry_for' must be >= 0"),
