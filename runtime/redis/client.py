@@ -91,6 +91,10 @@ class Redis(Commands):
         self._last_error: Exception | None = None
         self._last_error_at: float | None = None
 
+    def __repr__(self) -> str:
+        state = "new" if self._link is None else "closed" if self._link.closed else "open"
+        return f"<Redis {self.options.address} ({state})>"
+
     async def __aenter__(self) -> Self:
         if self._nurseries is not None:
             raise RuntimeError("this Redis client was entered before; make a new one")
@@ -140,6 +144,7 @@ class Redis(Commands):
             failure: redis.exceptions.RedisError = error
         except redis.exceptions.RedisError as error:
             failure = error
+        _explain(failure)
         retry = self._retry(start, name in READS)
         retry.scripted = name in SCRIPTS
         return await retry.run(partial(self._attempt, name, payload, raw, options), failure)
@@ -248,6 +253,8 @@ class Redis(Commands):
             replies = [replies]
         if any(isinstance(reply, redis.exceptions.ReadOnlyError) for reply in replies):
             link.retire(mux)
+        for reply in replies:
+            _explain(reply)
         return cast("list[Any]", replies)
 
     def _retry(self, start: float, reads: bool) -> Retry:
@@ -292,6 +299,12 @@ class Redis(Commands):
         if self._link is None:
             raise RuntimeError("the Redis client is not open: use `async with Redis(options) as redis:`")
         return self._link
+
+
+def _explain(reply: Any) -> None:
+    """Say with a redirection, which nobody follows here, what it means for a client of one server."""
+    if isinstance(reply, redis.exceptions.AskError) and not hasattr(reply, "__notes__"):
+        reply.add_note("this server is a node of a cluster: open it with redis+cluster:// (rediss+cluster:// with TLS)")
 
 
 _FIRST: Final = frozenset({0})

@@ -48,6 +48,9 @@ class DedicatedRedis(Commands):
         self._busy = False
         self._closed = False
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.options.address}>"
+
     @property
     def connected(self) -> bool:
         """Whether there is a connection (it may have gone stale since the last command)."""

@@ -15,8 +15,14 @@ __all__ = ["UNUSUAL", "block_of", "check_dedicated", "check_shared", "command_na
 
 
 def command_name(args: Sequence[Any]) -> str:
-    """The command in capitals, with its sub-command when it came in one word ("XGROUP CREATE")."""
-    name = args[0]
+    """The command in capitals, with its sub-command when it came in one word ("XGROUP CREATE").
+
+    Raises TypeError when there is none.
+    """
+    try:
+        name = args[0]
+    except IndexError:
+        raise TypeError("execute_command() without a command: give its name, then each of its arguments") from None
     return (name if isinstance(name, str) else bytes(name).decode("ascii", "replace")).upper()
 
 

@@ -293,6 +293,36 @@ async def test_a_client_that_was_not_entered_says_so(valkey: ValkeyServer) -> No
         await Redis(valkey.options).ping()
 
 
+async def test_a_call_without_a_command_is_a_mistake_in_code(redis: Redis) -> None:
+    with pytest.raises(TypeError, match="without a command"):
+        await redis.execute_command()
+    async with redis.dedicated() as connection:
+        with pytest.raises(TypeError, match="without a command"):
+            await connection.execute_command()
+
+
+async def test_a_client_shows_where_it_leads_and_no_secret() -> None:
+    client = Redis(RedisOptions.from_url("redis://user:secret@h:7000/2"))
+    assert repr(client) == "<Redis redis://h:7000/2 (new)>"
+    async with client:
+        assert repr(client) == "<Redis redis://h:7000/2 (open)>"
+        async with client.dedicated() as connection:
+            assert repr(connection) == "<DedicatedRedis redis://h:7000/2>"
+    assert repr(client) == "<Redis redis://h:7000/2 (closed)>"
+
+
+async def test_a_node_of_a_cluster_is_not_taken_for_a_single_server(redis: Redis) -> None:
+    """Its redirections come as they are, with a note of what to use instead."""
+    redirect = "return redis.error_reply('MOVED 3694 10.0.0.2:6379')"
+    with pytest.raises(exceptions.MovedError) as single:
+        await redis.eval(redirect, 0)
+    with pytest.raises(exceptions.MovedError) as piped:
+        await redis.pipeline(transaction=False).eval(redirect, 0).execute()
+    for caught in (single, piped):
+        [note] = [note for note in caught.value.__notes__ if "cluster" in note]
+        assert "open it with redis+cluster://" in note
+
+
 async def test_an_outer_cancellation_goes_through_the_client(valkey: ValkeyServer) -> None:
     with trio.move_on_after(0.05) as scope:
         async with Redis(valkey.options) as redis:
