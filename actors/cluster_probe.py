@@ -15,7 +15,7 @@ from attrs import define, evolve, field
 
 from ..runtime.redis import ClusterOptions, Redis, RedisOptions, RedisUnavailable, SentinelOptions, open_client
 from ..runtime.redis.cluster.nodes import with_tls_context
-from ..runtime.redis.replies import reply_text
+from ..runtime.redis.replies import classify, reply_text
 from .cluster_view import ClusterView, NodeAccount, NodeView, address_of, owners_of, read_account, view_of
 from .probes import RedisProbe, Unhealthy, check_stream, tell_memory
 
@@ -95,8 +95,7 @@ class ClusterProbe:
         self._options()
         accounts, silent = await self._accounts(deadline)
         if not accounts:
-            nodes = ", ".join(f"{address} {why}" for address, why in silent.items())
-            raise Unhealthy(f"{self.options.address}: no node answers: {nodes}")
+            raise Unhealthy(f"{self.options.address}: no node can be asked: {'; '.join(_alike(silent))}")
         owners = owners_of(self.streams, [*accounts.values()])
         late = [node.address for node in _distinct(owners) if node.address not in accounts]
         accounts |= await self._ask(late, silent, deadline)
@@ -259,7 +258,28 @@ def _streams_of(node: NodeView, owners: Mapping[str, NodeView | None]) -> list[s
     return [stream for stream, owner in owners.items() if owner is not None and owner.id == node.id]
 
 
+def _alike(silent: Mapping[str, str]) -> Iterable[str]:
+    """Why some nodes say nothing, each reason once."""
+    nodes: dict[str, list[str]] = {}
+    for address, why in sorted(silent.items()):
+        nodes.setdefault(why, []).append(address)
+    for why, alike in nodes.items():
+        yield f"{alike[0]} {why}" if len(alike) == 1 else f"{len(alike)} nodes ({', '.join(alike)}): each {why}"
+
+
 def _said(error: redis.exceptions.RedisError) -> str:
+    row = classify(error).name
+    if row == "credentials":
+        return f"refuses the login: {reply_text(_root(error))}"
+    if row == "no-cluster":
+        return f"is a single server, not a cluster: begin the URL with redis:// (rediss://) ({reply_text(error)})"
     if isinstance(error, RedisUnavailable):
         return "refuses connections" if "refused" in error.reason.lower() else f"is away: {error.reason}"
     return f"says: {reply_text(error)}"
+
+
+def _root(error: BaseException) -> BaseException:
+    """What the server itself said, under what it meant for the connection."""
+    while isinstance(error, RedisUnavailable) and error.__cause__ is not None:
+        error = error.__cause__
+    return error

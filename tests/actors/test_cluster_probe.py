@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -216,9 +217,18 @@ async def test_where_nobody_answers_each_is_named_with_its_reason(autojump_clock
         second.refuse()
         third.hang()
         told = await site.complaint()
-        assert "no node answers" in told
-        assert f"{name(first)} refuses connections" in told
+        assert "no node can be asked" in told
+        assert f"2 nodes ({name(first)}, {name(second)}): each refuses connections; " in told
         assert f"{name(third)} does not answer within 1.5 s" in told
+
+
+async def test_a_wrong_password_is_no_outage_and_told_once(autojump_clock: MockClock) -> None:
+    async with InProcessCluster(users={"default": "right"}) as cluster:
+        options = ClusterOptions(nodes=cluster.addresses, node=RedisOptions(password="wrong"))
+        nodes = ", ".join(name(node) for node in cluster.nodes)
+        told = f"no node can be asked: 3 nodes ({nodes}): each refuses the login: WRONGPASS"
+        with pytest.raises(Unhealthy, match=re.escape(told)):
+            await ClusterProbe(options, [STREAM], cluster.connect)()
 
 
 async def test_nodes_that_were_named_may_go_once_the_others_are_known(autojump_clock: MockClock) -> None:
@@ -253,7 +263,7 @@ async def test_a_server_that_is_no_cluster_says_so(autojump_clock: MockClock) ->
             return await redis.connect()
 
         probe = ClusterProbe(ClusterOptions(nodes=[("127.0.0.1", 6379)]), [STREAM], connect)
-        with pytest.raises(Unhealthy, match=r"127\.0\.0\.1:6379 says: ERR This instance has cluster support disabled"):
+        with pytest.raises(Unhealthy, match=r"127\.0\.0\.1:6379 is a single server, .* begin the URL with redis://"):
             await probe()
 
 
