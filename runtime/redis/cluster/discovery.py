@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from math import inf
 from typing import Final
 
@@ -13,6 +13,7 @@ from attrs import define, field
 
 from .. import _compat
 from ..errors import NotSent, RedisClosed, RedisUnavailable
+from ..replies import classify
 from ..retry import may_resend
 from ..slots import SLOTS
 from ..wire import STREAM_ERRORS, Wire, describe
@@ -262,7 +263,8 @@ class Discovery:
         except trio.TooSlowError as error:
             raise RedisUnavailable(where, "no answer to CLUSTER SLOTS") from error
         except (EOFError, ValueError, redis.exceptions.RedisError, *STREAM_ERRORS) as error:
-            raise RedisUnavailable(where, describe(error)) from error
+            advice = _ADVICE if classify(error).name == "no-cluster" else ""
+            raise RedisUnavailable(where, f"{describe(error)}{advice}") from error
         finally:
             if wire is not None:
                 await wire.aclose()
@@ -294,13 +296,22 @@ class Discovery:
             del self._suspects[address]
 
     def _nobody(self, failures: dict[Address, RedisUnavailable]) -> RedisUnavailable:
-        texts = [f"{address}: {failure.reason}" for address, failure in list(failures.items())[:4]]
-        reasons = "; ".join(texts) or f"no answer within {LIMIT:g} s"
+        reasons = "; ".join(_alike(failures)) or f"no answer within {LIMIT:g} s"
         error = RedisUnavailable(self._options.address, f"no node of the cluster answers: {reasons}")
         # What a person must mend (credentials, a certificate) says more than a node that is away.
         telling = min(failures.values(), key=_may_pass, default=None)
         error.__cause__ = telling.__cause__ if telling is not None else trio.TooSlowError()
         return error
+
+
+def _alike(failures: Mapping[Address, RedisUnavailable]) -> Iterator[str]:
+    """Each reason once, with the nodes that gave it: four reasons, and four nodes for each, at the most."""
+    nodes: dict[str, list[str]] = {}
+    for address, failure in failures.items():
+        nodes.setdefault(failure.reason, []).append(str(address))
+    for reason, alike in list(nodes.items())[:4]:
+        names = ", ".join([*alike[:4], *(["…"] if len(alike) > 4 else [])])
+        yield f"{names}: {reason}" if len(alike) == 1 else f"{len(alike)} nodes ({names}): {reason}"
 
 
 def _may_pass(failure: RedisUnavailable) -> bool:
@@ -309,4 +320,5 @@ def _may_pass(failure: RedisUnavailable) -> bool:
     return may_resend(unsent, reads=True)
 
 
+_ADVICE: Final = " (a single server, not a cluster: begin the URL with redis:// or rediss://)"
 _QUESTION: Final = _compat.pack_command(("CLUSTER", "SLOTS")) + _compat.pack_command(("CLUSTER", "INFO"))

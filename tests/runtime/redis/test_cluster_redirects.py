@@ -15,11 +15,13 @@ from trio.testing import MockClock
 
 from penstock.runtime.redis import (
     CommandRefused,
+    Kind,
     NotSent,
     OutcomeUnknown,
     RedisClosed,
     RedisOptions,
     RedisStalled,
+    classify,
 )
 from penstock.runtime.redis.slots import SLOTS, slot_of
 
@@ -274,8 +276,9 @@ async def test_a_login_that_is_turned_away_is_an_error_at_once(autojump_clock: M
     async with a_cluster() as cluster, client(cluster) as redis_cluster:
         for node in cluster.nodes.values():
             node.greeting = error("WRONGPASS invalid username-password pair")
-        with pytest.raises(NotSent, match="WRONGPASS"):
+        with pytest.raises(NotSent, match=r"2 nodes \(seed:700\d, seed:700\d\): cannot connect: WRONGPASS") as caught:
             await redis_cluster.get(LOW)
+        assert classify(caught.value).kind is Kind.CONFIG
         assert trio.current_time() < 1
 
 
@@ -283,8 +286,18 @@ async def test_a_single_server_is_told_to_be_none_of_a_cluster(autojump_clock: M
     async with a_cluster() as cluster, client(cluster, retry_for=0) as redis_cluster:
         for node in cluster.nodes.values():
             node.is_clustered = False
-        with pytest.raises(NotSent, match="cluster support disabled"):
+        with pytest.raises(NotSent, match=r"cluster support disabled .*begin the URL with redis://") as caught:
             await redis_cluster.get(LOW)
+        assert classify(caught.value).kind is Kind.CONFIG
+
+
+async def test_a_client_shows_where_it_leads_and_what_is_no_slot(autojump_clock: MockClock) -> None:
+    async with a_cluster() as cluster, client(cluster) as redis_cluster:
+        assert repr(redis_cluster) == f"<RedisCluster {redis_cluster.options.address} (open)>"
+        for wrong in (-1, 16384):
+            with pytest.raises(ValueError, match=f"{wrong} is no slot"):
+                await redis_cluster.node_for_slot(wrong)
+    assert repr(redis_cluster).endswith("(closed)>")
 
 
 # Nodes come and go ---------------------------------------------------------------------------------------------------
