@@ -21,6 +21,7 @@ from ..messages import Owner
 from ..pubsub import BUFFER_BYTES, PubSub
 from ..retry import READS, SCRIPTS
 from ..routing import block_of, check_shared, command_name
+from ..slots import SLOTS
 from ..transaction import Transaction
 from ..wire import Connect
 from .commands import ClusterCommands
@@ -90,6 +91,9 @@ class RedisCluster(ClusterCommands):
         connect: NodeConnect | None = None,
         rng: random.Random | None = None,
     ) -> None:
+        if not isinstance(options, ClusterOptions):
+            kind = type(options).__name__
+            raise TypeError(f"RedisCluster takes ClusterOptions, not {kind}: use open_client(read_url(url))")
         super().__init__(options.node)
         self.options = with_tls_context(options) if connect is None else options
         self._listener = on_trouble
@@ -105,6 +109,10 @@ class RedisCluster(ClusterCommands):
         self._subscribers: weakref.WeakSet[ClusterSubscriber] = weakref.WeakSet()
         self._last_error: Exception | None = None
         self._last_error_at: float | None = None
+
+    def __repr__(self) -> str:
+        state = "new" if self._router is None else "closed" if self._router.nodes.closed else "open"
+        return f"<RedisCluster {self.options.address} ({state})>"
 
     async def __aenter__(self) -> Self:
         if self._nurseries is not None:
@@ -256,8 +264,13 @@ class RedisCluster(ClusterCommands):
         return (await self._opened().discovery.current()).replicas
 
     async def node_for_slot(self, slot: int) -> Address:
-        """The present owner of a slot, as far as known. Raises NotSent when no node answers, or none serves it."""
+        """The present owner of a slot, as far as known.
+
+        Raises NotSent when no node answers, or none serves it, and ValueError for what is no slot.
+        """
         router = self._opened()
+        if not 0 <= slot < SLOTS:
+            raise ValueError(f"{slot} is no slot: they are 0 to {SLOTS - 1}")
         return router.pick(await router.discovery.current(), slot)
 
     async def refresh(self) -> None:

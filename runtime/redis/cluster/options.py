@@ -18,7 +18,16 @@ _PORT: Final = 6379
 
 
 def _addresses(nodes: Any) -> tuple[Address, ...]:
-    return tuple(Address(host, port) for host, port in nodes)
+    if isinstance(nodes, str):
+        raise TypeError(f'nodes: give pairs, as in [("10.0.0.1", {_PORT})]; ClusterOptions.from_url reads text')
+    return tuple(_address(node) for node in nodes)
+
+
+def _address(node: Any) -> Address:
+    match node:
+        case (str(host), int(port)):
+            return Address(host, port)
+    raise TypeError(f'nodes: each is a pair of a host and a number, as in ("10.0.0.1", {_PORT})')
 
 
 def _check_nodes(_: Any, __: Any, nodes: tuple[Address, ...]) -> None:

@@ -62,6 +62,9 @@ class Topology:
             if owner is not None:
                 self._counts[owner] = self._counts.get(owner, 0) + 1
 
+    def __repr__(self) -> str:
+        return f"<Topology: {len(self._counts)} masters, {len(self.replicas)} replicas, {self.served} of {SLOTS} slots>"
+
     def owner(self, slot: int) -> Address | None:
         """The master of a slot; None while no node serves it."""
         return self._owners[slot]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from penstock.runtime.redis import ClusterOptions, InvalidRedisUrl, RedisOptions
+from penstock.runtime.redis import ClusterOptions, InvalidRedisUrl, RedisCluster, RedisOptions
 from penstock.runtime.redis._compat import reply_error
 from penstock.runtime.redis.cluster.steps import Nature, Step, step_after, target_of
 from penstock.runtime.redis.cluster.topology import Address, Topology, parse_slots
@@ -212,6 +212,24 @@ def test_a_url_at_fault_is_told_without_its_password(url: str, fault: str) -> No
     with pytest.raises(InvalidRedisUrl, match=fault) as caught:
         ClusterOptions.from_url(url)
     assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("nodes", ["h:1", [("h", "1")], ["h:1"], [("h",)], ["redis://u:secret@h"], [7001]])
+def test_nodes_are_pairs_of_a_host_and_a_number(nodes: Any) -> None:
+    with pytest.raises(TypeError, match=r"nodes: .*as in .*6379\)") as caught:
+        ClusterOptions(nodes=nodes)
+    assert "secret" not in str(caught.value)
+
+
+def test_options_of_one_server_are_none_of_a_cluster() -> None:
+    with pytest.raises(TypeError, match="RedisCluster takes ClusterOptions, not RedisOptions") as caught:
+        RedisCluster(RedisOptions(password="secret"))  # type: ignore[arg-type]
+    assert "secret" not in str(caught.value)
+
+
+def test_a_topology_shows_its_size() -> None:
+    topology = parse_slots([[0, 99, node(b"10.0.0.1", 7001), node(b"10.0.0.3", 7003)]], ASKED)
+    assert repr(topology) == "<Topology: 1 masters, 1 replicas, 100 of 16384 slots>"
 
 
 def test_options_need_a_node_and_no_database() -> None:
