@@ -19,7 +19,7 @@ from installation import Installation, free_port
         ({"PENSTOCK_REDIS_URL": "http://127.0.0.1"}, "PENSTOCK_REDIS_URL"),
         (
             {"PENSTOCK_REDIS_URL": "redis+cluster://u:hunter2@127.0.0.1:1,127.0.0.1:2"},
-            "127.0.0.1:2 refuses connections",
+            "2 nodes (127.0.0.1:1, 127.0.0.1:2): each refuses connections",
         ),
         (
             {"PENSTOCK_REDIS_URL": "redis+cluster://127.0.0.1:7001/3"},
