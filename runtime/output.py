@@ -53,7 +53,9 @@ def echo_table(rows: Iterable[Sequence[object]], headers: Sequence[str]) -> None
 
     What is not printed to a terminal keeps each row on one line, for `grep`.
     """
-    click.echo(table(rows, headers, shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
+    # There is no standard output at all where it was closed.
+    on_terminal = sys.stdout is not None and sys.stdout.isatty()
+    click.echo(table(rows, headers, shutil.get_terminal_size().columns if on_terminal else None))
 
 
 def echo_json(value: Any) -> None:
