@@ -251,10 +251,11 @@ class Redis(Commands):
         replies = await mux.call(payload, count, raw)
         if count == 1:
             replies = [replies]
-        if any(isinstance(reply, redis.exceptions.ReadOnlyError) for reply in replies):
+        errors = [reply for reply in replies if isinstance(reply, Exception)]
+        if any(isinstance(error, redis.exceptions.ReadOnlyError) for error in errors):
             link.retire(mux)
-        for reply in replies:
-            _explain(reply)
+        for error in errors:
+            _explain(error)
         return cast("list[Any]", replies)
 
     def _retry(self, start: float, reads: bool) -> Retry:
@@ -301,10 +302,10 @@ class Redis(Commands):
         return self._link
 
 
-def _explain(reply: Any) -> None:
+def _explain(error: Exception) -> None:
     """Say with a redirection, which nobody follows here, what it means for a client of one server."""
-    if isinstance(reply, redis.exceptions.AskError) and not hasattr(reply, "__notes__"):
-        reply.add_note("this server is a node of a cluster: open it with redis+cluster:// (rediss+cluster:// with TLS)")
+    if isinstance(error, redis.exceptions.AskError) and not hasattr(error, "__notes__"):
+        error.add_note("this server is a node of a cluster: open it with redis+cluster:// (rediss+cluster:// with TLS)")
 
 
 _FIRST: Final = frozenset({0})
