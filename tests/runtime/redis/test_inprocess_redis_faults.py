@@ -154,9 +154,7 @@ async def test_a_frozen_server_goes_on(autojump_clock: MockClock, server: InProc
     assert await redis.xlen("s") == 1
 
 
-@pytest.mark.parametrize(
-    "words", [("MEMORY", "USAGE", "k"), ("OBJECT", "ENCODING", "k"), ("OBJECT", "FREQ", "k")]
-)
+@pytest.mark.parametrize("words", [("MEMORY", "USAGE", "k"), ("OBJECT", "ENCODING", "k"), ("OBJECT", "FREQ", "k")])
 async def test_what_it_cannot_do_right_ends_the_test(words: tuple[str, ...], autojump_clock: MockClock) -> None:
     async def use() -> None:
         async with InProcessRedis() as server, Redis(RedisOptions(), connect=server.connect) as redis:
