@@ -156,22 +156,11 @@ class Router:
         target: Address | None = None
         asking = False
         while True:
-            address, reply, error = target, None, None
-            if failure is not None:
-                (address, error), failure = failure, None
-                reply = error
-            else:
-                try:
-                    if address is None:
-                        topology = self.discovery.topology or await self.discovery.current()
-                        address = self.pick(topology, nature.slot)
-                    reply = await attempt(self.nodes[address], asking)
-                    error = find(reply)
-                except RedisUnavailable as trouble:
-                    reply = error = trouble
-                if error is None:
-                    return reply
-            target, asking = None, False
+            address, reply = failure if failure is not None else await self._try(nature, attempt, target, asking)
+            error = reply if failure is not None or isinstance(reply, RedisUnavailable) else find(reply)
+            if error is None:
+                return reply
+            failure, target, asking = None, None, False
             step = step_after(error, nature)
             if step in (Step.MOVED, Step.ASK):
                 hops += 1
@@ -189,6 +178,20 @@ class Router:
                 return reply
             tries += 1
             self.repeated += 1
+
+    async def _try(
+        self, nature: Nature, attempt: Attempt, target: Address | None, asking: bool
+    ) -> tuple[Address | None, Any]:
+        """One attempt, on `target` or the node that is right for the command: which node that was, and the reply.
+
+        What the connection raises is the reply, too.
+        """
+        try:
+            if target is None:
+                target = self.pick(self.discovery.topology or await self.discovery.current(), nature.slot)
+            return target, await attempt(self.nodes[target], asking)
+        except RedisUnavailable as trouble:
+            return target, trouble
 
     def _redirect(self, step: Step, error: Exception, asked: Address | None, hops: int) -> Address | None:
         """Note a redirection and return its target; None when it leads nowhere, or there were too many."""
