@@ -7,6 +7,8 @@ scope; nothing here needs a running event loop.
 
 from __future__ import annotations
 
+import fcntl
+import os
 import random
 import shutil
 import signal
@@ -18,7 +20,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import redis
 import redis.exceptions
@@ -344,12 +346,33 @@ class LocalCluster:
 
 
 def free_port(*, bus: bool = False) -> int:
-    """A TCP port on 127.0.0.1 that is free now; with `bus`, that of a cluster bus (10000 above it) is free, too."""
+    """A TCP port on 127.0.0.1 that is free now; with `bus`, that of a cluster bus (10000 above it) is free, too.
+
+    No other process that asks here gets the same one while this process lives: the port of a node that is down for a
+    while must not go to a node of another cluster.
+    """
     for _ in range(200):
         port = random.randint(20_000, 29_999)  # noqa: S311  # below the range that the kernel gives to clients
-        if _is_free(port) and (not bus or _is_free(port + 10_000)):
+        if _is_free(port) and (not bus or _is_free(port + 10_000)) and _is_reserved(port):
             return port
     raise AssertionError("no free port")
+
+
+_RESERVATIONS: list[IO[str]] = []
+
+
+def _is_reserved(port: int) -> bool:
+    """Whether this process got the port's lock, which it then keeps until it ends."""
+    directory = Path(tempfile.gettempdir()) / f"penstock-ports-{os.getuid()}"
+    directory.mkdir(exist_ok=True)
+    lock = (directory / str(port)).open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        return False
+    _RESERVATIONS.append(lock)
+    return True
 
 
 def _is_free(port: int) -> bool:
