@@ -19,7 +19,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, Protocol, TypeVar
 from uuid import UUID, uuid5
 
@@ -202,11 +202,22 @@ class EventType:
         name: what stands in ``eventType``.
         cls: the attrs class.
         codec: how its entries look.
+        key: the attribute whose value, as text, keeps events in order among each other; None: it has no key.
+        max_age: an event that is older when its turn comes is not handled, and becomes a dead letter (``expired``).
     """
 
     name: str
     cls: type
     codec: Codec = JSON_CODEC
+    key: str | None = None
+    max_age: timedelta | None = None
+
+    def envelope(self, value: Any, **given: Any) -> Envelope:
+        """The envelope of an object of the class; `given` are attributes of `Envelope` that differ from the usual."""
+        key = getattr(value, self.key) if self.key is not None else None
+        return Envelope(
+            event_type=self.name, data=self.unstructure(value), **{"key": None if key is None else str(key), **given}
+        )
 
     def structure(self, data: Mapping[str, Any]) -> Any:
         """An object of the class, made of JSON values.
@@ -229,20 +240,27 @@ class EventType:
         return data
 
 
-def event(name: str, *, codec: Codec = JSON_CODEC) -> Callable[[type[C]], type[C]]:
-    """Declare an attrs class as the event type `name`.
+def event(
+    name: str, *, codec: Codec = JSON_CODEC, key: str | None = None, max_age: timedelta | None = None
+) -> Callable[[type[C]], type[C]]:
+    """Declare an attrs class as the event type `name`; see `EventType` for the rest.
 
     Raises:
-        TypeError: the class is no attrs class (put ``@event`` above ``@frozen``).
+        TypeError: the class is no attrs class (put ``@event`` above ``@frozen``), or has no attribute `key`.
+        ValueError: `max_age` is not above zero.
     """
     if not name or not isinstance(name, str):
         raise TypeError(f"an event type is a non-empty string, not {name!r}")
+    if max_age is not None and max_age <= timedelta(0):
+        raise ValueError(f"max_age of {name!r} must be above zero, not {max_age}")
 
     def mark(cls: type[C]) -> type[C]:
         given: type = cls  # attrs.has() narrows what it is asked about, and would lose C
         if not attrs.has(given):
             raise TypeError(f"{cls.__name__} is no attrs class; write @event({name!r}) above @frozen")
-        setattr(cls, _MARK, EventType(name, cls, codec))
+        if key is not None and key not in {each.name for each in attrs.fields(given)}:
+            raise TypeError(f"{cls.__name__} has no attribute {key!r} to be the key of {name!r}")
+        setattr(cls, _MARK, EventType(name, cls, codec, key, max_age))
         return cls
 
     return mark

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from uuid import UUID
 
 import trio
 from attrs import define, field, frozen
 
-from .event import Envelope
+from .event import Envelope, event_type_of
 
 if TYPE_CHECKING:
     from ..runtime.postgres import Connection
@@ -36,8 +37,11 @@ class Entry:
         stream: the stream's key.
         id: the entry's id.
         fields: as they came; None when the entry was trimmed while it was pending.
-        attempts: how often its handler has failed in this process.
+        attempts: how often its handler has failed.
         read_at: `trio.current_time()` when it was read.
+        consumer: the name of the consumer that it was given to.
+        redelivered: it was given to somebody before, who did not acknowledge it: to us before a restart, or to a
+            consumer from whom it was taken over.
     """
 
     stream: str
@@ -45,6 +49,8 @@ class Entry:
     fields: Mapping[bytes, bytes] | None
     attempts: int = 0
     read_at: float = field(factory=trio.current_time)
+    consumer: str = ""
+    redelivered: bool = False
 
 
 @frozen(kw_only=True)
@@ -64,19 +70,53 @@ class Delivery(Generic[E]):
     attempt: int
 
 
-@frozen(kw_only=True)
+@define(kw_only=True, eq=False)
 class Context:
     """What a handler may use beside the event.
 
     Attributes:
         connection: a connection inside the transaction that also records the event as handled. What is written on it
             takes effect exactly once; do not commit or roll back yourself (savepoints are welcome).
-        stream: the stream's key.
+        stream: the stream's key, as it was declared.
         group: the consumer group.
         delivery: the delivery of a single handler; None in a batch handler, which has one for each event.
+        failures: what `fail` was told, by entry id.
     """
 
     connection: Connection[Any]
     stream: str
     group: str
     delivery: Delivery[Any] | None = None
+    failures: dict[str, Exception] = field(factory=dict, init=False)
+    _publish: Callable[[str, Sequence[Envelope]], Awaitable[None]] | None = None
+
+    async def publish(self, stream: str, *events: object) -> list[UUID]:
+        """Publish events if and only if this transaction is committed; they are on their way right after.
+
+        Args:
+            stream: the declared stream's key.
+            events: objects of event classes, or `Envelope`; in order.
+
+        Returns:
+            Their event ids, in order.
+
+        Raises:
+            KeyError: no stream of that key is declared.
+            InvalidEvent: an envelope's data do not fit, or its type is not the stream's.
+            psycopg.Error, PostgresUnavailable: as for any statement on `connection`.
+        """
+        if self._publish is None:
+            raise RuntimeError("this context has no store to publish through")
+        envelopes = [
+            each if isinstance(each, Envelope) else event_type_of(type(each)).envelope(each) for each in events
+        ]
+        await self._publish(stream, envelopes)
+        return [envelope.event_id for envelope in envelopes]
+
+    def fail(self, delivery: Delivery[Any], error: Exception) -> None:
+        """For batch handlers: this event failed, and the others did not.
+
+        It is tried again later, or becomes a dead letter, as if its handler alone had raised `error`; everything else
+        that was written is committed. Undo first what was written for it (a savepoint around each event does).
+        """
+        self.failures[delivery.entry_id] = error

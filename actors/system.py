@@ -17,6 +17,8 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import UUID
+from zlib import crc32
 
 from attrs import define, field, frozen, validators
 
@@ -31,6 +33,7 @@ from .event import (
     UndecodableEntry,
     event_type_of,
 )
+from .retrying import RetryPolicy
 
 if TYPE_CHECKING:
     from .handling import Context, Delivery
@@ -52,11 +55,15 @@ class Handler:
         event_type: what it handles.
         call: ``async (event, context)``, or for a batch handler ``async (deliveries, context)``.
         batch: it takes all events of its type that came in one transaction, at once.
+        retry: how often its events are tried again; None: as the group says.
+        timeout: seconds that one call may take; None: as the settings say.
     """
 
     event_type: EventType
     call: Callable[..., Awaitable[None]]
     batch: bool = False
+    retry: RetryPolicy | None = None
+    timeout: float | None = None
 
     @property
     def name(self) -> str:
@@ -77,6 +84,10 @@ class Group:
         batch: how many events share a transaction at the most. Default 100: the knee of the measured curve.
         block: seconds that a read waits for news. Default 1.0, as in S1; it costs no latency.
         start: the id at which a new group starts. Default ``0``: what was published before it is read, too.
+        ordered: events of one key are handled one after the other, in the order of the stream, also across retries: a
+            key whose event failed waits, the others go on. Each partition has one owner at a time, among all processes.
+            Default False: any consumer takes any entry, and nothing but the stream is in order.
+        retry: how often, and after which pauses, its events are tried again. Default: as the settings say.
         handlers: by event type.
     """
 
@@ -88,6 +99,8 @@ class Group:
     batch: int = field(default=100, validator=validators.ge(1))
     block: float = field(default=1.0, validator=validators.gt(0))
     start: str = "0"
+    ordered: bool = False
+    retry: RetryPolicy | None = None
     handlers: dict[str, Handler] = field(factory=dict)
 
 
@@ -101,12 +114,38 @@ class Stream:
         groups: its consumer groups, by name.
         trim_without_groups: retention may trim it by age alone while it has no group at all. Default False: where
             nobody reads, nothing proves that the entries are not wanted any more.
+        partitions: over how many streams of Redis it is spread, by the event's key (without one, by its id). Default 1:
+            one stream, whose key is this one's; otherwise their keys are ``{key:0}``, ``{key:1}`` … Fixed when the
+            stream is first used.
+        lossy_cap: how many entries of a partition are kept at the most, about; older ones are cut off **unread or
+            not**. Default None: nothing is cut off but by retention, which proves that everybody is done with it.
+        mirror: dead letters are shown in the stream ``key:dead-letter``, too (about the last 10,000). Default True.
     """
 
     key: str
     types: dict[str, EventType] = field(factory=dict)
     groups: dict[str, Group] = field(factory=dict)
     trim_without_groups: bool = False
+    partitions: int = field(default=1, validator=validators.and_(validators.instance_of(int), validators.ge(1)))
+    lossy_cap: int | None = field(default=None, validator=validators.optional(validators.ge(1)))
+    mirror: bool = True
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of its partitions in Redis, in order."""
+        return (self.key,) if self.partitions == 1 else tuple(f"{{{self.key}:{n}}}" for n in range(self.partitions))
+
+    @property
+    def mirror_key(self) -> str:
+        """The key of the stream that shows its dead letters."""
+        return f"{self.key}:dead-letter"
+
+    def partition(self, key: str | None, event_id: UUID) -> str:
+        """The key of the partition that an event belongs to: always the same for the same `key`."""
+        if self.partitions == 1:
+            return self.key
+        spread = crc32((key if key is not None else str(event_id)).encode("utf-8", "surrogatepass"))
+        return self.keys[spread % self.partitions]
 
     def group(self, name: str, **options: Any) -> Group:
         """Declare a group with options (see `Group`); needed only where the defaults do not fit.
@@ -123,8 +162,16 @@ class Stream:
         self.groups[name] = declared
         return declared
 
-    def on(self, cls: type, *, group: str, batch: bool = False) -> Callable[[H], H]:
-        """Register the decorated async function as the handler of `cls` in `group`.
+    def on(
+        self,
+        cls: type,
+        *,
+        group: str,
+        batch: bool = False,
+        retry: RetryPolicy | None = None,
+        timeout: float | None = None,
+    ) -> Callable[[H], H]:
+        """Register the decorated async function as the handler of `cls` in `group`; see `Handler` for the rest.
 
         It is called as ``handler(event, context)`` inside a transaction that it must not commit; when it returns, its
         writes and the fact that the event was handled are committed together, and the entry is acknowledged. With
@@ -146,7 +193,7 @@ class Stream:
             target = self.groups.get(group) or self.group(group)
             if declared.name in target.handlers:
                 raise DeclarationError(f"{where}: has a handler: {target.handlers[declared.name].name}")
-            target.handlers[declared.name] = Handler(declared, call, batch)
+            target.handlers[declared.name] = Handler(declared, call, batch, retry, timeout)
             return call
 
         return register
@@ -194,17 +241,24 @@ class System:
         self.migrations = migrations
         self.streams: dict[str, Stream] = {}
 
-    def stream(self, key: str, *, events: Sequence[type] = (), trim_without_groups: bool = False) -> Stream:
-        """Declare a stream that carries `events`; see `Stream` for the rest.
+    def stream(self, key: str, *, events: Sequence[type] = (), **options: Any) -> Stream:
+        """Declare a stream that carries `events`, with options; see `Stream`.
 
         Raises:
-            DeclarationError: the key is empty or declared already.
+            DeclarationError: the key is empty or declared already, or an option is unknown or wrong.
         """
         if not key or key in self.streams:
             raise DeclarationError(f"a stream's key is a non-empty string that is declared once, not {key!r}")
         declared = {kind.name: kind for kind in map(event_type_of, events)}
-        self.streams[key] = stream = Stream(key, declared, trim_without_groups=trim_without_groups)
+        try:
+            self.streams[key] = stream = Stream(key, declared, **options)
+        except (TypeError, ValueError) as error:
+            raise DeclarationError(f"stream {key!r}: {error}") from error
         return stream
+
+    def stream_of(self, partition: str) -> Stream | None:
+        """The declared stream that the Redis key `partition` belongs to; None if it is none of ours."""
+        return next((stream for stream in self.streams.values() if partition in stream.keys), None)
 
     def __repr__(self) -> str:
         return f"<System {self.name}: {', '.join(self.streams) or 'no streams'}>"

@@ -197,5 +197,4 @@ def _options_for(redis: InProcessRedis | InProcessCluster) -> RedisPlace:
 
 
 def _envelope(value: object) -> Envelope:
-    declared = event_type_of(type(value))
-    return Envelope(event_type=declared.name, data=declared.unstructure(value))
+    return event_type_of(type(value)).envelope(value)

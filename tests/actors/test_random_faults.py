@@ -242,7 +242,7 @@ class Story:
         """No fault that was ordered and did not happen yet will happen."""
         for server in self.redis.nodes if isinstance(self.redis, InProcessCluster) else [self.redis]:
             server.heal()
-        self.store._commit_losses.clear()
+        self.store.server.commit_losses.clear()
 
     def check(self) -> None:
         done = Counter(effect.values[0] for effect in self.store.effects)

@@ -1,0 +1,179 @@
+"""A `Store` in memory that behaves like PostgreSQL, for tests in virtual time.
+
+What is true of it is held by the same tests that hold `PostgresStore`. On top of that it fails on order:
+`MemoryStore.refuse`, `MemoryStore.lose_commit`, `MemoryStore.fail_statement`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import trio
+from attrs import frozen
+
+from ..dead_letter import DeadLetter
+from ..handling import entry_order
+from ..store import InboxEntry, Transaction
+from .memory import MemoryTransactions, MemoryWork, Table
+
+__all__ = ["Effect", "MemoryConnection", "MemoryStore", "MemoryTransaction"]
+
+
+@frozen
+class Effect:
+    """A statement that a handler executed: what a test counts."""
+
+    statement: str
+    values: tuple[Any, ...]
+
+
+class MemoryStore:
+    """`Store` in memory."""
+
+    def __init__(self) -> None:
+        self.server = MemoryTransactions()
+        self.inbox_table: Table[tuple[str, UUID], InboxEntry] = Table("inbox")
+        self.position_table: Table[tuple[str, str], str] = Table("position")
+        self.letter_table: Table[tuple[str, str, str], DeadLetter] = Table("dead letter")
+        self.effect_table: Table[int, Effect] = Table("effect")
+        self._statement_errors: list[psycopg.Error] = []
+
+    # What a test looks at
+
+    @property
+    def commits(self) -> int:
+        """How many transactions took effect."""
+        return self.server.commits
+
+    @property
+    def effects(self) -> list[Effect]:
+        """What handlers executed in committed transactions, in the order of the commits."""
+        return list(self.effect_table.rows.values())
+
+    @property
+    def letters(self) -> list[DeadLetter]:
+        """The dead letters, in the order of their commits."""
+        return list(self.letter_table.rows.values())
+
+    @property
+    def inbox(self) -> set[tuple[str, UUID]]:
+        """The group and the event id of everything that was handled."""
+        return set(self.inbox_table.rows)
+
+    # Faults on order
+
+    def refuse(self, cause: str) -> None:
+        """From now on the database is away: open transactions have lost their connection, new ones cannot begin."""
+        self.server.refusal = cause
+        for work in list(self.server.open):
+            work.lose()
+
+    def restore(self) -> None:
+        """It is back. Transactions that were open when it went stay lost."""
+        self.server.refusal = None
+
+    def lose_commit(self, *, effect: bool) -> None:
+        """Let the connection be lost in the next commit: before it took `effect`, or after, when nobody can tell."""
+        self.server.commit_losses.append(effect)
+
+    def fail_statement(self, error: psycopg.Error) -> None:
+        """Let the next statement that a handler executes fail with `error`, a violated constraint say."""
+        self._statement_errors.append(error)
+
+    def next_error(self) -> psycopg.Error | None:
+        """What the statement that a handler executes now is to fail with."""
+        return self._statement_errors.pop(0) if self._statement_errors else None
+
+    # Store
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Transaction]:
+        """See `Store.transaction`."""
+        await trio.lowlevel.checkpoint()
+        self.server.check()
+        work = MemoryWork(self.server)
+        self.server.open[work] = None
+        try:
+            yield MemoryTransaction(self, work)
+            await trio.lowlevel.checkpoint_if_cancelled()
+            work.commit()
+        finally:
+            self.server.open.pop(work, None)
+            work.end()
+
+    async def stored_position(self, group: str, stream: str) -> str | None:
+        """See `Store.stored_position`."""
+        await trio.lowlevel.checkpoint()
+        self.server.check()
+        return self.position_table.rows.get((group, stream))
+
+
+class MemoryConnection:
+    """What handlers get instead of a psycopg connection: it remembers what they execute."""
+
+    def __init__(self, store: MemoryStore, work: MemoryWork) -> None:
+        self._store = store
+        self._work = work
+
+    async def execute(self, statement: str, values: Sequence[Any] = ()) -> None:
+        """Remember a statement; it becomes one of `MemoryStore.effects` when the transaction is committed."""
+        await trio.lowlevel.checkpoint()
+        self._work.check()
+        error = self._store.next_error()
+        if error is not None:
+            self._work.fail()
+            raise error
+        table = self._store.effect_table
+        await self._work.put(table, table.next_id(), Effect(statement, tuple(values)))
+
+
+class MemoryTransaction:
+    """`Transaction` in memory.
+
+    Attributes:
+        connection: what handlers write with.
+        work: the rows that it reads and writes, for the tables beside this one.
+    """
+
+    def __init__(self, store: MemoryStore, work: MemoryWork) -> None:
+        self.connection = MemoryConnection(store, work)
+        self.work = work
+        self._store = store
+
+    @property
+    def is_lost(self) -> bool:
+        """See `Transaction.is_lost`."""
+        return self.work.is_lost
+
+    async def first_time(self, group: str, entries: Sequence[InboxEntry]) -> set[UUID]:
+        """See `Transaction.first_time`."""
+        await trio.lowlevel.checkpoint()
+        self.work.check()
+        new = set()
+        for entry in sorted(entries, key=lambda entry: entry.event_id):
+            if self.work.get(self._store.letter_table, (group, entry.stream, entry.entry_id)) is not None:
+                continue
+            if await self.work.insert(self._store.inbox_table, (group, entry.event_id), entry):
+                new.add(entry.event_id)
+        return new
+
+    async def position(self, group: str, stream: str, entry_id: str) -> None:
+        """See `Transaction.position`."""
+        table, key = self._store.position_table, (group, stream)
+        await self.work.lock(table, key)
+        before = self.work.get(table, key)
+        if before is None or entry_order(before) < entry_order(entry_id):
+            await self.work.put(table, key, entry_id)
+
+    async def bury(self, letter: DeadLetter) -> None:
+        """See `Transaction.bury`."""
+        key = (letter.consumer_group, letter.stream, letter.entry_id)
+        await self.work.insert(self._store.letter_table, key, letter)
+
+    def savepoint(self) -> AbstractAsyncContextManager[None]:
+        """See `Transaction.savepoint`."""
+        return self.work.savepoint()
