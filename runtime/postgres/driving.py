@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -236,7 +237,7 @@ class DrivenConnection(psycopg.AsyncConnection[Row]):
         with trio.move_on_after(self.cancel_grace, shield=True):
             try:
                 if cancel:
-                    await self._request_cancel()
+                    return (await self._cancelling(partial(self._drive, steps)),)
                 return (await self._drive(steps),)
             except psycopg.Error:
                 if not cancel:
@@ -265,6 +266,30 @@ class DrivenConnection(psycopg.AsyncConnection[Row]):
         self.abandon()
         _close(steps)
         self.tell_slow(self.cancel_grace)
+
+    async def _cancelling(self, finish: Callable[[], Awaitable[_R]]) -> _R:
+        """Have the running statement cancelled on the server until `finish` returns; what that returns or raises.
+
+        Asked once, the server may be faster than the statement that is on its way to it: it cancels nothing then.
+        """
+        raised: BaseException | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._keep_cancelling)
+            try:
+                result = await finish()
+            except trio.Cancelled:
+                raise
+            except BaseException as error:  # noqa: BLE001 - raised below, not in a group
+                raised = error
+            nursery.cancel_scope.cancel(reason="the statement is over")
+        if raised is not None:
+            raise raised
+        return result
+
+    async def _keep_cancelling(self) -> None:
+        while not self.closed:
+            await self._request_cancel()
+            await trio.sleep(self.cancel_grace / 8)
 
     async def _request_cancel(self) -> None:
         """Ask the server, on a connection of its own, to cancel the running statement. A refusal is no error."""
@@ -310,8 +335,7 @@ class DrivenConnection(psycopg.AsyncConnection[Row]):
     async def _settle(self) -> None:
         try:
             with trio.move_on_after(self.cancel_grace, shield=True), suppress(psycopg.Error):
-                await self._request_cancel()
-                await self._drain()
+                await self._cancelling(self._drain)
         finally:
             if self._is_active():
                 self.abandon()

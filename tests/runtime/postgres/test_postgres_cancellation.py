@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from typing import Any
 
 import psycopg
 import pytest
@@ -13,7 +14,7 @@ import trio.testing
 from psycopg import pq
 from psycopg.rows import TupleRow
 
-from penstock.runtime.postgres import Connection, PostgresOptions
+from penstock.runtime.postgres import Connection, PostgresOptions, internals
 
 IDLE = pq.TransactionStatus.IDLE
 
@@ -41,6 +42,26 @@ async def test_a_cancelled_statement_is_cancelled_on_the_server(connection, serv
     pid = connection.info.backend_pid
     assert server.execute(f"select state from pg_stat_activity where pid = {pid}") == [("idle",)]
     assert await count(connection) == 0
+
+
+@pytest.mark.parametrize("left", ["in a statement", "behind a statement"])
+async def test_a_cancel_request_that_overtakes_its_statement_is_sent_again(connection, monkeypatch, left) -> None:
+    """The server has two connections to look at, and may see the request first: it has nothing to cancel then."""
+    asked = 0
+    steps = internals.cancel_steps
+
+    def overtaking(cancelled: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        return None if asked == 1 else steps(cancelled)
+
+    monkeypatch.setattr(internals, "cancel_steps", overtaking)
+    with trio.move_on_after(0.05):
+        if left == "in a statement":
+            await connection.execute("select pg_sleep(60)")
+        connection.pgconn.send_query(b"select pg_sleep(60)")
+    assert await count(connection) == 0
+    assert asked >= 2
 
 
 async def test_nothing_is_sent_in_a_cancelled_scope(connection) -> None:
