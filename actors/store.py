@@ -18,6 +18,7 @@ from psycopg.types.json import Jsonb
 
 from ..runtime.postgres import Connection, Pool, PostgresUnavailable
 from .dead_letter import DeadLetter
+from .outbox_table import OutboxTable, PostgresOutbox
 from .texts import storable
 
 __all__ = ["InboxEntry", "PostgresStore", "Store", "Transaction"]
@@ -79,6 +80,11 @@ class Transaction(Protocol):
 
 class Store(Protocol):
     """What a handler pool needs of a database."""
+
+    @property
+    def outbox(self) -> OutboxTable:
+        """Events on their way to Redis."""
+        ...
 
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
         """A transaction: committed when the block is left normally, rolled back with an exception or a cancellation.
@@ -163,6 +169,7 @@ class PostgresStore:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
+        self.outbox: OutboxTable = PostgresOutbox(pool)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:

@@ -13,7 +13,8 @@ create table penstock_stream (
 create table penstock_outbox (
     id         bigint      generated always as identity primary key,
     stream     text        not null,
-    event_id   uuid        not null,
+    -- Null only where the mirror of a dead letter shows what is no event.
+    event_id   uuid,
     event_key  text,
     -- The entry's fields as a JSON object in ASCII: bytes, for JSON in PostgreSQL holds no NUL.
     fields     bytea       not null,

@@ -19,6 +19,7 @@ from ..dead_letter import DeadLetter
 from ..handling import entry_order
 from ..store import InboxEntry, Transaction
 from .memory import MemoryTransactions, MemoryWork, Table
+from .outbox import MemoryOutbox
 
 __all__ = ["Effect", "MemoryConnection", "MemoryStore", "MemoryTransaction"]
 
@@ -32,10 +33,15 @@ class Effect:
 
 
 class MemoryStore:
-    """`Store` in memory."""
+    """`Store` in memory.
+
+    Attributes:
+        outbox: events on their way to Redis.
+    """
 
     def __init__(self) -> None:
         self.server = MemoryTransactions()
+        self.outbox = MemoryOutbox(self.server)
         self.inbox_table: Table[tuple[str, UUID], InboxEntry] = Table("inbox")
         self.position_table: Table[tuple[str, str], str] = Table("position")
         self.letter_table: Table[tuple[str, str, str], DeadLetter] = Table("dead letter")
@@ -71,6 +77,7 @@ class MemoryStore:
         self.server.refusal = cause
         for work in list(self.server.open):
             work.lose()
+        self.outbox.tell()
 
     def restore(self) -> None:
         """It is back. Transactions that were open when it went stay lost."""
