@@ -75,10 +75,15 @@ class SkippedEntry(Exception):
     """The entry carries no event and is not meant to: acknowledge it and go on. The text says what it is."""
 
 
+# The seams of a simulation, whose runs must be repeatable.
+_entropy: Callable[[int], bytes] = os.urandom
+_clock: Callable[[], int] = time.time_ns
+
+
 def new_event_id() -> UUID:
     """A UUIDv7 (RFC 9562): 48 bits of Unix time in ms, then random bits. Ordered by time, so kind to indexes."""
-    random = int.from_bytes(os.urandom(10), "big")
-    value = (time.time_ns() // 1_000_000) << 80 | random
+    random = int.from_bytes(_entropy(10), "big")
+    value = (_clock() // 1_000_000) << 80 | random
     value = value & ~(0xF << 76) | 0x7 << 76
     value = value & ~(0x3 << 62) | 0x2 << 62
     return UUID(int=value)

@@ -50,7 +50,7 @@ class InProcessRedis:
         self._clock = ExitStack()
         self._nurseries: Any = None
         self._nursery: trio.Nursery | None = None
-        self._connections: set[Connection] = set()
+        self._connections: dict[Connection, None] = {}  # in order, so that runs can be repeated
         self._refusing = False
         self._engine: Any = None
         self._gate = self._make_gate()

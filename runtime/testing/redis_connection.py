@@ -35,7 +35,7 @@ class Connection:
         blind: what the client sends gets lost.
     """
 
-    def __init__(self, engine: Engine, gate: Gate, stream: Stream, connections: set[Connection]) -> None:
+    def __init__(self, engine: Engine, gate: Gate, stream: Stream, connections: dict[Connection, None]) -> None:
         self._gate = gate
         self._connections = connections
         self._stream = stream
@@ -50,7 +50,7 @@ class Connection:
         self.deaf = False
         self.blind = False
         self.session = Session(engine, gatekeeper=gate, send=self._queue, hang_up=self._hang_up)
-        connections.add(self)
+        connections[self] = None
 
     async def serve(self) -> None:
         """Run the client's commands until either side ends the connection."""
@@ -64,7 +64,7 @@ class Connection:
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the client has left, or the connection was cut
         finally:
-            self._connections.discard(self)
+            self._connections.pop(self, None)
             self.session.close()
             self.close()
 

@@ -17,7 +17,7 @@ from .redis_pubsub import Channels
 if TYPE_CHECKING:
     from .redis_session import Session
 
-__all__ = ["EPOCH", "Blocked", "Data", "Engine", "virtual_time", "wall_clock"]
+__all__ = ["EPOCH", "Blocked", "Data", "Engine", "Watch", "virtual_time", "wall_clock"]
 
 EPOCH: Final = 1_767_225_600.0
 """Wall clock of the server when trio's clock reads 0: 2026-01-01T00:00:00Z, seconds."""
@@ -66,6 +66,9 @@ class _Database(Database):
         self._data.changed = True
 
 
+Watch = Callable[[str, Sequence[Any], Any], None]
+
+
 class Data:
     """A data set: what a master shares with its replicas.
 
@@ -73,9 +76,12 @@ class Data:
         databases: by number.
         changed: whether a key has changed since the blocked sessions were last served.
         blocked: sessions that wait for a key, the longest-waiting first.
+        watch: told of every command that has run on them, also in scripts and transactions: its name, its words after
+            the name, and its reply. May raise, which ends the test.
     """
 
     def __init__(self) -> None:
+        self.watch: Watch | None = None
         self.databases: dict[int, _Database] = defaultdict(lambda: _Database(self))
         self.changed = False
         self.blocked: dict[Session, Blocked] = {}

@@ -306,6 +306,9 @@ class Session(ClientCommands, StreamCommands, FixedCommands, FakeSocket):
             result = SimpleError(correct(error.value))
         for item in items:
             item.writeback(remove_empty_val=messages.FLAG_LEAVE_EMPTY_VAL not in sig.flags)
+        watch = self.engine.data.watch
+        if watch is not None:
+            watch(sig.name, args, result)
         if result is None and sig.name in _ARRAYS:
             result = NULL_ARRAY
         if sig.name in _SETS and isinstance(result, list):
