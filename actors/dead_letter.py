@@ -5,9 +5,13 @@ from __future__ import annotations
 import enum
 import hashlib
 import json
+import os
+import platform
 import traceback
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import version
 from types import TracebackType
 from typing import Any, Final
 from uuid import UUID
@@ -18,7 +22,10 @@ from ..runtime.masking import mask_text
 from ..runtime.supervision import ErrorInfo
 from .texts import cut_bytes, storable
 
-__all__ = ["DeadLetter", "Reason", "fingerprint", "unpack_fields"]
+__all__ = ["DEAD_LETTER_MIRROR", "DeadLetter", "Reason", "fingerprint", "unpack_fields"]
+
+DEAD_LETTER_MIRROR: Final = 10_000
+"""About how many entries the stream is cut to that shows a stream's dead letters; the letters of record all stay."""
 
 _MESSAGE_LIMIT: Final = 2048
 _TRACEBACK_LIMIT: Final = 16 * 1024
@@ -45,6 +52,9 @@ class Reason(enum.StrEnum):
     POISON = "poison"
     """It killed the worker that handled it."""
 
+    EXPIRED = "expired"
+    """It was older than its type's `max_age` when its turn came, and was not handled."""
+
 
 def _message(text: str | None) -> str | None:
     return None if text is None else cut_bytes(mask_text(text), _MESSAGE_LIMIT)
@@ -53,6 +63,11 @@ def _message(text: str | None) -> str | None:
 def _traceback(text: str | None) -> str | None:
     # The end names the error and the line that raised it.
     return None if text is None else cut_bytes(mask_text(text), _TRACEBACK_LIMIT, keep_end=True)
+
+
+@cache
+def _version() -> str:
+    return version("penstock")
 
 
 def _exact(fields: Mapping[bytes, bytes] | Mapping[str, str] | None) -> dict[str, str]:
@@ -86,6 +101,14 @@ class DeadLetter:
         published_at: the envelope's time; aware. None where it could not be read.
         first_delivered_at: when the group first took it; aware.
         dead_at: when it was given up; aware. Default: now.
+        traceparent: the event's W3C trace context.
+        host: of the process that gave it up. Default: this one's.
+        pid: of that process.
+        version: of Penstock there.
+        mirror: the key of the stream that is to show it; None: none is.
+        again: the entry was tried again outside of its stream (a retry, a replay): a letter that it has already is
+            dead again, with what is told here. False, for what comes out of the stream: a letter that is there stays
+            as it is, for only the acknowledgement was lost.
     """
 
     stream: str
@@ -105,6 +128,12 @@ class DeadLetter:
     published_at: datetime | None = None
     first_delivered_at: datetime | None = None
     dead_at: datetime = field(factory=lambda: datetime.now(UTC))
+    traceparent: str | None = None
+    host: str = field(factory=platform.node)
+    pid: int = field(factory=os.getpid)
+    version: str = field(factory=_version)
+    mirror: str | None = None
+    again: bool = False
 
     @classmethod
     def of(cls, error: BaseException, **facts: Any) -> DeadLetter:
@@ -128,6 +157,16 @@ class DeadLetter:
         if self.shown_fields == dict(self.fields):
             return None
         return json.dumps(dict(self.fields)).encode("ascii")
+
+    @property
+    def mirror_fields(self) -> dict[str, str]:
+        """The fields of the entry that shows it in `mirror`: the original's, and S4's three."""
+        return {
+            **self.fields,
+            "originalRecordId": self.entry_id,
+            "errorMessage": self.error_message or self.reason.value,
+            "failedAt": self.dead_at.isoformat(),
+        }
 
 
 def unpack_fields(raw: bytes) -> dict[str, str]:

@@ -14,12 +14,16 @@ from uuid import UUID
 import psycopg
 from attrs import frozen
 from psycopg.rows import TupleRow
-from psycopg.types.json import Jsonb
 
 from ..runtime.postgres import Connection, Pool, PostgresUnavailable
 from .dead_letter import DeadLetter
+from .lease_table import LeaseTable, PostgresLeases
+from .letter_table import LetterTable, PostgresLetters
+from .loss_table import LossTable, PostgresLosses
+from .member_table import MemberTable, PostgresMembers
 from .outbox_table import OutboxTable, PostgresOutbox
-from .texts import storable
+from .retry_table import PostgresRetries, RetryTable
+from .suspect_table import PostgresSuspects, SuspectTable
 
 __all__ = ["InboxEntry", "PostgresStore", "Store", "Transaction"]
 
@@ -55,7 +59,8 @@ class Transaction(Protocol):
     async def first_time(self, group: str, entries: Sequence[InboxEntry]) -> set[UUID]:
         """Enter events into the group's inbox; return those that were not there before.
 
-        An entry that the group has buried is over, and is left out: it comes again when its acknowledgement is lost.
+        An entry that the group has buried, or that waits for a retry, is left out: it comes again when its
+        acknowledgement is lost.
         An id that stands twice among `entries` is one event: handle it once. Where another transaction is about to
         enter the same event, this waits until that one is committed (then the event is not new) or rolled back.
         """
@@ -70,7 +75,7 @@ class Transaction(Protocol):
         ...
 
     async def bury(self, letter: DeadLetter) -> None:
-        """Store a dead letter; nothing happens if this group has buried this entry before."""
+        """Store a dead letter; see `LetterTable.bury` for one that is there already."""
         ...
 
     def savepoint(self) -> AbstractAsyncContextManager[None]:
@@ -82,8 +87,38 @@ class Store(Protocol):
     """What a handler pool needs of a database."""
 
     @property
+    def leases(self) -> LeaseTable:
+        """Who has which partition of an ordered group."""
+        ...
+
+    @property
+    def members(self) -> MemberTable:
+        """Which processes there are."""
+        ...
+
+    @property
     def outbox(self) -> OutboxTable:
         """Events on their way to Redis."""
+        ...
+
+    @property
+    def retries(self) -> RetryTable:
+        """Events that wait for another attempt."""
+        ...
+
+    @property
+    def suspects(self) -> SuspectTable:
+        """Entries that were with a process when it died."""
+        ...
+
+    @property
+    def dead_letters(self) -> LetterTable:
+        """What was given up."""
+        ...
+
+    @property
+    def losses(self) -> LossTable:
+        """Entries that were lost to somebody's trimming."""
         ...
 
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
@@ -107,6 +142,9 @@ from unnest(%(event_ids)b::uuid[], %(streams)b::text[], %(entry_ids)b::text[]) a
 where not exists (
     select from penstock_dead_letter letter
     where letter.consumer_group = %(group)s and letter.stream = given.stream and letter.entry_id = given.entry_id
+) and not exists (
+    select from penstock_retry row
+    where row.consumer_group = %(group)s and row.stream = given.stream and row.entry_id = given.entry_id
 )
 on conflict do nothing
 returning event_id
@@ -118,21 +156,14 @@ on conflict (consumer_group, stream) do update set entry_id = excluded.entry_id,
 where string_to_array(stored.entry_id, '-')::numeric[] < string_to_array(excluded.entry_id, '-')::numeric[]
 """
 
-_BURY = """
-insert into penstock_dead_letter (
-    stream, entry_id, event_id, event_type, event_key, consumer_group, consumer, reason, fields, raw,
-    error_class, error_message, traceback, fingerprint, deliveries, published_at, first_delivered_at, dead_at
-) values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
-on conflict (consumer_group, stream, entry_id) do nothing
-"""
-
 
 class _PostgresTransaction:
     """`Transaction` on one connection of the pool."""
 
-    def __init__(self, connection: Connection[TupleRow]) -> None:
+    def __init__(self, connection: Connection[TupleRow], letters: LetterTable) -> None:
         self.connection = connection
         self.is_lost = False
+        self._letters = letters
 
     async def first_time(self, group: str, entries: Sequence[InboxEntry]) -> set[UUID]:
         # In one order, so that two transactions that share events wait for each other and never deadlock.
@@ -152,7 +183,7 @@ class _PostgresTransaction:
         await self.connection.execute(_MOVE, (group, stream, entry_id))
 
     async def bury(self, letter: DeadLetter) -> None:
-        await self.connection.execute(_BURY, _row_of(letter))
+        await self._letters.bury(self, letter)
 
     @asynccontextmanager
     async def savepoint(self) -> AsyncIterator[None]:
@@ -169,12 +200,18 @@ class PostgresStore:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
+        self.retries: RetryTable = PostgresRetries()
+        self.suspects: SuspectTable = PostgresSuspects()
         self.outbox: OutboxTable = PostgresOutbox(pool)
+        self.dead_letters: LetterTable = PostgresLetters(self.outbox)
+        self.losses: LossTable = PostgresLosses(pool)
+        self.leases: LeaseTable = PostgresLeases()
+        self.members: MemberTable = PostgresMembers()
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
         async with self._pool.connection() as connection:
-            transaction = _PostgresTransaction(connection)
+            transaction = _PostgresTransaction(connection, self.dead_letters)
             try:
                 with _losing(connection):
                     async with connection.transaction():
@@ -209,26 +246,3 @@ def _losing(connection: Connection[TupleRow]) -> Iterator[None]:
         if connection.closed:
             raise PostgresUnavailable("the connection was lost", address=connection.address) from error
         raise
-
-
-def _row_of(letter: DeadLetter) -> tuple[Any, ...]:
-    return (
-        letter.stream,
-        letter.entry_id,
-        letter.event_id,
-        letter.event_type and storable(letter.event_type),
-        letter.event_key and storable(letter.event_key),
-        letter.consumer_group,
-        letter.consumer,
-        letter.reason.value,
-        Jsonb(letter.shown_fields),
-        letter.raw,
-        letter.error_class,
-        letter.error_message,
-        letter.traceback,
-        letter.fingerprint,
-        letter.deliveries,
-        letter.published_at,
-        letter.first_delivered_at,
-        letter.dead_at,
-    )

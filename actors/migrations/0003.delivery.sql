@@ -91,6 +91,8 @@ create table penstock_member (
     host       text        not null,
     pid        integer     not null,
     version    text        not null,
+    -- The ordered groups (GROUP@STREAM) of which it could handle partitions right now.
+    groups     text[]      not null default '{}',
     started_at timestamptz not null default now(),
     seen_at    timestamptz not null default now()
 );
@@ -112,19 +114,29 @@ alter table penstock_dead_letter
     add column host            text,
     add column pid             integer,
     add column version         text,
+    -- The stream that shows it, and the entry there; the entry is null until it is added, and once it is removed.
+    add column mirror          text,
     add column mirror_id       text,
     add column replays         integer not null default 0,
+    -- The order that works on it, or did last, and when it moved the letter to where it is tried again.
+    add column order_id        uuid,
+    add column moved_at        timestamptz,
     add column settled_at      timestamptz,
     add column settled_by      text,
     add column note            text,
     add constraint penstock_dead_letter_status check (status in ('dead', 'replaying', 'replayed', 'discarded'));
 
 create index penstock_dead_letter_status_idx on penstock_dead_letter (status, dead_at);
+create index penstock_dead_letter_order_idx on penstock_dead_letter (order_id, id) where order_id is not null;
+create index penstock_dead_letter_settled_at_idx on penstock_dead_letter (settled_at) where settled_at is not null;
+create index penstock_dead_letter_mirror_idx on penstock_dead_letter (id) where mirror_id is not null and status <> 'dead';
 
+-- Who did what to a dead letter. Without a foreign key: retention deletes letters and their history each in its time.
 create table penstock_dead_letter_audit (
     id        bigint      generated always as identity primary key,
     letter_id bigint      not null,
-    action    text        not null,
+    action    text        not null check (action in ('ordered', 'moved', 'cancelled', 'replayed', 'died', 'discarded',
+                                                     'noted')),
     at        timestamptz not null default now(),
     by        text        not null,
     order_id  uuid,
@@ -132,6 +144,42 @@ create table penstock_dead_letter_audit (
 );
 
 create index penstock_dead_letter_audit_letter_idx on penstock_dead_letter_audit (letter_id, id);
+create index penstock_dead_letter_audit_at_idx on penstock_dead_letter_audit (at);
+
+-- Replays of dead letters, as somebody ordered them. One process works on an order at a time, at its rate.
+create table penstock_dead_letter_order (
+    id          uuid             not null primary key,
+    system      text             not null,
+    target      text             not null check (target in ('group', 'stream')),
+    -- Letters a second.
+    rate        double precision not null check (rate > 0),
+    state       text             not null default 'running' check (state in ('running', 'done', 'cancelled')),
+    total       integer          not null,
+    moved       integer          not null default 0,
+    filter      jsonb            not null,
+    note        text,
+    ordered_by  text             not null,
+    ordered_at  timestamptz      not null default now(),
+    worker      text,
+    worked_at   timestamptz,
+    finished_at timestamptz
+);
+
+create index penstock_dead_letter_order_state_idx on penstock_dead_letter_order (system, state);
+create index penstock_dead_letter_order_finished_at_idx on penstock_dead_letter_order (finished_at);
+
+-- The groups that are declared, and what they have handlers for, as the process that started last said: what the
+-- ledger needs to know who is to get an event.
+create table penstock_group (
+    stream         text        not null,
+    consumer_group text        not null,
+    system         text        not null,
+    -- The keys of the stream's partitions in Redis.
+    partitions     text[]      not null,
+    event_types    text[]      not null,
+    declared_at    timestamptz not null default now(),
+    primary key (stream, consumer_group)
+);
 
 -- Entries that somebody else trimmed or deleted before a group was given them.
 create table penstock_loss (
@@ -143,8 +191,11 @@ create table penstock_loss (
     before_id      text        not null,
     -- How many were lost; null where Redis cannot tell.
     entries        bigint,
+    -- What Redis had counted as given to the group when it was found, -1 where it does not count: tells a loss that has
+    -- grown from another one at the same place.
+    counted_from   bigint      not null default -1,
     detected_at    timestamptz not null default now(),
-    constraint penstock_loss_range_key unique (consumer_group, stream, after_id, before_id)
+    constraint penstock_loss_place_key unique (consumer_group, stream, after_id, counted_from)
 );
 
 -- Replays of a range of a stream, as somebody ordered them.
@@ -171,3 +222,171 @@ create table penstock_replay (
     finished_at    timestamptz,
     error          text
 );
+
+-- The ledger -----------------------------------------------------------------------------------------------------------
+
+-- Whether a stream entry's id stands before another one.
+create function penstock_entry_before(one text, other text) returns boolean language sql immutable parallel safe as $$
+    select string_to_array(one, '-')::numeric[] < string_to_array(other, '-')::numeric[]
+$$;
+
+-- What came of events, for each group that is declared to read their streams, as far as PostgreSQL knows: of an event that
+-- has only been added to its stream, and was not handled by any group, there is no trace here, and no row.
+create function penstock_fate(variadic wanted uuid[]) returns table (
+    event_id       uuid,
+    stream         text,
+    consumer_group text,
+    fate           text,
+    reason         text,
+    partition      text,
+    entry_id       text,
+    since          timestamptz
+) language sql stable as $$
+    with asked as (
+        select distinct unnest(wanted) as event_id
+    ), inbox as (
+        select found.* from penstock_inbox found
+        where found.event_id = any(wanted) and found.consumer_group in (select known.consumer_group from penstock_group known)
+    ), retry as (
+        select * from penstock_retry found where found.event_id = any(wanted)
+    ), letter as (
+        -- Of several (it was published again, and died again) the one that is not settled, or the last.
+        select distinct on (found.event_id, found.consumer_group, found.stream) found.*
+        from penstock_dead_letter found where found.event_id = any(wanted)
+        order by found.event_id, found.consumer_group, found.stream, (found.settled_at is null) desc, found.id desc
+    ), outbox as (
+        select found.event_id, found.stream, min(found.created_at) as created_at
+        from penstock_outbox found where found.event_id = any(wanted) and found.kind <> 'mirror' group by 1, 2
+    ), trace as (
+        select inbox.event_id, inbox.stream, inbox.entry_id from inbox
+        union select retry.event_id, retry.stream, retry.entry_id from retry
+        union select letter.event_id, letter.stream, letter.entry_id from letter
+    ), place as (
+        -- Where each event stands in each stream: its first entry, or none yet.
+        select distinct on (trace.event_id, declared.stream)
+            trace.event_id, declared.stream, trace.stream as partition, trace.entry_id
+        from trace join (select distinct known.stream, unnest(known.partitions) as key from penstock_group known) declared
+            on declared.key = trace.stream
+        order by trace.event_id, declared.stream, string_to_array(trace.entry_id, '-')::numeric[]
+    ), concerned as (
+        select place.* from place
+        union all
+        select outbox.event_id, outbox.stream, null, null from outbox
+        where not exists (
+            select from place where place.event_id = outbox.event_id and place.stream = outbox.stream
+        )
+    ), known as (
+        select concerned.event_id, declared.stream, declared.consumer_group, concerned.partition, concerned.entry_id,
+            inbox.handled_at, inbox.entry_id as handled_as, inbox.stream as handled_in,
+            retry.id as retry_id, retry.origin, retry.attempts, retry.error_message as retry_error, retry.updated_at,
+            retry.forced, retry.entry_id as retried_as, retry.stream as retried_in,
+            letter.id as letter_id, letter.status, letter.reason as letter_reason, letter.error_message, letter.dead_at,
+            letter.settled_at, letter.settled_by, letter.entry_id as died_as, letter.stream as died_in,
+            outbox.created_at as spooled_at, position.entry_id as position, position.updated_at as position_at,
+            loss.detected_at
+        from concerned
+        join penstock_group declared on declared.stream = concerned.stream
+        left join inbox on inbox.event_id = concerned.event_id and inbox.consumer_group = declared.consumer_group
+        left join lateral (
+            select * from retry where retry.event_id = concerned.event_id
+                and retry.consumer_group = declared.consumer_group and retry.stream = any(declared.partitions)
+            order by retry.id limit 1
+        ) retry on true
+        left join lateral (
+            select * from letter where letter.event_id = concerned.event_id
+                and letter.consumer_group = declared.consumer_group and letter.stream = any(declared.partitions)
+            order by (letter.settled_at is null) desc, letter.id desc limit 1
+        ) letter on true
+        left join outbox on outbox.event_id = concerned.event_id and outbox.stream = declared.stream
+        left join penstock_group_position position
+            on position.consumer_group = declared.consumer_group and position.stream = concerned.partition
+        left join lateral (
+            select max(gap.detected_at) as detected_at from penstock_loss gap
+            where gap.consumer_group = declared.consumer_group and gap.stream = concerned.partition
+                and penstock_entry_before(gap.after_id, concerned.entry_id)
+                and penstock_entry_before(concerned.entry_id, gap.before_id)
+        ) loss on true
+    )
+    select known.event_id, known.stream, known.consumer_group, fate.fate, fate.reason, fate.partition, fate.entry_id, fate.since
+    from known cross join lateral (
+        select 1 as rank, 'retrying' as fate,
+            case known.origin when 'parked' then 'waits behind its key' when 'attempt' then known.retry_error
+                else 'replay ordered' end as reason,
+            known.retried_in as partition, known.retried_as as entry_id, known.updated_at as since
+        where known.retry_id is not null and (known.forced or known.handled_at is null)
+        union all
+        select 2, 'done', 'handled', known.handled_in, known.handled_as, known.handled_at where known.handled_at is not null
+        union all
+        select 3, case known.letter_reason when 'expired' then 'expired' when 'trimmed' then 'lost' else 'dead' end,
+            known.letter_reason || case known.status when 'discarded' then ', discarded by ' || known.settled_by
+                when 'replaying' then ', its replay is ordered' else '' end,
+            known.died_in, known.died_as, known.dead_at
+        where known.letter_id is not null and known.status <> 'replayed'
+        union all
+        select 4, 'waiting', 'in the outbox', known.partition, known.entry_id, known.spooled_at where known.spooled_at is not null
+        union all
+        select 5, 'waiting', 'its dead letter was published again', null, null, known.settled_at
+        where known.status = 'replayed'
+        union all
+        select 6, 'lost', 'trimmed before the group was given it', known.partition, known.entry_id, known.detected_at
+        where known.detected_at is not null
+        union all
+        select 7, 'done', 'passed without an effect', known.partition, known.entry_id, known.position_at
+        where not penstock_entry_before(known.position, known.entry_id)
+        union all
+        select 8, 'waiting', 'in the stream', known.partition, known.entry_id, null
+        order by rank limit 1
+    ) fate
+$$;
+
+-- What there is a row of, for each event and group: what is not here is in Redis, or was deleted by retention.
+create view penstock_ledger as
+select consumer_group, stream as partition, entry_id, event_id, 'done' as fate, 'handled' as reason, handled_at as since
+from penstock_inbox inbox
+where not exists (
+    select from penstock_retry retry
+    where retry.event_id = inbox.event_id and retry.consumer_group = inbox.consumer_group and retry.forced
+)
+union all
+select consumer_group, stream, entry_id, event_id, 'retrying', coalesce(error_message, origin), updated_at
+from penstock_retry retry
+where forced or not exists (
+    select from penstock_inbox inbox
+    where inbox.event_id = retry.event_id and inbox.consumer_group = retry.consumer_group
+)
+union all
+select consumer_group, stream, entry_id, event_id,
+    case reason when 'expired' then 'expired' when 'trimmed' then 'lost' else 'dead' end, reason, dead_at
+from penstock_dead_letter letter
+where status <> 'replayed'
+    and not exists (
+        select from penstock_retry retry where retry.consumer_group = letter.consumer_group
+            and (retry.event_id = letter.event_id or (retry.stream = letter.stream and retry.entry_id = letter.entry_id))
+    )
+    and not exists (
+        select from penstock_inbox inbox
+        where inbox.event_id = letter.event_id and inbox.consumer_group = letter.consumer_group
+    )
+    and not exists (
+        select from penstock_dead_letter later
+        where later.event_id = letter.event_id and later.consumer_group = letter.consumer_group
+            and later.status <> 'replayed' and later.id > letter.id
+    )
+union all
+select declared.consumer_group, waiting.stream, null, waiting.event_id, 'waiting', 'in the outbox', min(waiting.created_at)
+from penstock_outbox waiting join penstock_group declared on declared.stream = waiting.stream
+where waiting.kind <> 'mirror'
+    and not exists (
+        select from penstock_inbox inbox
+        where inbox.event_id = waiting.event_id and inbox.consumer_group = declared.consumer_group
+    )
+    and not exists (
+        select from penstock_retry retry
+        where retry.event_id = waiting.event_id and retry.consumer_group = declared.consumer_group
+    )
+    and not exists (
+        select from penstock_dead_letter letter
+        where letter.event_id = waiting.event_id and letter.consumer_group = declared.consumer_group
+            and letter.status <> 'replayed'
+    )
+group by declared.consumer_group, waiting.stream, waiting.event_id;

@@ -18,8 +18,14 @@ from attrs import frozen
 from ..dead_letter import DeadLetter
 from ..handling import entry_order
 from ..store import InboxEntry, Transaction
+from .leases import MemoryLeases
+from .letters import MemoryLetters
+from .losses import MemoryLosses
+from .members import MemoryMembers
 from .memory import MemoryTransactions, MemoryWork, Table
 from .outbox import MemoryOutbox
+from .retries import MemoryRetries
+from .suspects import MemorySuspects
 
 __all__ = ["Effect", "MemoryConnection", "MemoryStore", "MemoryTransaction"]
 
@@ -37,15 +43,24 @@ class MemoryStore:
 
     Attributes:
         outbox: events on their way to Redis.
+        losses: entries that were lost to somebody's trimming.
+        leases: who has which partition of an ordered group.
+        members: which processes there are.
     """
 
     def __init__(self) -> None:
         self.server = MemoryTransactions()
         self.outbox = MemoryOutbox(self.server)
+        self.dead_letters = MemoryLetters(self.outbox)
+        self.losses = MemoryLosses(self.server)
+        self.leases = MemoryLeases()
+        self.members = MemoryMembers()
         self.inbox_table: Table[tuple[str, UUID], InboxEntry] = Table("inbox")
         self.position_table: Table[tuple[str, str], str] = Table("position")
-        self.letter_table: Table[tuple[str, str, str], DeadLetter] = Table("dead letter")
+        self.letter_table = self.dead_letters.table
         self.effect_table: Table[int, Effect] = Table("effect")
+        self.retries = MemoryRetries(self)
+        self.suspects = MemorySuspects()
         self._statement_errors: list[psycopg.Error] = []
 
     # What a test looks at
@@ -62,8 +77,8 @@ class MemoryStore:
 
     @property
     def letters(self) -> list[DeadLetter]:
-        """The dead letters, in the order of their commits."""
-        return list(self.letter_table.rows.values())
+        """The letters that are dead (and were not replayed with success), in the order of their first burials."""
+        return [stored.letter for stored in self.letter_table.rows.values() if stored.status == "dead"]
 
     @property
     def inbox(self) -> set[tuple[str, UUID]]:
@@ -164,6 +179,8 @@ class MemoryTransaction:
         for entry in sorted(entries, key=lambda entry: entry.event_id):
             if self.work.get(self._store.letter_table, (group, entry.stream, entry.entry_id)) is not None:
                 continue
+            if self._store.retries.has(self.work, group, entry.stream, entry.entry_id):
+                continue
             if await self.work.insert(self._store.inbox_table, (group, entry.event_id), entry):
                 new.add(entry.event_id)
         return new
@@ -178,8 +195,7 @@ class MemoryTransaction:
 
     async def bury(self, letter: DeadLetter) -> None:
         """See `Transaction.bury`."""
-        key = (letter.consumer_group, letter.stream, letter.entry_id)
-        await self.work.insert(self._store.letter_table, key, letter)
+        await self._store.dead_letters.bury(self, letter)
 
     def savepoint(self) -> AbstractAsyncContextManager[None]:
         """See `Transaction.savepoint`."""
