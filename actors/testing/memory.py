@@ -7,7 +7,7 @@ deadlock for one of them. A rollback undoes everything, a savepoint its block.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final, Generic, TypeVar
 
@@ -54,28 +54,56 @@ _Place = tuple[Table[Any, Any], Any]
 
 
 class MemoryTransactions:
-    """The server: it knows the open transactions, and fails when it is told to."""
+    """The server: it knows the open transactions, and fails when it is told to.
+
+    Attributes:
+        commits: how many took effect.
+        open: the open ones.
+        holders: who has which row.
+        refusal: why the database is away; None while it is there.
+        commit_losses: for each of the next commits whether it takes effect before its answer is lost.
+        guard: asked for each connection, in the task that wants it; raises where it cannot be made.
+        committed: told of the rows that a commit has put (None: deleted), by table and key, right after it.
+    """
 
     def __init__(self) -> None:
         self.commits = 0
         self.open: dict[MemoryWork, None] = {}  # in the order of their beginning, so that runs can be repeated
         self.holders: dict[_Place, MemoryWork] = {}
+        self.sharers: dict[_Place, dict[MemoryWork, None]] = {}
         self.refusal: str | None = None
         self.commit_losses: list[bool] = []
+        self.guard: Callable[[], None] = _let_in
+        self.committed: Callable[[Mapping[tuple[Table[Any, Any], Any], Any | None]], None] = _ignore
 
     def check(self) -> None:
         """Raise what a new connection would meet."""
         if self.refusal is not None:
             raise PostgresUnavailable(self.refusal, address=ADDRESS)
+        self.guard()
+
+
+def _let_in() -> None:
+    """Nobody is kept out."""
+
+
+def _ignore(rows: object) -> None:
+    """Nobody looks on."""
 
 
 class MemoryWork:
-    """One open transaction, as far as rows are concerned. Every method that waits is a checkpoint."""
+    """One open transaction, as far as rows are concerned. Every method that waits is a checkpoint.
+
+    Attributes:
+        task: that began it.
+    """
 
     def __init__(self, server: MemoryTransactions) -> None:
+        self.task = trio.lowlevel.current_task()
         self._server = server
         self._written: dict[_Place, Any] = {}
         self._held: dict[_Place, None] = {}
+        self._shared: dict[_Place, None] = {}
         self._on_commit: list[Callable[[], None]] = []
         self._lost = False
         self._failed = False
@@ -120,20 +148,27 @@ class MemoryWork:
         await trio.lowlevel.checkpoint()
         self.check()
         place = (table, key)
-        while (holder := self._server.holders.get(place)) not in (None, self):
-            assert holder is not None  # noqa: S101
+        while (holder := self._in_the_way(place)) is not None:
             if skip:
                 return False
-            self._check_deadlock(holder)
-            self._waits_for = holder
-            try:
-                await holder._changed.wait()
-            finally:
-                self._waits_for = None
-            self.check()
+            await self._wait_for(holder)
         self._server.holders[place] = self
         self._held[place] = None
         return True
+
+    async def share(self, table: Table[K, V], key: K) -> None:
+        """``for share``: nobody else locks or writes the row until the end, though others may share it, too.
+
+        Waits like `lock`, and raises what it raises.
+        """
+        await trio.lowlevel.checkpoint()
+        self.check()
+        place = (table, key)
+        while (holder := self._server.holders.get(place)) not in (None, self):
+            assert holder is not None  # noqa: S101
+            await self._wait_for(holder)
+        self._server.sharers.setdefault(place, {})[self] = None
+        self._shared[place] = None
 
     async def put(self, table: Table[K, V], key: K, row: V) -> None:
         """Insert or replace a row; see `lock` for what it waits for."""
@@ -205,6 +240,7 @@ class MemoryWork:
                 else:
                     table.rows[key] = row
             server.commits += 1
+            server.committed({place: None if row is _DELETED else row for place, row in self._written.items()})
             for call in self._on_commit:
                 call()
         if loss is not None:
@@ -221,7 +257,26 @@ class MemoryWork:
         self._written, self._on_commit = {}, []
         for place in list(self._held):
             self._release(place)
+        for place in self._shared:
+            self._server.sharers[place].pop(self, None)
+        self._shared = {}
         self._wake()
+
+    def _in_the_way(self, place: _Place) -> MemoryWork | None:
+        """Who keeps us from having the row alone."""
+        holder = self._server.holders.get(place)
+        if holder not in (None, self):
+            return holder
+        return next((each for each in self._server.sharers.get(place, ()) if each is not self), None)
+
+    async def _wait_for(self, holder: MemoryWork) -> None:
+        self._check_deadlock(holder)
+        self._waits_for = holder
+        try:
+            await holder._changed.wait()
+        finally:
+            self._waits_for = None
+        self.check()
 
     def _release(self, place: _Place) -> None:
         self._held.pop(place, None)
