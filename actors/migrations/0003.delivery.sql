@@ -72,8 +72,8 @@ create index penstock_retry_due_at_idx on penstock_retry (consumer_group, stream
 create index penstock_retry_key_idx on penstock_retry (consumer_group, stream, event_key, id) where event_key is not null;
 create index penstock_retry_event_id_idx on penstock_retry (event_id);
 
--- Entries that were with a process when it died. Written before such an entry is handled again, alone: the one that
--- is here for the second time kills its workers.
+-- Entries that may be the death of whoever handles them: how often one was taken up, alone, and that attempt has not
+-- come to an orderly end. Written before such an entry is handled, in a transaction of its own.
 create table penstock_suspect (
     consumer_group text        not null,
     stream         text        not null,

@@ -1,0 +1,394 @@
+"""The table of retries: events that a group will handle again later, and that are nowhere else.
+
+Their entries are acknowledged: the row, with all fields, is what is left of them. So attempts and pauses outlive the
+process and Redis itself, and can be seen and changed in SQL. Workers take due rows in the very transaction in which
+they handle them; whatever happens to a worker, the row is due again.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Protocol, cast
+from uuid import UUID
+
+from attrs import field, frozen
+
+from .texts import storable
+
+if TYPE_CHECKING:
+    from ..runtime.postgres import Connection
+    from .store import Transaction
+
+__all__ = ["PostgresRetries", "RetryFailure", "RetryOrigin", "RetryRow", "RetryTable"]
+
+
+class RetryOrigin(enum.StrEnum):
+    """Why an event is in the table."""
+
+    ATTEMPT = "attempt"
+    """Its handler failed."""
+
+    PARKED = "parked"
+    """In an ordered group: an earlier event of its key is in the table, and goes first."""
+
+    LETTER = "letter"
+    """Somebody replayed its dead letter."""
+
+    REPLAY = "replay"
+    """Somebody replayed a range of its stream to this group."""
+
+
+def _exact(fields: Mapping[bytes, bytes] | Mapping[str, str]) -> dict[str, str]:
+    return {_as_text(name): _as_text(value) for name, value in fields.items()}
+
+
+def _as_text(value: bytes | str) -> str:
+    return value.decode(errors="surrogateescape") if isinstance(value, bytes) else value
+
+
+def _storable(text: str | None) -> str | None:
+    return None if text is None else storable(text)
+
+
+@frozen(kw_only=True)
+class RetryFailure:
+    """What the last attempt failed of; all None where there was none.
+
+    Attributes:
+        error_class: module and name of the error's class.
+        error_message: at most 2 kB of UTF-8; passwords masked.
+        traceback: at most 16 kB, the end of it; passwords masked.
+        fingerprint: the same for attempts that failed in the same way.
+    """
+
+    error_class: str | None = None
+    error_message: str | None = None
+    traceback: str | None = field(default=None, repr=False)
+    fingerprint: str | None = None
+
+
+@frozen(kw_only=True)
+class RetryRow:
+    """One event that waits in the table.
+
+    Attributes:
+        consumer_group: the group that will handle it; the others are not concerned.
+        stream: the key of the partition that it came from.
+        entry_id: its id there; with group and stream it names the row.
+        fields: all fields of the entry, exactly; bytes that are no UTF-8 as surrogate escapes (PEP 383). Given as bytes
+            or text.
+        origin: why it is here.
+        event_id: None where it could not be read.
+        event_type: likewise.
+        event_key: what it is in order by; None: by nothing.
+        forced: handle it although the inbox knows the event.
+        letter_id: the dead letter that it was.
+        attempts: how many have failed.
+        due_in: seconds until it is due, from the moment of writing or reading; zero or below: it is.
+        failure: what the last attempt failed of.
+        first_failed_at: when its first attempt failed; aware. The table sets it.
+        id: given by the table; rows of one key are handled in this order.
+    """
+
+    consumer_group: str
+    stream: str
+    entry_id: str
+    fields: Mapping[str, str] = field(converter=_exact, repr=False)
+    origin: RetryOrigin = field(converter=RetryOrigin)
+    event_id: UUID | None = None
+    event_type: str | None = field(default=None, converter=_storable)
+    event_key: str | None = field(default=None, converter=_storable)
+    forced: bool = False
+    letter_id: int | None = None
+    attempts: int = 0
+    due_in: float = field(default=0.0, converter=float)
+    failure: RetryFailure = RetryFailure()
+    first_failed_at: datetime | None = None
+    id: int = 0
+
+    @property
+    def entry_fields(self) -> dict[bytes, bytes]:
+        """The fields as the stream had them."""
+        return {_as_bytes(name): _as_bytes(value) for name, value in self.fields.items()}
+
+
+def _as_bytes(text: str) -> bytes:
+    return text.encode(errors="surrogateescape")
+
+
+class RetryTable(Protocol):
+    """What the pool, the desk and replays do with the rows. Errors are those of any statement of the transaction."""
+
+    async def add(self, transaction: Transaction, rows: Sequence[RetryRow]) -> int:
+        """Store rows, in order; the number of those stored. One whose entry the group has here already is left out."""
+        ...
+
+    async def take(
+        self,
+        transaction: Transaction,
+        group: str,
+        stream: str,
+        *,
+        limit: int = 1,
+        ordered: bool = False,
+        without: Collection[str] = (),
+    ) -> list[RetryRow]:
+        """Up to `limit` rows that are due, longest due first, locked until the end of the transaction.
+
+        Rows that another transaction has are passed over. With `ordered`, of each key only its first row is ever due,
+        and no row of the keys `without` is.
+        """
+        ...
+
+    async def hold(self, transaction: Transaction, rows: Sequence[RetryRow]) -> list[RetryRow]:
+        """Lock the rows that still are as they were read (same attempts); those that somebody else has are left out."""
+        ...
+
+    async def next_due(self, transaction: Transaction, group: str, stream: str) -> float | None:
+        """Seconds until the next row is due that is not due yet, or None; an early answer costs nothing."""
+        ...
+
+    async def keys(self, transaction: Transaction, group: str, stream: str, keys: Collection[str]) -> set[str]:
+        """Which of these event keys have a row: what comes later under them must wait behind it."""
+        ...
+
+    async def enter(self, transaction: Transaction, row: RetryRow) -> bool:
+        """Enter the row's event into the group's inbox; False if it is there already, and the row is not forced."""
+        ...
+
+    async def remaining(
+        self, transaction: Transaction, group: str, stream: str, entry_ids: Collection[str]
+    ) -> set[str]:
+        """Which of these entries the group has neither here nor among its dead letters."""
+        ...
+
+    async def put_off(self, transaction: Transaction, row: RetryRow) -> bool:
+        """Store the attempts, the failure and the time of a row that was read with one attempt less.
+
+        False, and nothing happens, if it is not as it was read: somebody else has handled it meanwhile.
+        """
+        ...
+
+    async def delete(self, transaction: Transaction, rows: Sequence[RetryRow]) -> int:
+        """Delete rows, by id; the number of those that were there."""
+        ...
+
+    async def count(self, transaction: Transaction, group: str, stream: str) -> int:
+        """How many rows a group has of one partition."""
+        ...
+
+
+_COLUMNS = """
+    id, consumer_group, stream, entry_id, fields, origin, event_id, event_type, event_key, forced, letter_id, attempts,
+    extract(epoch from due_at - now())::float8, error_class, error_message, traceback, fingerprint, first_failed_at
+"""
+
+_ADD = """
+insert into penstock_retry (
+    consumer_group, stream, entry_id, fields, origin, event_id, event_type, event_key, forced, letter_id, attempts,
+    due_at, error_class, error_message, traceback, fingerprint, first_failed_at
+)
+select g, s, e, f, o, i, t, k, b, l, a, now() + make_interval(secs => d), c, m, r, p, case when a > 0 then now() end
+from unnest(
+    %s::text[], %s::text[], %s::text[], %b::bytea[], %s::text[], %b::uuid[], %s::text[], %s::text[], %s::boolean[],
+    %s::bigint[], %s::integer[], %s::float8[], %s::text[], %s::text[], %s::text[], %s::text[]
+) with ordinality as given (g, s, e, f, o, i, t, k, b, l, a, d, c, m, r, p, place)
+order by place
+on conflict (consumer_group, stream, entry_id) do nothing
+"""
+
+_TAKE = f"""
+select {_COLUMNS} from penstock_retry
+where consumer_group = %s and stream = %s and due_at <= now()
+order by due_at, id limit %s for update skip locked
+"""  # noqa: S608 - our own names
+
+_TAKE_ORDERED = f"""
+select {_COLUMNS} from penstock_retry
+where consumer_group = %s and stream = %s and due_at <= now() and (
+    event_key is null or event_key <> all(%s::text[]) and not exists (
+        select from penstock_retry earlier
+        where earlier.consumer_group = penstock_retry.consumer_group and earlier.stream = penstock_retry.stream
+        and earlier.event_key = penstock_retry.event_key and earlier.id < penstock_retry.id
+    )
+)
+order by due_at, id limit %s for update skip locked
+"""  # noqa: S608 - our own names
+
+_HOLD = f"""
+select {_COLUMNS} from penstock_retry
+where (id, attempts) in (select * from unnest(%s::bigint[], %s::integer[]))
+order by id for update skip locked
+"""  # noqa: S608 - our own names
+
+_NEXT = """
+select extract(epoch from min(due_at) - now())::float8 from penstock_retry
+where consumer_group = %s and stream = %s and due_at > now()
+"""
+
+_KEYS = """
+select event_key from penstock_retry where consumer_group = %s and stream = %s and event_key = any(%s::text[])
+group by event_key
+"""
+
+_ENTER = """
+insert into penstock_inbox as known (consumer_group, event_id, stream, entry_id) values (%s, %s, %s, %s)
+on conflict (consumer_group, event_id) do update
+set stream = excluded.stream, entry_id = excluded.entry_id, handled_at = now() where %s
+returning true
+"""
+
+_REMAINING = """
+select given.entry_id from unnest(%(ids)s::text[]) as given (entry_id)
+where not exists (
+    select from penstock_retry row
+    where row.consumer_group = %(group)s and row.stream = %(stream)s and row.entry_id = given.entry_id
+) and not exists (
+    select from penstock_dead_letter letter
+    where letter.consumer_group = %(group)s and letter.stream = %(stream)s and letter.entry_id = given.entry_id
+)
+"""
+
+_PUT_OFF = """
+update penstock_retry set attempts = %s, due_at = now() + make_interval(secs => %s), error_class = %s,
+    error_message = %s, traceback = %s, fingerprint = %s, first_failed_at = coalesce(first_failed_at, now()),
+    updated_at = now()
+where id = %s and attempts = %s
+"""
+
+
+class PostgresRetries:
+    """`RetryTable` on PostgreSQL."""
+
+    async def add(self, transaction: Transaction, rows: Sequence[RetryRow]) -> int:
+        """See `RetryTable.add`."""
+        if not rows:
+            return 0
+        columns = [list(column) for column in zip(*map(_given, rows), strict=True)]
+        return (await _on(transaction).execute(_ADD, columns)).rowcount
+
+    async def take(
+        self,
+        transaction: Transaction,
+        group: str,
+        stream: str,
+        *,
+        limit: int = 1,
+        ordered: bool = False,
+        without: Collection[str] = (),
+    ) -> list[RetryRow]:
+        """See `RetryTable.take`."""
+        values = (group, stream, [storable(key) for key in without], limit) if ordered else (group, stream, limit)
+        cursor = await _on(transaction).execute(_TAKE_ORDERED if ordered else _TAKE, values)
+        return [_read(row) for row in await cursor.fetchall()]
+
+    async def hold(self, transaction: Transaction, rows: Sequence[RetryRow]) -> list[RetryRow]:
+        """See `RetryTable.hold`."""
+        cursor = await _on(transaction).execute(_HOLD, ([row.id for row in rows], [row.attempts for row in rows]))
+        return [_read(row) for row in await cursor.fetchall()]
+
+    async def next_due(self, transaction: Transaction, group: str, stream: str) -> float | None:
+        """See `RetryTable.next_due`."""
+        row = await (await _on(transaction).execute(_NEXT, (group, stream))).fetchone()
+        return None if row is None or row[0] is None else float(row[0])
+
+    async def keys(self, transaction: Transaction, group: str, stream: str, keys: Collection[str]) -> set[str]:
+        """See `RetryTable.keys`."""
+        written = {storable(key): key for key in keys}
+        cursor = await _on(transaction).execute(_KEYS, (group, stream, list(written)))
+        found = {row[0] for row in await cursor.fetchall()}
+        return {key for key in keys if storable(key) in found}
+
+    async def enter(self, transaction: Transaction, row: RetryRow) -> bool:
+        """See `RetryTable.enter`."""
+        values = (row.consumer_group, row.event_id, row.stream, row.entry_id, row.forced)
+        return await (await _on(transaction).execute(_ENTER, values)).fetchone() is not None
+
+    async def remaining(
+        self, transaction: Transaction, group: str, stream: str, entry_ids: Collection[str]
+    ) -> set[str]:
+        """See `RetryTable.remaining`."""
+        values = {"group": group, "stream": stream, "ids": list(entry_ids)}
+        return {row[0] for row in await (await _on(transaction).execute(_REMAINING, values)).fetchall()}
+
+    async def put_off(self, transaction: Transaction, row: RetryRow) -> bool:
+        """See `RetryTable.put_off`."""
+        failure = row.failure
+        cursor = await _on(transaction).execute(
+            _PUT_OFF,
+            (
+                row.attempts,
+                row.due_in,
+                failure.error_class,
+                failure.error_message,
+                failure.traceback,
+                failure.fingerprint,
+                row.id,
+                row.attempts - 1,
+            ),
+        )
+        return cursor.rowcount > 0
+
+    async def delete(self, transaction: Transaction, rows: Sequence[RetryRow]) -> int:
+        """See `RetryTable.delete`."""
+        statement = "delete from penstock_retry where id = any(%s)"
+        return (await _on(transaction).execute(statement, ([row.id for row in rows],))).rowcount
+
+    async def count(self, transaction: Transaction, group: str, stream: str) -> int:
+        """See `RetryTable.count`."""
+        statement = "select count(*) from penstock_retry where consumer_group = %s and stream = %s"
+        row = await (await _on(transaction).execute(statement, (group, stream))).fetchone()
+        return int(row[0]) if row is not None else 0
+
+
+def _on(transaction: Transaction) -> Connection[Any]:
+    return cast("Connection[Any]", transaction.connection)
+
+
+def _given(row: RetryRow) -> tuple[Any, ...]:
+    failure = row.failure
+    return (
+        row.consumer_group,
+        row.stream,
+        row.entry_id,
+        json.dumps(dict(row.fields)).encode("ascii"),
+        row.origin.value,
+        row.event_id,
+        row.event_type,
+        row.event_key,
+        row.forced,
+        row.letter_id,
+        row.attempts,
+        row.due_in,
+        failure.error_class,
+        failure.error_message,
+        failure.traceback,
+        failure.fingerprint,
+    )
+
+
+def _read(row: Sequence[Any]) -> RetryRow:
+    (number, group, stream, entry_id, fields, origin, event_id, event_type, event_key, forced, letter_id, attempts,
+     due_in, error_class, error_message, traceback, fingerprint, first_failed_at) = row  # fmt: skip
+    return RetryRow(
+        id=number,
+        consumer_group=group,
+        stream=stream,
+        entry_id=entry_id,
+        fields=json.loads(bytes(fields)),
+        origin=origin,
+        event_id=event_id,
+        event_type=event_type,
+        event_key=event_key,
+        forced=forced,
+        letter_id=letter_id,
+        attempts=attempts,
+        due_in=due_in,
+        failure=RetryFailure(
+            error_class=error_class, error_message=error_message, traceback=traceback, fingerprint=fingerprint
+        ),
+        first_failed_at=first_failed_at,
+    )

@@ -1,0 +1,284 @@
+"""The contract of the tables of retries and suspects, held against those in memory and those on PostgreSQL alike."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+import trio
+import trio.lowlevel
+import trio.testing
+from attrs import evolve
+
+from penstock.actors.dead_letter import DeadLetter
+from penstock.actors.retry_table import RetryFailure, RetryOrigin, RetryRow
+from penstock.actors.store import InboxEntry, PostgresStore, Store
+from penstock.actors.testing import MemoryStore
+from penstock.runtime.postgres import Pool, PostgresOptions
+
+GROUP, STREAM = "payments", "{orders:1}"
+
+
+@pytest.fixture(params=["memory", "postgres"])
+def place(request: pytest.FixtureRequest) -> PostgresOptions | None:
+    options: PostgresOptions | None = request.getfixturevalue("database") if request.param == "postgres" else None
+    return options
+
+
+@pytest.fixture
+async def store(place: PostgresOptions | None) -> AsyncIterator[Store]:
+    if place is None:
+        yield MemoryStore()
+        return
+    async with Pool(place) as pool:
+        yield PostgresStore(pool)
+
+
+def row(number: int, **facts: Any) -> RetryRow:
+    given: dict[str, Any] = {
+        "consumer_group": GROUP,
+        "stream": STREAM,
+        "entry_id": f"{number}-0",
+        "event_id": UUID(int=number),
+        "event_type": "ORDER",
+        "fields": {"a": str(number)},
+        "origin": RetryOrigin.ATTEMPT,
+        "attempts": 1,
+        "due_in": -1.0,
+    }
+    return RetryRow(**{**given, **facts})
+
+
+async def add(store: Store, *rows: RetryRow) -> int:
+    async with store.transaction() as transaction:
+        return await store.retries.add(transaction, rows)
+
+
+async def due(store: Store, **options: Any) -> list[str]:
+    """The entries of the rows that are due now."""
+    async with store.transaction() as transaction:
+        rows = await store.retries.take(transaction, GROUP, STREAM, **{"limit": 100, **options})
+        return [each.entry_id for each in rows]
+
+
+@asynccontextmanager
+async def taken(store: Store, limit: int = 1, **options: Any) -> AsyncIterator[list[RetryRow]]:
+    """Rows that a transaction has in hand."""
+    async with store.transaction() as transaction:
+        yield await store.retries.take(transaction, GROUP, STREAM, limit=limit, **options)
+
+
+async def test_a_row_comes_back_as_it_was(store: Store) -> None:
+    failure = RetryFailure(error_class="x.E", error_message="m", traceback="t", fingerprint="f")
+    strange = {b"a\0": b"\xff\x00\xc3\xa4", b"b": "€".encode()}
+    given = row(1, fields=strange, event_key="k\0ey", failure=failure, letter_id=7, forced=True, attempts=3)
+    assert await add(store, given) == 1
+    async with taken(store) as (read,):
+        assert read.entry_fields == strange
+        assert read.event_key == "key"
+        assert read.first_failed_at is not None
+        assert read.due_in <= 0
+        same = evolve(read, id=0, due_in=given.due_in, first_failed_at=None)
+        assert same == given
+
+
+async def test_what_never_failed_has_no_time_of_its_first_failure(store: Store) -> None:
+    await add(store, row(1, attempts=0, origin=RetryOrigin.PARKED, event_id=None, event_type=None))
+    async with taken(store) as (read,):
+        assert read.first_failed_at is None
+        assert read.event_id is None
+
+
+async def test_an_entry_has_one_row_in_a_group(store: Store) -> None:
+    assert await add(store, row(1), row(1), row(2)) == 2
+    assert await add(store, row(1), row(1, consumer_group="other"), row(1, stream="{orders:2}")) == 2
+    assert await due(store) == ["1-0", "2-0"]
+
+
+async def test_rows_are_due_at_their_time_and_the_longest_due_first(store: Store) -> None:
+    await add(store, row(1, due_in=3600), row(2, due_in=-5), row(3, due_in=-10), row(4, due_in=1800))
+    assert await due(store) == ["3-0", "2-0"]
+    assert await due(store, limit=1) == ["3-0"]
+    async with store.transaction() as transaction:
+        soon = await store.retries.next_due(transaction, GROUP, STREAM)
+        assert soon is not None
+        assert 1700 < soon <= 1800
+        assert await store.retries.next_due(transaction, GROUP, "elsewhere") is None
+        assert await store.retries.count(transaction, GROUP, STREAM) == 4
+
+
+async def test_a_row_that_somebody_has_is_passed_over(store: Store) -> None:
+    await add(store, row(1), row(2))
+    async with taken(store) as (first,), taken(store) as (second,):
+        assert [first.entry_id, second.entry_id] == ["1-0", "2-0"]
+        assert await due(store) == []
+    assert await due(store) == ["1-0", "2-0"]
+
+
+async def test_a_rollback_leaves_a_row_due(store: Store) -> None:
+    await add(store, row(1))
+    with pytest.raises(OSError, match="died"):
+        async with store.transaction() as transaction:
+            rows = await store.retries.take(transaction, GROUP, STREAM)
+            assert await store.retries.delete(transaction, rows) == 1
+            raise OSError("died")
+    assert await due(store) == ["1-0"]
+
+
+async def test_a_row_that_is_deleted_is_gone_and_its_entry_may_come_again(store: Store) -> None:
+    await add(store, row(1))
+    async with store.transaction() as transaction:
+        rows = await store.retries.take(transaction, GROUP, STREAM)
+        assert await store.retries.delete(transaction, rows) == 1
+        assert await store.retries.delete(transaction, rows) == 0
+    assert await due(store) == []
+    assert await add(store, row(1)) == 1
+
+
+async def test_rows_are_held_only_as_they_were_read(store: Store) -> None:
+    await add(store, row(1), row(2), row(3))
+    async with taken(store, limit=3) as read:
+        pass
+    async with store.transaction() as transaction:
+        await store.retries.put_off(transaction, evolve(read[1], attempts=2))
+    async with taken(store, limit=1) as (first,):
+        assert first.entry_id == "1-0"
+        async with store.transaction() as transaction:
+            held = await store.retries.hold(transaction, read)
+            assert [each.entry_id for each in held] == ["3-0"]
+            assert await due(store) == ["2-0"]
+
+
+async def test_a_row_is_put_off_once_for_what_was_read(store: Store) -> None:
+    await add(store, row(1, attempts=0, origin=RetryOrigin.LETTER))
+    async with taken(store) as (read,):
+        pass
+    later = evolve(read, attempts=1, due_in=600, failure=RetryFailure(error_class="E", error_message="why"))
+    for expected in (True, False):
+        async with store.transaction() as transaction:
+            assert await store.retries.put_off(transaction, later) is expected
+    assert await due(store) == []
+    async with store.transaction() as transaction:
+        (held,) = await store.retries.hold(transaction, [later])
+        assert (held.attempts, held.failure.error_message) == (1, "why")
+        assert held.first_failed_at is not None
+        assert 500 < held.due_in <= 600
+
+
+# Order ----------------------------------------------------------------------------------------------------------------
+
+
+async def test_in_order_only_the_first_row_of_a_key_is_ever_due(store: Store) -> None:
+    await add(
+        store,
+        row(1, event_key="a", due_in=3600),
+        row(2, event_key="a"),
+        row(3, event_key="b"),
+        row(4, event_key="b"),
+        row(5),
+        row(6),
+    )
+    assert await due(store, ordered=True) == ["3-0", "5-0", "6-0"]
+    assert await due(store, ordered=True, without=["b"]) == ["5-0", "6-0"]
+    assert await due(store) == ["2-0", "3-0", "4-0", "5-0", "6-0"]
+
+
+async def test_in_order_a_key_goes_on_when_its_first_row_is_gone(store: Store) -> None:
+    await add(store, row(1, event_key="a"), row(2, event_key="a"))
+    async with store.transaction() as transaction:
+        rows = await store.retries.take(transaction, GROUP, STREAM, ordered=True)
+        # Not even while it is in work with somebody.
+        assert await due(store, ordered=True) == []
+        await store.retries.delete(transaction, rows)
+    assert await due(store, ordered=True) == ["2-0"]
+
+
+async def test_keys_that_wait_are_known_by_group_and_partition(store: Store) -> None:
+    await add(store, row(1, event_key="a\0"), row(2, event_key="b", stream="{orders:2}"), row(3))
+    async with store.transaction() as transaction:
+        assert await store.retries.keys(transaction, GROUP, STREAM, ["a\0", "b", "c"]) == {"a\0"}
+        assert await store.retries.keys(transaction, "other", STREAM, ["a\0"]) == set()
+        assert await store.retries.keys(transaction, GROUP, STREAM, []) == set()
+
+
+# The inbox ------------------------------------------------------------------------------------------------------------
+
+
+async def test_an_entry_that_waits_for_a_retry_is_not_new(store: Store) -> None:
+    await add(store, row(1))
+    async with store.transaction() as transaction:
+        entries = [InboxEntry(UUID(int=1), STREAM, "1-0"), InboxEntry(UUID(int=2), STREAM, "2-0")]
+        assert await transaction.first_time(GROUP, entries) == {UUID(int=2)}
+        assert await transaction.first_time("other", entries[:1]) == {UUID(int=1)}
+
+
+async def test_a_row_enters_the_inbox_once_unless_it_is_forced(store: Store) -> None:
+    for expected in (True, False):
+        async with store.transaction() as transaction:
+            assert await store.retries.enter(transaction, row(1)) is expected
+    for _ in range(2):
+        async with store.transaction() as transaction:
+            assert await store.retries.enter(transaction, row(1, forced=True))
+    async with store.transaction() as transaction:
+        assert await store.retries.enter(transaction, row(2, forced=True))
+        assert not await store.retries.enter(transaction, row(2))
+
+
+async def test_entries_that_wait_or_are_dead_do_not_remain(store: Store) -> None:
+    await add(store, row(1))
+    async with store.transaction() as transaction:
+        await transaction.bury(
+            DeadLetter(
+                stream=STREAM,
+                entry_id="2-0",
+                consumer_group=GROUP,
+                consumer="c",
+                reason="poison",
+                fields={},
+                deliveries=1,
+            )
+        )
+    async with store.transaction() as transaction:
+        assert await store.retries.remaining(transaction, GROUP, STREAM, ["1-0", "2-0", "3-0"]) == {"3-0"}
+        assert await store.retries.remaining(transaction, "other", STREAM, ["1-0", "2-0"]) == {"1-0", "2-0"}
+
+
+# Suspects -------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_suspect_is_counted_until_it_is_cleared(store: Store) -> None:
+    async def mark(*ids: str) -> dict[str, int]:
+        async with store.transaction() as transaction:
+            return await store.suspects.mark(transaction, GROUP, STREAM, ids)
+
+    assert await mark("2-0", "1-0") == {"1-0": 1, "2-0": 1}
+    assert await mark("1-0") == {"1-0": 2}
+    async with store.transaction() as transaction:
+        await store.suspects.absolve(transaction, GROUP, STREAM, ["1-0", "9-0"])
+        await store.suspects.clear(transaction, GROUP, STREAM, ["2-0", "9-0"])
+    assert await mark("1-0", "2-0") == {"1-0": 2, "2-0": 1}
+    async with store.transaction() as transaction:
+        assert await store.suspects.mark(transaction, "other", STREAM, ["1-0"]) == {"1-0": 1}
+
+
+async def test_rows_that_two_workers_take_at_a_time_are_taken_once(store: Store) -> None:
+    await add(store, *(row(number, event_id=uuid4()) for number in range(1, 41)))
+    seen: list[str] = []
+
+    async def work() -> None:
+        while True:
+            async with store.transaction() as transaction:
+                rows = await store.retries.take(transaction, GROUP, STREAM, limit=3)
+                if not rows:
+                    return
+                await trio.lowlevel.checkpoint()
+                await store.retries.delete(transaction, rows)
+                seen.extend(each.entry_id for each in rows)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(4):
+            nursery.start_soon(work)
+    assert sorted(seen) == sorted(f"{number}-0" for number in range(1, 41))
