@@ -20,6 +20,7 @@ from ..runtime.redis import AnyRedis, RedisOptions, SentinelOptions, open_client
 from ..runtime.redis.replies import reply_text
 from ..runtime.redis.slots import hash_tag, slot_of
 from ..runtime.telemetry import get_logger
+from .stream_view import GroupView, StreamView, observe
 
 if TYPE_CHECKING:
     from ..runtime.supervision import Gate
@@ -41,44 +42,6 @@ log = get_logger(__name__)
 
 class Unhealthy(Exception):
     """A server cannot do what Penstock needs of it; the text names the server and says why."""
-
-
-@frozen(kw_only=True)
-class GroupView:
-    """A consumer group as Redis saw it last.
-
-    Attributes:
-        name: its name.
-        lag: entries that it has not been given yet; None where Redis cannot tell.
-        pending: entries given and not acknowledged.
-        consumers: how many consumers it has.
-        last_delivered_id: the last entry that it was given.
-    """
-
-    name: str
-    lag: int | None
-    pending: int
-    consumers: int
-    last_delivered_id: str
-
-
-@frozen(kw_only=True)
-class StreamView:
-    """A stream as Redis saw it last.
-
-    Attributes:
-        key: its key.
-        length: entries in it.
-        last_id: the last id given out; ``0-0`` while there is no such stream.
-        observed_at: `trio.current_time()` of the observation.
-        groups: its groups.
-    """
-
-    key: str
-    length: int
-    last_id: str
-    observed_at: float
-    groups: tuple[GroupView, ...] = ()
 
 
 @frozen
@@ -205,37 +168,6 @@ def _failed_nodes(reply: Any) -> list[str]:
 
 def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
-
-
-async def observe(client: AnyRedis, stream: str, now: float) -> StreamView:
-    """What Redis knows of a stream and its groups; a stream that does not exist yet is an empty one.
-
-    Raises:
-        redis.exceptions.RedisError: as the link says.
-    """
-    try:
-        info: Mapping[str, Any] = await client.xinfo_stream(stream)
-        groups: Sequence[Mapping[str, Any]] = await client.xinfo_groups(stream)
-    except redis.exceptions.ResponseError as error:
-        if "no such key" not in str(error).lower():
-            raise
-        return StreamView(key=stream, length=0, last_id="0-0", observed_at=now)
-    return StreamView(
-        key=stream,
-        length=int(info["length"]),
-        last_id=_text(info["last-generated-id"]),
-        observed_at=now,
-        groups=tuple(
-            GroupView(
-                name=_text(group["name"]),
-                lag=None if group.get("lag") is None else int(group["lag"]),
-                pending=int(group["pending"]),
-                consumers=int(group["consumers"]),
-                last_delivered_id=_text(group["last-delivered-id"]),
-            )
-            for group in groups
-        ),
-    )
 
 
 @frozen
