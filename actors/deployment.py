@@ -30,6 +30,7 @@ from datetime import datetime
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import redis.exceptions
 import trio
 
@@ -65,6 +66,7 @@ from .event import Envelope, Origin, SkippedEntry, UndecodableEntry
 from .handler_pool import HandlerPool
 from .health_monitor import HealthMonitor, Watch
 from .listener import Listener
+from .losses import LossDetector
 from .ownership import Ownership
 from .probes import StreamView, observe
 from .producer import Outgoing, Producer, Published, PublishFailed
@@ -117,6 +119,7 @@ class Deployment:
         producer: the producer.
         pools: the handler pools, by group and stream.
         backlogs: their backlogs.
+        losses: finds what others trimmed unread.
         backends: as given.
     """
 
@@ -146,6 +149,7 @@ class Deployment:
         self.backlogs: dict[str, Backlog] = {}
         self._client: AnyRedis | None = None
         self._streams: dict[str, StreamView] = {}
+        self.losses = LossDetector(self.client, backends.store)
         self._cluster_probe: ClusterProbe | None = None
         self._redis_watch = self._watch_redis()
         self._postgres_watch = Watch(
@@ -234,8 +238,11 @@ class Deployment:
         return self._access
 
     def streams(self) -> list[StreamView]:
-        """The declared streams as they were last seen, in order of declaration; what was never seen is left out."""
-        return [self._streams[key] for key in self.system.streams if key in self._streams]
+        """The declared streams as they were last seen, in order of declaration; what was never seen is left out.
+
+        A stream with several partitions has a view for each.
+        """
+        return [self._streams[key] for key in self._partitions() if key in self._streams]
 
     def cluster(self) -> ClusterView | None:
         """The Redis Cluster as it was last seen; None where there is none, or it was not seen yet."""
@@ -428,11 +435,20 @@ class Deployment:
         """Look at the streams, where Redis is there to be asked."""
         if not self.gates["redis"].is_open:
             return
-        for key in self.system.streams:
+        for key in self._partitions():
             try:
-                self._streams[key] = await observe(self.client(), key, trio.current_time())
-            except redis.exceptions.RedisError as error:
+                self._streams[key] = await self._look(key)
+            except (redis.exceptions.RedisError, psycopg.Error) as error:
                 log.debug("stream not observed", stream=key, error=str(error))
+
+    async def _look(self, key: str) -> StreamView:
+        """With an eye to what was lost, where that can be written down."""
+        if self.gates["postgres"].is_open and self.gates["schema"].is_open:
+            return await self.losses.look(key)
+        return await observe(self.client(), key, trio.current_time())
+
+    def _partitions(self) -> list[str]:
+        return [key for stream in self.system.streams.values() for key in stream.keys]
 
     async def _follow(self) -> None:
         """Probe at once when one of our own servers is back."""
