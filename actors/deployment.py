@@ -71,6 +71,7 @@ from .ownership import Ownership
 from .probes import StreamView, observe
 from .producer import Outgoing, Producer, Published, PublishFailed
 from .retention import Retention
+from .stream_view import last_id_of
 
 if TYPE_CHECKING:
     from .backends import Backends
@@ -218,7 +219,7 @@ class Deployment:
         async with self.client().dedicated(key=stream) as connection:
             if last_id == "$":
                 # Once, and not at every read: what comes between two reads would be passed over.
-                last_id = (await observe(self.client(), stream, trio.current_time())).last_id
+                last_id = await last_id_of(self.client(), stream)
             while True:
                 reply = await connection.xread({stream: last_id}, count=100, block=1000)
                 for entry_id, envelope in _decoded(declared, reply):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+import redis.exceptions
 from attrs import evolve, frozen
 
 from .handling import entry_order
@@ -16,7 +17,7 @@ from .handling import entry_order
 if TYPE_CHECKING:
     from ..runtime.redis import AnyRedis
 
-__all__ = ["GroupView", "StreamView", "id_after", "observe"]
+__all__ = ["GroupView", "StreamView", "id_after", "last_id_of", "observe"]
 
 _LARGEST: Final = 2**64 - 1
 
@@ -108,6 +109,21 @@ async def observe(client: AnyRedis, stream: str, now: float, expected: Mapping[s
         max_deleted_id=_text(facts.get("max-deleted-entry-id") or "0-0"),
     )
     return _with_groups(view, groups)
+
+
+async def last_id_of(client: AnyRedis, stream: str) -> str:
+    """The last id that a stream has given out; ``0-0`` while there is none.
+
+    Raises:
+        redis.exceptions.RedisError: as the link says; being only a question, it is asked again where the link does so.
+    """
+    try:
+        info: Mapping[str, Any] = await client.xinfo_stream(stream)
+    except redis.exceptions.ResponseError as error:
+        if "no such key" not in str(error).lower():
+            raise
+        return "0-0"
+    return _text(info["last-generated-id"])
 
 
 def _with_groups(view: StreamView, replies: Sequence[Any]) -> StreamView:
