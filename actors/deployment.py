@@ -14,6 +14,7 @@
     │   ├── EVENT_GROUP@EVENT_STREAM (rest_for_one), one for each group
     │   │   ├── handler-pool        requires postgres, schema
     │   │   └── listener-1, …       requires redis, postgres, schema
+    │   ├── trimmer                 requires redis
     │   └── retention               requires redis, postgres, schema
     └── http                        last in, first out
 
@@ -66,12 +67,11 @@ from .event import Envelope, Origin, SkippedEntry, UndecodableEntry
 from .handler_pool import HandlerPool
 from .health_monitor import HealthMonitor, Watch
 from .listener import Listener
-from .losses import LossDetector
 from .ownership import Ownership
 from .probes import StreamView, observe
 from .producer import Outgoing, Producer, Published, PublishFailed
-from .retention import Retention
 from .stream_view import last_id_of
+from .upkeep import Upkeep
 
 if TYPE_CHECKING:
     from .backends import Backends
@@ -120,7 +120,7 @@ class Deployment:
         producer: the producer.
         pools: the handler pools, by group and stream.
         backlogs: their backlogs.
-        losses: finds what others trimmed unread.
+        upkeep: what keeps streams and tables in order: retention, the loss detector.
         backends: as given.
     """
 
@@ -150,7 +150,16 @@ class Deployment:
         self.backlogs: dict[str, Backlog] = {}
         self._client: AnyRedis | None = None
         self._streams: dict[str, StreamView] = {}
-        self.losses = LossDetector(self.client, backends.store)
+        self.upkeep = Upkeep(
+            system,
+            settings,
+            backends,
+            self.client,
+            self.gates,
+            instance=instance,
+            made_room=lambda: self._redis_watch.nudge(),
+            wall=wall,
+        )
         self._cluster_probe: ClusterProbe | None = None
         self._redis_watch = self._watch_redis()
         self._postgres_watch = Watch(
@@ -315,16 +324,7 @@ class Deployment:
         for stream in self.system.streams.values():
             for group in stream.groups.values():
                 yield self._group(stream, group).spec()
-        if self.settings.retention.enabled and self.backends.pool is not None:
-            retention = Retention(
-                client=self.client,
-                pool=self.backends.pool,
-                system=self.system,
-                settings=self.settings.retention,
-                zone=self.settings.zone_info,
-                instance=self.instance,
-            )
-            yield ChildSpec(id="retention", body=retention, requires=("redis", "postgres", "schema"))
+        yield from self.upkeep.children()
 
     def _group(self, stream: Stream, group: Group) -> Supervisor:
         name = f"{group.name}@{stream.key}".replace("/", "_")
@@ -445,7 +445,7 @@ class Deployment:
     async def _look(self, key: str) -> StreamView:
         """With an eye to what was lost, where that can be written down."""
         if self.gates["postgres"].is_open and self.gates["schema"].is_open:
-            return await self.losses.look(key)
+            return await self.upkeep.losses.look(key)
         return await observe(self.client(), key, trio.current_time())
 
     def _partitions(self) -> list[str]:

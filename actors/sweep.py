@@ -14,10 +14,11 @@ import redis.exceptions
 import trio
 from attrs import frozen
 from psycopg import sql
-from psycopg.rows import TupleRow
+from psycopg.rows import TupleRow, dict_row
 from psycopg.types.json import Jsonb
 
 from ..runtime.redis import Kind, classify
+from .old_rows import ACCESS_ROWS, OldRows, Rule, rules
 from .trimming import StreamReport, count_trimmable, trim
 
 if TYPE_CHECKING:
@@ -38,24 +39,6 @@ class RetentionBusy(Exception):
     """Another instance is at it."""
 
 
-@frozen
-class OldRows:
-    """A table whose rows are deleted by age.
-
-    Attributes:
-        table: its name, as in ``access_event`` or ``shop.order``.
-        column: the time that counts; give it an index.
-        key: the columns of its primary key.
-    """
-
-    table: str
-    column: str = "created_at"
-    key: tuple[str, ...] = ("id",)
-
-
-ACCESS_ROWS: Final = OldRows("access_event")
-
-
 @frozen(kw_only=True)
 class RetentionReport:
     """What a run did; in a dry run, what it would have done.
@@ -67,8 +50,8 @@ class RetentionReport:
         started_at: aware.
         seconds: how long it took.
         dry_run: nothing was deleted.
-        cutoff: what is older than this may go.
-        streams: one report for each stream.
+        cutoff: rows older than this may go.
+        streams: one report for each stream, or each of its partitions.
         rows: rows deleted, by table.
     """
 
@@ -162,6 +145,21 @@ class Sweep:
             finally:
                 await _unlock(connection, key)
 
+    async def runs(self, limit: int) -> list[dict[str, Any]]:
+        """The last runs as they were recorded, newest first: the columns of ``penstock_retention_run``.
+
+        Raises:
+            PostgresUnavailable: the database is away.
+        """
+        async with self._pool.connection() as connection:
+            cursor = connection.cursor(row_factory=dict_row)
+            await cursor.execute(
+                "select instance, due_at, started_at, seconds, dry_run, entries_trimmed, rows_deleted, report"
+                " from penstock_retention_run where system = %s order by started_at desc, id desc limit %s",
+                (self._system.name, limit),
+            )
+            return await cursor.fetchall()
+
     async def _is_done(self, connection: Connection[TupleRow], due: datetime) -> bool:
         cursor = await connection.execute(
             "select from penstock_retention_run where system = %s and due_at >= %s limit 1", (self._system.name, due)
@@ -171,12 +169,16 @@ class Sweep:
     async def _sweep(self, connection: Connection[TupleRow], due: datetime | None, *, dry_run: bool) -> RetentionReport:
         started, began = self._wall(), trio.current_time()
         cutoff = started - timedelta(days=self._settings.days)
-        streams = [await self._trim(stream, cutoff, dry_run=dry_run) for stream in self._system.streams.values()]
+        oldest = started - timedelta(seconds=self._settings.keep_seconds)
+        streams = [
+            await self._trim(stream, key, oldest, dry_run=dry_run)
+            for stream in self._system.streams.values()
+            for key in stream.keys
+        ]
         rows: dict[str, int] = {}
-        for table, condition, values in self._old(cutoff, streams):
-            rows[table.table] = rows.get(table.table, 0) + await self._delete(
-                connection, table, condition, values, dry_run=dry_run
-            )
+        for rule in rules(self._system, self._tables, cutoff, streams):
+            deleted = await self._delete(connection, rule, dry_run=dry_run)
+            rows[rule.rows.table] = rows.get(rule.rows.table, 0) + deleted
         report = RetentionReport(
             system=self._system.name,
             instance=self._instance,
@@ -191,55 +193,32 @@ class Sweep:
         await _record(connection, report)
         return report
 
-    async def _trim(self, stream: Stream, cutoff: datetime, *, dry_run: bool) -> StreamReport:
+    async def _trim(self, stream: Stream, key: str, oldest: datetime, *, dry_run: bool) -> StreamReport:
         try:
             if dry_run:
-                return await count_trimmable(self._client(), stream, cutoff)
-            return await trim(self._client(), stream, cutoff)
+                return await count_trimmable(self._client(), stream, oldest, key=key)
+            return await trim(self._client(), stream, oldest, key=key, most=self._settings.max_entries)
         except redis.exceptions.ResponseError as error:
             if classify(error).kind not in _STREAMS_OWN:
                 raise
-            return StreamReport(stream=stream.key, error=str(error))
+            return StreamReport(stream=key, error=str(error))
 
-    def _old(
-        self, cutoff: datetime, streams: Sequence[StreamReport]
-    ) -> list[tuple[OldRows, sql.Composable, list[Any]]]:
-        """The tables, and for each the condition under which its rows may go, with the condition's values."""
-        old: list[tuple[OldRows, sql.Composable, list[Any]]] = []
-        for table in self._tables:
-            old.append((table, sql.SQL("{} < %s").format(sql.Identifier(table.column)), [cutoff]))
-        for stream in streams:
-            # While its entry is in the stream, an event may be delivered again (to a group that was lost and made
-            # again, say), and only its inbox row keeps it from having a second effect.
-            if stream.error is None:
-                old.append((_INBOX, _GONE, [stream.stream, cutoff, stream.first_id, stream.first_id]))
-        old.append((_RUNS, _PAST, [self._system.name, cutoff, self._system.name]))
-        return old
-
-    async def _delete(
-        self,
-        connection: Connection[TupleRow],
-        table: OldRows,
-        condition: sql.Composable,
-        values: Sequence[Any],
-        *,
-        dry_run: bool,
-    ) -> int:
-        name = sql.Identifier(*table.table.split("."))
+    async def _delete(self, connection: Connection[TupleRow], rule: Rule, *, dry_run: bool) -> int:
+        table = rule.rows
         if dry_run:
-            cursor = await connection.execute(_COUNT_ROWS.format(table=name, condition=condition), values)
-            row = await cursor.fetchone()
+            statement = _COUNT_ROWS.format(table=table.name, condition=rule.condition)
+            row = await (await connection.execute(statement, rule.values)).fetchone()
             return 0 if row is None else int(row[0])
         statement = _DELETE_ROWS.format(
-            table=name,
+            table=table.name,
             key=sql.SQL(", ").join(map(sql.Identifier, table.key)),
-            condition=condition,
+            condition=rule.condition,
             column=sql.Identifier(table.column),
         )
         total, batch = 0, self._settings.batch
         while True:
             # Autocommit: each batch is a transaction of its own, and no lock is held for long.
-            deleted = (await connection.execute(statement, [*values, batch])).rowcount
+            deleted = (await connection.execute(statement, [*rule.values, batch])).rowcount
             total += deleted
             if deleted < batch:
                 return total
@@ -249,19 +228,6 @@ _COUNT_ROWS: Final = sql.SQL("select count(*) from {table} where {condition}")
 
 _DELETE_ROWS: Final = sql.SQL(
     "delete from {table} where ({key}) in (select {key} from {table} where {condition} order by {column} limit %s)"
-)
-
-_INBOX: Final = OldRows("penstock_inbox", "handled_at", ("consumer_group", "event_id"))
-_GONE: Final = sql.SQL(
-    "stream = %s and handled_at < %s and"
-    " (%s::text is null or string_to_array(entry_id, '-')::numeric[] < string_to_array(%s, '-')::numeric[])"
-)
-
-_RUNS: Final = OldRows("penstock_retention_run", "started_at")
-# The last scheduled one stays, however old: it says that nothing has to be made up for.
-_PAST: Final = sql.SQL(
-    "system = %s and started_at < %s and due_at is distinct from"
-    " (select max(due_at) from penstock_retention_run where system = %s)"
 )
 
 

@@ -20,6 +20,9 @@ __all__ = ["HeldBack", "StreamReport", "count_trimmable", "entry_id_of", "trim"]
 _STEP: Final = 10_000
 """Entries that one call may trim: a few milliseconds of the server's time, for it does nothing else meanwhile."""
 
+_EXCESS_STEP: Final = 1_000
+"""Entries by which one call may bring a stream nearer to its most; they are read to find the id behind them."""
+
 _COUNT_STEP: Final = 1_000
 """Entries that one call may count; counting reads them whole."""
 
@@ -48,9 +51,9 @@ class StreamReport:
     """What was done to one stream.
 
     Attributes:
-        stream: its key.
+        stream: its key; of one with several partitions, the partition's.
         trimmed: entries trimmed; in a dry run, entries that may be.
-        safe_id: every entry below this id was older than the cut-off and acknowledged by every group.
+        safe_id: every entry below this id was old enough, or one too many, and acknowledged by every group.
         first_id: the oldest entry that is left; None in an empty stream.
         held_back: the groups that kept old entries from being trimmed.
         error: why nothing could be done; None if it could.
@@ -69,47 +72,58 @@ def entry_id_of(moment: datetime) -> str:
     return f"{max(0, int(moment.timestamp() * 1000))}-0"
 
 
-async def trim(redis: AnyRedis, stream: Stream, cutoff: datetime) -> StreamReport:
+async def trim(
+    redis: AnyRedis, stream: Stream, cutoff: datetime, *, key: str | None = None, most: int = 0
+) -> StreamReport:
     """Trim what is older than `cutoff` and acknowledged by every group, in steps; whole nodes of the stream only.
 
     An entry is kept that any group has not read, or has read and not acknowledged; a declared group that does not exist
     has read nothing; a group that is not declared counts like the others; without any group nothing is trimmed, unless
     `Stream.trim_without_groups` says otherwise. Redis frees entries in nodes of 100 by default: fewer are left.
 
+    Args:
+        redis: the link.
+        stream: whose groups count.
+        cutoff: aware; what was added before may go.
+        key: of one of its partitions; by default the stream's own.
+        most: entries that are kept at the most, as far as the groups are done with the others; 0: any number.
+
     Cancellation: between two steps, or during one that is done or not done; nothing is half done.
 
     Raises:
         redis.exceptions.RedisError: as the link or the server says; ``WRONGTYPE`` if the key is no stream.
     """
-    report = await _look(redis, stream, cutoff, step=_STEP)
+    place = key or stream.key
+    report = await _look(redis, stream, place, cutoff, most, step=_STEP)
     trimmed = gone = report.trimmed
     while gone:
-        report = await _look(redis, stream, cutoff, step=_STEP)
+        report = await _look(redis, stream, place, cutoff, most, step=_STEP)
         gone = report.trimmed
         trimmed += gone
     return evolve(report, trimmed=trimmed)
 
 
-async def count_trimmable(redis: AnyRedis, stream: Stream, cutoff: datetime) -> StreamReport:
-    """What `trim` would do now, at the most; trims nothing. Reads every old entry, so it takes its time."""
-    report = await _look(redis, stream, cutoff, step=0)
+async def count_trimmable(redis: AnyRedis, stream: Stream, cutoff: datetime, *, key: str | None = None) -> StreamReport:
+    """What `trim` would do now by age, at the most; trims nothing. Reads every old entry, so it takes its time."""
+    place = key or stream.key
+    report = await _look(redis, stream, place, cutoff, 0, step=0)
     count = redis.register_script(_COUNT)
     total, start = 0, "-" if report.safe_id != _NOTHING else ""
     while start:
-        found, last = await count([stream.key], [start, f"({report.safe_id}", _COUNT_STEP])
+        found, last = await count([place], [start, f"({report.safe_id}", _COUNT_STEP])
         total += int(found)
         start = f"({_text(last)}" if last else ""
     return evolve(report, trimmed=total)
 
 
-async def _look(redis: AnyRedis, stream: Stream, cutoff: datetime, *, step: int) -> StreamReport:
-    arguments = [entry_id_of(cutoff), step, int(stream.trim_without_groups), *stream.groups]
-    reply = await redis.register_script(_TRIM)([stream.key], arguments)
+async def _look(redis: AnyRedis, stream: Stream, key: str, cutoff: datetime, most: int, *, step: int) -> StreamReport:
+    words = [entry_id_of(cutoff), step, int(stream.trim_without_groups), most, _EXCESS_STEP, *stream.groups]
+    reply = await redis.register_script(_TRIM)([key], words)
     if not reply:
-        return StreamReport(stream=stream.key)
+        return StreamReport(stream=key)
     safe_id, trimmed, first_id, *held = reply
     return StreamReport(
-        stream=stream.key,
+        stream=key,
         trimmed=int(trimmed),
         safe_id=_text(safe_id),
         first_id=_text(first_id) or None,
@@ -127,7 +141,8 @@ def _text(value: Any) -> str:
 
 
 # KEYS[1]: the stream. ARGV: the cut-off id, the entries to trim at the most (0: none), whether a stream without groups
-# may be trimmed, the declared groups. Returns nothing for a stream that does not exist.
+# may be trimmed, the entries to keep at the most (0: all) and how many to look at in one call for that, the declared
+# groups. Returns nothing for a stream that does not exist.
 #
 # Ids are compared by their text, the shorter number first: Lua's numbers cannot hold 64 bits.
 _TRIM: Final = """
@@ -158,6 +173,14 @@ end
 local key, cutoff, step = KEYS[1], ARGV[1], tonumber(ARGV[2])
 if redis.call('EXISTS', key) == 0 then return {} end
 
+local most = tonumber(ARGV[4])
+local excess = most > 0 and redis.call('XLEN', key) - most or 0
+if excess > 0 then
+    local found = redis.call('XRANGE', key, '-', '+', 'COUNT', math.min(excess, tonumber(ARGV[5])))
+    local enough = after(found[#found][1])
+    if before(cutoff, enough) then cutoff = enough end
+end
+
 local needs = {}
 local exists = {}
 for _, reply in ipairs(redis.call('XINFO', 'GROUPS', key)) do
@@ -169,7 +192,7 @@ for _, reply in ipairs(redis.call('XINFO', 'GROUPS', key)) do
     if pending[1] > 0 and before(pending[2], needed) then needed, why = pending[2], 'pending' end
     needs[#needs + 1] = {group['name'], needed, why}
 end
-for i = 4, #ARGV do
+for i = 6, #ARGV do
     if not exists[ARGV[i]] then needs[#needs + 1] = {ARGV[i], '0-0', 'missing'} end
 end
 if #needs == 0 and ARGV[3] ~= '1' then needs[1] = {'', '0-0', 'no group'} end

@@ -1,0 +1,114 @@
+"""Which rows retention may delete, table by table. Rows that somebody still waits for are in none of these rules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from attrs import frozen
+from psycopg import sql
+
+if TYPE_CHECKING:
+    from .system import System
+    from .trimming import StreamReport
+
+__all__ = ["ACCESS_ROWS", "OldRows", "Rule", "rules"]
+
+
+@frozen
+class OldRows:
+    """A table whose rows are deleted by age.
+
+    Attributes:
+        table: its name, as in ``access_event`` or ``shop.order``.
+        column: the time that counts; give it an index.
+        key: the columns of its primary key.
+    """
+
+    table: str
+    column: str = "created_at"
+    key: tuple[str, ...] = ("id",)
+
+    @property
+    def name(self) -> sql.Identifier:
+        """The table, quoted."""
+        return sql.Identifier(*self.table.split("."))
+
+
+ACCESS_ROWS: Final = OldRows("access_event")
+
+
+@frozen
+class Rule:
+    """Rows of a table that may go.
+
+    Attributes:
+        rows: the table.
+        condition: for which of its rows.
+        values: of the condition.
+    """
+
+    rows: OldRows
+    condition: sql.Composable
+    values: Sequence[Any]
+
+
+def rules(system: System, tables: Iterable[OldRows], cutoff: datetime, streams: Sequence[StreamReport]) -> list[Rule]:
+    """What may go of `tables`, and of the runtime's own, as far as they are of this system.
+
+    Args:
+        system: whose streams, replays and runs are meant.
+        tables: rows of these go by age alone.
+        cutoff: aware.
+        streams: what is left in each stream and partition.
+    """
+    keys = [stream.stream for stream in streams]
+    return [
+        *[Rule(table, _by_age(table), [cutoff]) for table in tables],
+        *[
+            Rule(_INBOX, _GONE, [stream.stream, cutoff, stream.first_id, stream.first_id])
+            for stream in streams
+            if stream.error is None
+        ],
+        Rule(_LOSSES, _OF_STREAMS + _by_age(_LOSSES), [keys, cutoff]),
+        Rule(_SUSPECTS, _OF_STREAMS + _by_age(_SUSPECTS), [keys, cutoff]),
+        Rule(_REPLAYS, _OF_SYSTEM + _by_age(_REPLAYS), [system.name, cutoff]),
+        Rule(_RUNS, _PAST, [system.name, cutoff, system.name]),
+    ]
+
+
+def _by_age(table: OldRows) -> sql.Composable:
+    return sql.SQL("{} < %s").format(sql.Identifier(table.column))
+
+
+_OF_STREAMS: Final = sql.SQL("stream = any(%s) and ")
+_OF_SYSTEM: Final = sql.SQL("system = %s and ")
+
+_INBOX: Final = OldRows("penstock_inbox", "handled_at", ("consumer_group", "event_id"))
+# An inbox row outlives everything that can bring its event again: the entry in the stream (to a group that was lost and
+# made again, say), the row in the outbox, the row that waits for another attempt, the dead letter of another group that
+# may be replayed to all of them.
+_GONE: Final = sql.SQL(
+    """
+    stream = %s and handled_at < %s
+    and (%s::text is null or string_to_array(entry_id, '-')::numeric[] < string_to_array(%s, '-')::numeric[])
+    and not exists (select from penstock_outbox other where other.event_id = penstock_inbox.event_id)
+    and not exists (select from penstock_retry other where other.event_id = penstock_inbox.event_id)
+    and not exists (
+        select from penstock_dead_letter other
+        where other.event_id = penstock_inbox.event_id and other.status in ('dead', 'replaying')
+    )
+    """
+)
+
+_LOSSES: Final = OldRows("penstock_loss", "detected_at")
+_SUSPECTS: Final = OldRows("penstock_suspect", "updated_at", ("consumer_group", "stream", "entry_id"))
+_REPLAYS: Final = OldRows("penstock_replay", "finished_at")
+
+_RUNS: Final = OldRows("penstock_retention_run", "started_at")
+# The last scheduled one stays, however old: it says that nothing has to be made up for.
+_PAST: Final = sql.SQL(
+    "system = %s and started_at < %s and due_at is distinct from"
+    " (select max(due_at) from penstock_retention_run where system = %s)"
+)

@@ -1,0 +1,79 @@
+"""Upkeep: the children of a deployment that keep streams and tables in order, and what others may ask of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from ..runtime.supervision import ChildSpec
+from .losses import LossDetector
+from .retention import Retention
+from .trimmer import Trimmer
+
+if TYPE_CHECKING:
+    from ..runtime.redis import AnyRedis
+    from ..runtime.supervision import Gates
+    from .backends import Backends
+    from .settings import ActorSettings
+    from .system import System
+
+__all__ = ["Upkeep"]
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Upkeep:
+    """See the module.
+
+    Args:
+        system: what was declared.
+        settings: what was set.
+        backends: what the deployment stands on.
+        client: gives the link to Redis.
+        gates: the deployment's.
+        instance: who we are, for records.
+        made_room: called when a full Redis may take entries again.
+        wall: where dates come from; None for the real clock.
+
+    Attributes:
+        losses: finds what others trimmed unread.
+        retention: the daily run; None where it is switched off, or there is no real database.
+    """
+
+    def __init__(
+        self,
+        system: System,
+        settings: ActorSettings,
+        backends: Backends,
+        client: Callable[[], AnyRedis],
+        gates: Gates,
+        *,
+        instance: str,
+        made_room: Callable[[], None],
+        wall: Callable[[], datetime] | None,
+    ) -> None:
+        self._settings = settings.retention
+        self.losses = LossDetector(client, backends.store)
+        self.retention: Retention | None = None
+        self._trimmer = Trimmer(
+            system, client, gates["redis-memory"], settings.retention, made_room=made_room, wall=wall or _now
+        )
+        if settings.retention.enabled and backends.pool is not None:
+            self.retention = Retention(
+                system=system,
+                client=client,
+                pool=backends.pool,
+                settings=settings.retention,
+                zone=settings.zone_info,
+                instance=instance,
+            )
+
+    def children(self) -> Iterable[ChildSpec]:
+        """The children, in the order of their start."""
+        if self._settings.enabled and not self._settings.dry_run:
+            yield ChildSpec(id="trimmer", body=self._trimmer, requires=("redis",))
+        if self.retention is not None:
+            yield ChildSpec(id="retention", body=self.retention, requires=("redis", "postgres", "schema"))
