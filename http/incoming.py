@@ -23,7 +23,7 @@ __all__ = ["DEEPEST", "decode", "parse", "read_event", "traceparent_of"]
 DEEPEST = 64
 """How deep JSON may be nested: far beyond any event, and far below what would break a reader."""
 
-_MEMBERS = ("eventType", "data", "eventId", "key", "timestamp")
+_MEMBERS = ("eventType", "data", "eventId", "key", "timestamp", "traceparent")
 _TYPE_LIMIT = 200
 _KEY_LIMIT = 512
 
@@ -58,7 +58,7 @@ def parse(text: str) -> Any:
 
 
 def read_event(item: Any, stream: Stream, traceparent: str | None = None) -> Envelope:
-    """The event that `item`, a parsed JSON value, is on `stream`.
+    """The event that `item`, a parsed JSON value, is on `stream`; `traceparent` is the request's, if it has none.
 
     Raises:
         Problem: 422, with ``errors`` that name each member at fault, and ``eventId`` where there is one.
@@ -71,7 +71,7 @@ def read_event(item: Any, stream: Stream, traceparent: str | None = None) -> Env
         event_type=_event_type(item, stream, mistakes),
         data=_data(item, mistakes),
         key=_key(item, mistakes),
-        traceparent=traceparent,
+        traceparent=_own_trace(item, mistakes) or traceparent,
         **_timestamp(item, mistakes),
     )
     mistakes += [_mistake(name, "there is no such member") for name in item if name not in _MEMBERS]
@@ -134,6 +134,15 @@ def _key(item: Mapping[str, Any], mistakes: _Mistakes) -> str | None:
         mistakes.append(_mistake("key", f"must be a string of 1 to {_KEY_LIMIT} characters"))
         return None
     return given
+
+
+def _own_trace(item: Mapping[str, Any], mistakes: _Mistakes) -> str | None:
+    """Events of one request may be of different traces, so each may bring its own."""
+    given = item.get("traceparent")
+    if given is None or isinstance(given, str):
+        return traceparent_of(given)
+    mistakes.append(_mistake("traceparent", "must be a string"))
+    return None
 
 
 def _timestamp(item: Mapping[str, Any], mistakes: _Mistakes) -> dict[str, datetime]:

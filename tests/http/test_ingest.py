@@ -62,6 +62,16 @@ async def test_a_broken_trace_is_ignored_not_refused(client: Any, deployment: An
     assert deployment.published[0][1].traceparent is None
 
 
+async def test_events_of_one_request_may_be_of_different_traces(client: Any, deployment: Any) -> None:
+    own = "00-11111111111111111111111111111111-2222222222222222-01"
+    request = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    items = [{**ORDER, "traceparent": own}, ORDER, {**ORDER, "traceparent": "broken"}, {**ORDER, "traceparent": 7}]
+    answer = await client.post(ORDERS, json=items, headers={"traceparent": request})
+    *_, refused = await _json(answer)
+    assert [envelope.traceparent for _, envelope in deployment.published] == [own, request, request]
+    assert refused["error"]["errors"] == [{"field": "traceparent", "detail": "must be a string"}]
+
+
 async def test_null_stands_for_a_member_that_is_left_out(client: Any) -> None:
     item = {**ORDER, "eventId": None, "key": None, "timestamp": None}
     assert (await client.post(ORDERS, json=item)).status_code == 202
