@@ -58,7 +58,7 @@ class End:
             rest = self.rest(gone)
             if not rest or time.monotonic() - begun > limit:
                 return time.monotonic() - begun, rest
-            time.sleep(0.25)
+            time.sleep(0.5)
 
     def rest(self, gone: Sequence[str] = ()) -> dict[str, Any]:
         """What is under way, by its place."""

@@ -174,7 +174,7 @@ class Run:
         assert self.strikes is not None
         end = End(self.redis, self.database)
         gone = [instance_of(each) for each in self.retired]
-        took, rest = await _thread(end.wait_quiet, QUIET_WITHIN, gone)
+        took, rest = await _thread(partial(end.wait_quiet, QUIET_WITHIN, gone), abandon_on_cancel=True)
         self._say(f"quiet after {took:.1f} s")
         if rest:
             self._wrong("NOT QUIET", f"after {took:.0f} s: {rest}")
@@ -255,10 +255,7 @@ class Run:
             ("may be lost to failovers", len(facts.may_lose)),
         ]
         self.told[:0] = [f"{name:<27} {value}" for name, value in rows]
-        ids = [event_id for each in self.violations for event_id in each.ids]
-        for each in self.violations:
-            self.told.append(f"VIOLATION {each.kind}: {each.text} {' '.join(each.ids)}".rstrip())
-        if ids:
+        if ids := [event_id for each in self.violations for event_id in each.ids]:
             self.told += end.stories(dict.fromkeys(ids), self.load.sent)
 
 
@@ -304,7 +301,9 @@ def main() -> int:
         load = Load(options.seed, {}, rate=1.3 * options.events / options.seconds, limit=options.events)
         run = Run(options, place, redis_side, database, load)
         trio.run(run.run)
-    print("\n".join(run.told))
+    print(*run.told, sep="\n")
+    for each in run.violations:
+        print(f"VIOLATION {each.kind}: {each.text} {' '.join(each.ids)}".rstrip())
     print(f"violations: {len(run.violations)}, {time.monotonic() - begun:.0f} s ({command})")
     if run.violations or options.keep:
         print(f"logs: {place}")
