@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import date, datetime, time, timedelta
 from typing import Any, Final
 from uuid import UUID
@@ -13,7 +13,8 @@ import psycopg
 from attrs import field, frozen
 from psycopg.rows import TupleRow
 
-from ..runtime.postgres import Connection, Fault, Pool, PostgresUnavailable, classify
+from ..runtime.postgres import Connection, Pool
+from .outages import outages
 
 __all__ = [
     "AccessCategory",
@@ -234,22 +235,9 @@ class AccessRepository:
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection[TupleRow]]:
-        with _outages(self._pool.options.address):
+        with outages(self._pool.options.address):
             async with self._pool.connection() as connection:
                 yield connection
-
-
-@contextmanager
-def _outages(address: str) -> Iterator[None]:
-    """Raise `PostgresUnavailable` for whatever says that the server is away."""
-    try:
-        yield
-    except PostgresUnavailable:
-        raise
-    except psycopg.Error as error:
-        if classify(error) is Fault.OUTAGE:
-            raise PostgresUnavailable("the connection was lost", address=address) from error
-        raise
 
 
 def _category(row: TupleRow) -> AccessCategory:

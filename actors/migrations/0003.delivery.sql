@@ -30,15 +30,20 @@ create table penstock_outbox (
 create index penstock_outbox_stream_idx on penstock_outbox (stream, id);
 create index penstock_outbox_event_id_idx on penstock_outbox (event_id);
 
+-- Wakes the relays. Told by name is what was spooled, for from then on everybody's events go behind it. (A payload has
+-- at most 8000 bytes.)
 create function penstock_outbox_news() returns trigger language plpgsql as $$
 begin
-    perform pg_notify('penstock_outbox', '');
+    perform pg_notify('penstock_outbox', told.stream) from (
+        select distinct case when kind = 'spool' and octet_length(stream) < 8000 then stream else '' end as stream
+        from added
+    ) as told;
     return null;
 end
 $$;
 
 create trigger penstock_outbox_news after insert on penstock_outbox
-    for each statement execute function penstock_outbox_news();
+    referencing new table as added for each statement execute function penstock_outbox_news();
 
 -- Events whose attempt failed, and in ordered groups what stands behind them under the same key. Their entries are
 -- acknowledged: this row is what is left of them. Rows of one key are handled in the order of id.
@@ -129,7 +134,8 @@ alter table penstock_dead_letter
 create index penstock_dead_letter_status_idx on penstock_dead_letter (status, dead_at);
 create index penstock_dead_letter_order_idx on penstock_dead_letter (order_id, id) where order_id is not null;
 create index penstock_dead_letter_settled_at_idx on penstock_dead_letter (settled_at) where settled_at is not null;
-create index penstock_dead_letter_mirror_idx on penstock_dead_letter (id) where mirror_id is not null and status <> 'dead';
+create index penstock_dead_letter_mirror_idx on penstock_dead_letter (id)
+    where mirror_id is not null and status in ('replayed', 'discarded');
 
 -- Who did what to a dead letter. Without a foreign key: retention deletes letters and their history each in its time.
 create table penstock_dead_letter_audit (

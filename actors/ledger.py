@@ -1,0 +1,326 @@
+"""The ledger: what came of an event, for each group that is declared to read its stream.
+
+PostgreSQL knows everything that was handled, failed, died or waits there (`penstock_fate` and `penstock_ledger` in the
+migrations answer in plain SQL). Of an event that stands in its stream, unread or in work, only Redis knows; that is
+looked up here, and put beside it.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+from attrs import evolve, field, frozen
+
+from .handling import entry_order
+from .ledger_search import GroupState, Place, Search
+from .outages import outages
+
+if TYPE_CHECKING:
+    from ..runtime.postgres import Pool
+    from ..runtime.redis import AnyRedis
+    from ..runtime.supervision import Gate
+    from .system import Group, Stream, System
+
+__all__ = ["EventFate", "Fate", "Ledger", "LedgerLine"]
+
+CHUNK: Final = 1_000
+"""Events that are asked for in one statement."""
+
+SCAN: Final = 200_000
+"""Entries that are read, of all streams together, to find events that PostgreSQL has no trace of."""
+
+_AWAY: Final = "Redis is away, and cannot be asked"
+_UNTRACED: Final = ("in the stream", "its dead letter was published again")
+
+
+class Fate(enum.StrEnum):
+    """What came of an event in one group."""
+
+    DONE = "done"
+    """It was handled, or the group has nothing to do with it."""
+
+    RETRYING = "retrying"
+    """An attempt failed, or somebody ordered another; it will be tried again."""
+
+    DEAD = "dead"
+    """It was given up: there is a dead letter."""
+
+    EXPIRED = "expired"
+    """It was too old when its turn came: there is a dead letter, too."""
+
+    LOST = "lost"
+    """It was taken from the stream before the group had it."""
+
+    WAITING = "waiting"
+    """It is in the outbox, or in the stream."""
+
+    UNKNOWN = "unknown"
+    """There is no trace: it was never accepted here, or it is so old that retention has deleted what was known."""
+
+
+@frozen(kw_only=True)
+class EventFate:
+    """What came of one event in one group.
+
+    Attributes:
+        event_id: the event.
+        stream: the declared stream; None where nothing is known of the event.
+        consumer_group: the group; likewise.
+        fate: what came of it.
+        reason: why, in words.
+        partition: the key of the stream where its entry is or was.
+        entry_id: that entry.
+        since: when it came to that; aware.
+    """
+
+    event_id: UUID
+    stream: str | None = None
+    consumer_group: str | None = None
+    fate: Fate = field(converter=Fate)
+    reason: str
+    partition: str | None = None
+    entry_id: str | None = None
+    since: datetime | None = None
+
+
+@frozen(kw_only=True)
+class LedgerLine:
+    """How many events of one stream came to what in one group.
+
+    What is in Redis is counted by Redis: an entry whose acknowledgement is on its way is both done and in work.
+
+    Attributes:
+        done: handled, and still in the inbox (`retention.days`).
+        retrying: waiting for another attempt.
+        dead: dead letters that are not settled by a replay.
+        expired: of them, those that were too old; not counted in `dead`.
+        lost: entries that others trimmed; those that Redis could not count are one each.
+        outbox: accepted, and on their way to Redis.
+        unread: in the stream, not given to the group yet; None: Redis is away, or cannot tell.
+        in_work: given to the group and not acknowledged; likewise.
+    """
+
+    stream: str
+    consumer_group: str
+    done: int = 0
+    retrying: int = 0
+    dead: int = 0
+    expired: int = 0
+    lost: int = 0
+    outbox: int = 0
+    unread: int | None = None
+    in_work: int | None = None
+
+
+_FATES: Final = "select * from penstock_fate(variadic %s::uuid[])"
+
+_COUNTS: Final = """
+select declared.stream, declared.consumer_group, ledger.fate, count(*)
+from penstock_group declared join penstock_ledger ledger on ledger.consumer_group = declared.consumer_group
+    and (ledger.partition = any(declared.partitions) or ledger.partition = declared.stream)
+where declared.system = %(system)s group by 1, 2, 3
+union all
+select declared.stream, declared.consumer_group, 'lost', sum(coalesce(loss.entries, 1))::bigint
+from penstock_group declared join penstock_loss loss on loss.consumer_group = declared.consumer_group
+    and loss.stream = any(declared.partitions)
+where declared.system = %(system)s group by 1, 2
+"""
+
+
+class Ledger:
+    """Answers what came of events.
+
+    Args:
+        pool: where connections to PostgreSQL come from.
+        system: what is declared.
+        client: the link to Redis.
+        redis_gate: while it is shut, Redis is not asked.
+
+    Every method raises `PostgresUnavailable` while the database is away, and `redis.exceptions.RedisError` where Redis
+    goes away or refuses while it is asked.
+    """
+
+    def __init__(self, pool: Pool, system: System, client: Callable[[], AnyRedis], redis_gate: Gate) -> None:
+        self._pool = pool
+        self._system = system
+        self._client = client
+        self._redis_gate = redis_gate
+
+    async def fates(self, event_ids: Iterable[UUID], *, scan: int = SCAN) -> list[EventFate]:
+        """What came of events: for each of them a fate for each declared group, or one `UNKNOWN`.
+
+        Args:
+            event_ids: any number; each is answered once, in this order.
+            scan: entries that are read at the most to find what PostgreSQL has no trace of.
+        """
+        asked = list(dict.fromkeys(event_ids))
+        found = await self._stored(asked)
+        if self._redis_gate.is_open:
+            found = await self._look_up(asked, found, scan)
+        else:
+            found = {event_id: [_away(fate) for fate in found.get(event_id, ())] for event_id in asked}
+        return [fate for event_id in asked for fate in found.get(event_id) or [self._no_trace(event_id)]]
+
+    def _no_trace(self, event_id: UUID) -> EventFate:
+        reason = "no trace of it" if self._redis_gate.is_open else f"no trace of it in PostgreSQL; {_AWAY}"
+        return EventFate(event_id=event_id, fate=Fate.UNKNOWN, reason=reason)
+
+    async def _stored(self, event_ids: Sequence[UUID]) -> dict[UUID, list[EventFate]]:
+        """What PostgreSQL knows."""
+        found: dict[UUID, list[EventFate]] = {}
+        with outages(self._pool.options.address):
+            async with self._pool.connection() as connection:
+                for start in range(0, len(event_ids), CHUNK):
+                    cursor = await connection.execute(_FATES, (list(event_ids[start : start + CHUNK]),))
+                    for row in await cursor.fetchall():
+                        found.setdefault(row[0], []).append(_fate(row))
+        return found
+
+    async def _look_up(
+        self, asked: Sequence[UUID], found: dict[UUID, list[EventFate]], scan: int
+    ) -> dict[UUID, list[EventFate]]:
+        """Put beside what PostgreSQL knows what only Redis does."""
+        open_ones = [event_id for event_id in asked if _is_open(found.get(event_id))]
+        if not open_ones:
+            return found
+        search = Search(self._client(), self._system)
+        places = await self._places(search, open_ones, found, scan)
+        told = {event_id: await self._judge(search, event_id, found.get(event_id), places) for event_id in open_ones}
+        # What was in work when PostgreSQL was asked may be handled, and acknowledged, by now.
+        again = await self._stored([event_id for event_id in open_ones if _is_settled_unseen(told[event_id])])
+        for event_id, fates in again.items():
+            if not _is_open(fates):
+                told[event_id] = fates
+            else:
+                told[event_id] = await self._judge(search, event_id, fates, places)
+        return {**found, **{event_id: fates for event_id, fates in told.items() if fates}}
+
+    async def _places(
+        self, search: Search, event_ids: Sequence[UUID], found: dict[UUID, list[EventFate]], scan: int
+    ) -> dict[UUID, list[Place]]:
+        """Where the entries of these events are, or were."""
+        places: dict[UUID, list[Place]] = {}
+        missing = []
+        for event_id in event_ids:
+            known = {
+                (fate.partition, fate.entry_id)
+                for fate in found.get(event_id, ())
+                if fate.reason == "in the stream" and fate.partition is not None and fate.entry_id is not None
+            }
+            for partition, entry_id in sorted(known):
+                places.setdefault(event_id, []).append(await search.at(partition or "", entry_id or ""))
+            if not known:
+                missing.append(event_id)
+        for event_id, place in await search.scan(missing, scan):
+            places.setdefault(event_id, []).append(place)
+        return places
+
+    async def _judge(
+        self,
+        search: Search,
+        event_id: UUID,
+        stored: Sequence[EventFate] | None,
+        places: dict[UUID, list[Place]],
+    ) -> list[EventFate]:
+        """The fates of one event, by where its entries stand in each group."""
+        known = {(fate.stream, fate.consumer_group): fate for fate in stored or ()}
+        for place in places.get(event_id, ()):
+            stream = self._system.stream_of(place.partition)
+            for group in stream.groups.values() if stream is not None else ():
+                assert stream is not None  # noqa: S101 - only then is there a group
+                before = known.get((stream.key, group.name))
+                if before is not None and before.reason not in _UNTRACED:
+                    continue
+                fate, reason = _told(await search.state(place, group.name), place, group)
+                known[stream.key, group.name] = EventFate(
+                    event_id=event_id,
+                    stream=stream.key,
+                    consumer_group=group.name,
+                    fate=fate,
+                    reason=reason,
+                    partition=place.partition,
+                    entry_id=place.entry_id,
+                )
+        return list(known.values())
+
+    async def summary(self) -> list[LedgerLine]:
+        """How many events came to what, for each declared group."""
+        with outages(self._pool.options.address):
+            async with self._pool.connection() as connection:
+                cursor = await connection.execute(_COUNTS.encode(), {"system": self._system.name})
+                rows = await cursor.fetchall()
+        counts: dict[tuple[str, str], dict[str, int]] = {}
+        for stream, group, fate, count in rows:
+            line = counts.setdefault((stream, group), {})
+            name = "outbox" if fate == "waiting" else fate
+            line[name] = line.get(name, 0) + count
+        lines = []
+        for declared in self._system.streams.values():
+            for name in declared.groups:
+                unread, in_work = await self._in_redis(declared, name)
+                known = counts.get((declared.key, name), {})
+                lines.append(
+                    LedgerLine(stream=declared.key, consumer_group=name, unread=unread, in_work=in_work, **known)
+                )
+        return lines
+
+    async def _in_redis(self, stream: Stream, group: str) -> tuple[int | None, int | None]:
+        if not self._redis_gate.is_open:
+            return None, None
+        search = Search(self._client(), self._system)
+        counts = [await search.counts(key, group) for key in stream.keys]
+        unread = [each[0] for each in counts]
+        return None if None in unread else sum(each or 0 for each in unread), sum(each[1] for each in counts)
+
+
+def _fate(row: Sequence[Any]) -> EventFate:
+    event_id, stream, group, fate, reason, partition, entry_id, since = row
+    return EventFate(
+        event_id=event_id,
+        stream=stream,
+        consumer_group=group,
+        fate=fate,
+        reason=reason or fate,
+        partition=partition,
+        entry_id=entry_id,
+        since=since,
+    )
+
+
+def _is_open(fates: Sequence[EventFate] | None) -> bool:
+    """Whether only Redis can tell."""
+    return not fates or any(fate.reason in _UNTRACED for fate in fates)
+
+
+def _is_settled_unseen(fates: Sequence[EventFate]) -> bool:
+    """Whether Redis says that it is acknowledged, and PostgreSQL did not say why."""
+    return any(fate.fate in (Fate.DONE, Fate.LOST) and fate.since is None for fate in fates)
+
+
+def _away(fate: EventFate) -> EventFate:
+    return evolve(fate, reason=f"{fate.reason}; {_AWAY}") if fate.reason in _UNTRACED else fate
+
+
+def _told(state: GroupState, place: Place, group: Group) -> tuple[Fate, str]:
+    """The fate of an entry that PostgreSQL knows nothing about in this group."""
+    if state is GroupState.UNREAD:
+        if place.exists:
+            return Fate.WAITING, "in the stream, unread"
+        return Fate.LOST, "trimmed or deleted before the group was given it"
+    if state is GroupState.PENDING:
+        return Fate.WAITING, "given to the group, and in work or pending"
+    if state is GroupState.NO_GROUP:
+        return Fate.WAITING, "in the stream; the group is not made yet"
+    if place.event_type is not None and place.event_type not in group.handlers:
+        return Fate.DONE, f"the group has no handler of {place.event_type}"
+    if not place.exists:
+        return Fate.DONE, "passed without an effect"
+    if group.start == "$":
+        return Fate.UNKNOWN, "passed without a trace; the group was declared to begin at the end of the stream"
+    if entry_order(place.entry_id) <= entry_order(group.start):
+        return Fate.DONE, "it stands before the place where the group was declared to begin"
+    return Fate.LOST, "acknowledged or passed over by somebody else"
