@@ -15,6 +15,7 @@
     │   │   ├── handler-pool        requires postgres, schema
     │   │   └── listener-1, …       requires redis, postgres, schema
     │   ├── trimmer                 requires redis
+    │   ├── dead-letters            requires postgres, schema; works off the orders to replay them
     │   └── retention               requires redis, postgres, schema
     └── http                        last in, first out
 
@@ -63,9 +64,13 @@ from . import migrations
 from .access_repository import AccessRepository
 from .backlog import Backlog
 from .cluster_probe import ClusterProbe, probe_of
+from .declaring import declare_groups
 from .event import Envelope, Origin, SkippedEntry, UndecodableEntry
 from .handler_pool import HandlerPool
 from .health_monitor import HealthMonitor, Watch
+from .ledger import Ledger
+from .letter_orders import LetterOrders
+from .letters import LetterDesk
 from .listener import Listener
 from .ownership import Ownership
 from .probes import StreamView, observe
@@ -122,6 +127,8 @@ class Deployment:
         backlogs: their backlogs.
         upkeep: what keeps streams and tables in order: retention, the loss detector.
         backends: as given.
+        letters: the desk of dead letters; None without a real database.
+        ledger: what came of events; None without a real database.
     """
 
     def __init__(
@@ -146,6 +153,9 @@ class Deployment:
         self.gates.add("redis-memory", settle=0.0)
         self.gates.add("schema", settle=0.0, shut="not migrated yet")
         self._access = AccessRepository(backends.pool, settings.zone_info) if backends.pool else None
+        pool = backends.pool
+        self.letters = LetterDesk(pool, system) if pool else None
+        self.ledger = Ledger(pool, system, self.client, self.gates["redis"]) if pool else None
         self.pools: dict[str, HandlerPool] = {}
         self.backlogs: dict[str, Backlog] = {}
         self._client: AnyRedis | None = None
@@ -324,6 +334,16 @@ class Deployment:
         for stream in self.system.streams.values():
             for group in stream.groups.values():
                 yield self._group(stream, group).spec()
+        if self.letters is not None:
+            orders = LetterOrders(
+                self.system,
+                self.backends.store,
+                self.letters,
+                self.client,
+                redis_gate=self.gates["redis"],
+                redis_trouble=self._redis_trouble,
+            )
+            yield ChildSpec(id="dead-letters", body=orders, requires=("postgres", "schema"))
         yield from self.upkeep.children()
 
     def _group(self, stream: Stream, group: Group) -> Supervisor:
@@ -365,6 +385,8 @@ class Deployment:
 
     async def _migrate(self, child: Child) -> None:
         applied = await migrate_all(self.system, self.backends)
+        if self.backends.pool is not None:
+            await declare_groups(self.backends.pool, self.system)
         if applied:
             log.info("migrations applied", count=len(applied), last=applied[-1])
         child.note(f"{len(applied)} applied" if applied else "up to date")
