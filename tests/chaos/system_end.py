@@ -112,7 +112,7 @@ class End:
         total = 0
         for stream in (orders, payments):
             with self.redis.admin(self.redis.owner(stream.mirror_key)) as admin:
-                total += int(admin.xlen(stream.mirror_key))  # type: ignore[arg-type]
+                total += int(admin.xlen(stream.mirror_key))
         return total
 
     def stories(self, ids: Iterable[str], sent: dict[str, Sent]) -> list[str]:
@@ -137,6 +137,6 @@ class End:
         found: dict[str, list[str]] = {}
         for key in (*orders.keys, *payments.keys):
             with self.redis.admin(self.redis.owner(key)) as admin:
-                for entry_id, fields in admin.xrange(key):  # type: ignore[union-attr]
+                for entry_id, fields in admin.xrange(key):
                     found.setdefault(fields.get("eventId", ""), []).append(f"{key} {entry_id}")
         return found

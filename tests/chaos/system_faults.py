@@ -23,6 +23,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import redis.exceptions
@@ -34,9 +35,6 @@ from system_load import Load
 from system_shop import BOOKING, LEDGER, SHIPPING, orders
 from system_site import TOPOLOGIES, Database, Installation, RedisSide, instance_of, log_findings, member
 from system_strikes import Strikes
-
-QUIET_WITHIN = 150.0
-"""Seconds after the last event within which nothing may be under way any more."""
 
 AROUND_FAILOVER = (3.0, 20.0)
 """Seconds before and after the begin of a failover in which Redis may lose what it acknowledged."""
@@ -174,7 +172,7 @@ class Run:
         assert self.strikes is not None
         end = End(self.redis, self.database)
         gone = [instance_of(each) for each in self.retired]
-        took, rest = await _thread(partial(end.wait_quiet, QUIET_WITHIN, gone), abandon_on_cancel=True)
+        took, rest = await _thread(partial(end.wait_quiet, self.options.quiet_within, gone), abandon_on_cancel=True)
         self._say(f"quiet after {took:.1f} s")
         if rest:
             self._wrong("NOT QUIET", f"after {took:.0f} s: {rest}")
@@ -287,6 +285,9 @@ def main() -> int:
     parser.add_argument("--faults", type=int, default=40)
     parser.add_argument("--seconds", type=float, default=300.0, help="over which the faults are spread")
     parser.add_argument("--seed", type=int, default=None, help="of faults and load; default: a new one")
+    parser.add_argument(
+        "--quiet-within", type=float, default=150.0, help="seconds after the last event within which all must be done"
+    )
     parser.add_argument("--keep", action="store_true", help="keep the logs also when nothing is wrong")
     options = parser.parse_args()
     options.seed = options.seed if options.seed is not None else random.SystemRandom().randrange(10**6)

@@ -32,7 +32,18 @@ sys.path += [str(_TESTS / "integration"), str(_TESTS / "compose")]
 from installation import Installation, until  # noqa: E402 - a helper of other tests, which are no package
 from local_nodes import NAMES, Nodes, local_nodes  # noqa: E402
 
-__all__ = ["QUICK", "TOPOLOGIES", "Cluster", "Database", "RedisSide", "Single", "instance_of", "log_findings", "member"]
+__all__ = [
+    "QUICK",
+    "TOPOLOGIES",
+    "Cluster",
+    "Database",
+    "Installation",
+    "RedisSide",
+    "Single",
+    "instance_of",
+    "log_findings",
+    "member",
+]
 
 SYSTEM = f"{Path(__file__).with_name('system_shop.py')}:system"
 
@@ -105,9 +116,16 @@ class Database:
 class RedisSide(Protocol):
     """One server, or a cluster."""
 
-    nodes: Sequence[LocalNode]
-    proxies: Sequence[Proxy]
-    url: str
+    @property
+    def nodes(self) -> Sequence[LocalNode]: ...
+
+    @property
+    def proxies(self) -> Sequence[Proxy]: ...
+
+    @property
+    def url(self) -> str:
+        """As Penstock gets it."""
+        ...
 
     def admin(self, node: LocalNode) -> redis.Redis:
         """A blocking client on one node."""
@@ -171,7 +189,7 @@ class Cluster:
 
 def _answers(admin: redis.Redis) -> bool:
     try:
-        return bool(admin.ping()) and not admin.info("persistence")["loading"]  # type: ignore[index]
+        return bool(admin.ping()) and not admin.info("persistence")["loading"]
     except redis.exceptions.RedisError:
         return False
 

@@ -177,7 +177,7 @@ class Strikes:
 
     def _order(self, node: LocalNode, *words: str) -> Any:
         with self.redis.admin(node) as admin:
-            return admin.execute_command(*words)  # type: ignore[no-untyped-call]
+            return admin.execute_command(*words)
 
     # PostgreSQL -----------------------------------------------------------------------------------------------------
 
