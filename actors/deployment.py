@@ -11,7 +11,10 @@
     │   ├── health-monitor          opens and shuts the gates redis and postgres
     │   ├── migrations              requires postgres; opens the gate schema
     │   ├── producer
-    │   ├── EVENT_GROUP@EVENT_STREAM (rest_for_one), one for each group
+    │   ├── membership              requires postgres, schema
+    │   ├── leases                  only with ordered groups; requires redis, postgres, schema
+    │   ├── EVENT_GROUP@EVENT_STREAM (rest_for_one), one for each group; see `group_tree`
+    │   │   ├── keeper              requires postgres, schema
     │   │   ├── handler-pool        requires postgres, schema
     │   │   └── listener-1, …       requires redis, postgres, schema
     │   ├── trimmer                 requires redis
@@ -31,6 +34,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from datetime import datetime
 from importlib import resources
 from typing import TYPE_CHECKING, Any
+from uuid import UUID, uuid4
 
 import psycopg
 import redis.exceptions
@@ -62,16 +66,16 @@ from ..runtime.supervision import (
 from ..runtime.telemetry import get_logger
 from . import migrations
 from .access_repository import AccessRepository
-from .backlog import Backlog
 from .cluster_probe import ClusterProbe, probe_of
 from .declaring import declare_groups
 from .event import Envelope, Origin, SkippedEntry, UndecodableEntry
-from .handler_pool import HandlerPool
+from .group_tree import GroupTree, Site
 from .health_monitor import HealthMonitor, Watch
+from .leasing import Leasing
 from .ledger import Ledger
 from .letter_orders import LetterOrders
 from .letters import LetterDesk
-from .listener import Listener
+from .membership import LEAVE_WITHIN, Membership
 from .ownership import Ownership
 from .probes import StreamView, observe
 from .producer import Outgoing, Producer, Published, PublishFailed
@@ -80,9 +84,12 @@ from .upkeep import Upkeep
 
 if TYPE_CHECKING:
     from .backends import Backends
+    from .backlog import Backlog
     from .cluster_view import ClusterView
+    from .handler_pool import HandlerPool
+    from .member_table import MemberView
     from .settings import ActorSettings
-    from .system import Group, Stream, System
+    from .system import Stream, System
 
 __all__ = ["Deployment", "migrate_all"]
 
@@ -98,9 +105,6 @@ PATIENCE = 1.0
 ANSWER_WITHIN = 0.6
 """Seconds that PostgreSQL has for a probe while a statement takes suspiciously long: a healthy one took 0.24 s at the
 most on a machine that was six times overloaded, and a frozen one is noticed within a second."""
-
-READ_AHEAD = 2
-"""A backlog holds so many batches for each worker: one in work, one waiting. More is only more to give back."""
 
 
 class Deployment:
@@ -119,11 +123,13 @@ class Deployment:
         system: as given.
         settings: as given.
         instance: the short stable id of this installation.
+        process: of this process alone.
+        membership: who else is there.
         gates: ``redis``, ``redis-memory`` (shut while Redis is full: nothing is published, all else goes on),
             ``postgres`` and ``schema``.
         tree: the supervision tree.
         producer: the producer.
-        pools: the handler pools, by group and stream.
+        pools: the handler pools, by group and partition (``GROUP@KEY``).
         backlogs: their backlogs.
         upkeep: what keeps streams and tables in order: retention, the loss detector.
         backends: as given.
@@ -146,6 +152,7 @@ class Deployment:
         self.settings = settings
         self.backends = backends
         self.instance = instance
+        self.process = uuid4() if seed is None else _repeatable_uuid(f"{instance}/{seed}")
         self._random = random.Random(seed)  # noqa: S311 - jitter, no secret
         self.gates = Gates(Journal(wall))
         for name in ("redis", "postgres"):
@@ -264,6 +271,10 @@ class Deployment:
         """
         return [self._streams[key] for key in self._partitions() if key in self._streams]
 
+    def members(self) -> Sequence[MemberView]:
+        """The processes, of this and other systems on the same database, as they were last seen. Never blocks."""
+        return self.membership.members()
+
     def cluster(self) -> ClusterView | None:
         """The Redis Cluster as it was last seen; None where there is none, or it was not seen yet."""
         return None if self._cluster_probe is None else self._cluster_probe.view
@@ -331,9 +342,7 @@ class Deployment:
             opens=("schema",),
         )
         yield ChildSpec(id="producer", body=self.producer, drain_within=3.0, mailboxes=self.producer.mailboxes)
-        for stream in self.system.streams.values():
-            for group in stream.groups.values():
-                yield self._group(stream, group).spec()
+        yield from self._groups()
         if self.letters is not None:
             orders = LetterOrders(
                 self.system,
@@ -346,42 +355,56 @@ class Deployment:
             yield ChildSpec(id="dead-letters", body=orders, requires=("postgres", "schema"))
         yield from self.upkeep.children()
 
-    def _group(self, stream: Stream, group: Group) -> Supervisor:
-        name = f"{group.name}@{stream.key}".replace("/", "_")
-        backlog = self.backlogs[name] = Backlog(READ_AHEAD * group.workers * group.batch)
-        pool = self.pools[name] = HandlerPool(
-            stream,
-            group,
-            backlog,
-            self.backends.store,
-            self.client,
-            self.settings.delivery,
-            redis_gate=self.gates["redis"],
-            postgres_gate=self.gates["postgres"],
+    def _group_trees(self) -> list[GroupTree]:
+        site = Site(
+            client=self.client,
+            store=self.backends.store,
+            gates=self.gates,
+            settings=self.settings.delivery,
+            instance=self.instance,
+            live_instances=lambda: self.membership.live_instances(),
             redis_trouble=self._redis_trouble,
+            reader_trouble=self._reader_trouble,
             postgres_trouble=self._postgres_watch.trouble,
-            consumer=self.instance,
             chance=self._random.random,
+            read_within=self._read_within,
+            patience=PATIENCE if self._cluster_probe else 0.0,
         )
-        children = [ChildSpec(id="handler-pool", body=pool, requires=("postgres", "schema"), drain_within=5.0)]
-        children += [
-            ChildSpec(
-                id=f"listener-{number}",
-                body=Listener(
-                    self.client,
-                    group,
-                    f"{group.consumer_prefix or group.name}-{number}:{self.instance}",
-                    backlog,
-                    lambda: self.backends.store.stored_position(group.name, stream.key),
-                    self._reader_trouble,
-                    patience=PATIENCE if self._cluster_probe else 0.0,
-                ),
-                requires=("redis", "postgres", "schema"),
-                progress_within=self._read_within(group.block) + 5.0,
-            )
-            for number in range(1, group.consumers + 1)
+        return [
+            GroupTree(site, stream, group)
+            for stream in self.system.streams.values()
+            for group in stream.groups.values()
         ]
-        return Supervisor(name, children, strategy=Strategy.REST_FOR_ONE)
+
+    def _groups(self) -> Iterable[ChildSpec]:
+        """Who is there, who has which partition, and the groups."""
+        trees = self._group_trees()
+        for partition in [each for tree in trees for each in tree.partitions]:
+            self.pools[partition.name], self.backlogs[partition.name] = partition.pool, partition.backlog
+        tenures = {tree.name: tree.tenures for tree in trees if tree.tenures}
+        store, settings = self.backends.store, self.settings.delivery
+        self.membership = Membership(
+            store,
+            settings,
+            system=self.system.name,
+            instance=self.instance,
+            process=self.process,
+            groups=list(tenures),
+            gate=self.gates["redis"],
+        )
+        yield ChildSpec(
+            id="membership", body=self.membership, requires=("postgres", "schema"), drain_within=LEAVE_WITHIN + 1.0
+        )
+        if tenures:
+            yield ChildSpec(
+                id="leases",
+                body=Leasing(store, self.process, tenures, settings),
+                requires=("redis", "postgres", "schema"),
+                opens=tuple(tenure.gate.name for each in tenures.values() for tenure in each),
+                drain_within=LEAVE_WITHIN + 1.0,
+            )
+        for tree in trees:
+            yield tree.supervisor().spec()
 
     async def _migrate(self, child: Child) -> None:
         applied = await migrate_all(self.system, self.backends)
@@ -481,6 +504,10 @@ class Deployment:
                 name = event.path.rpartition("/")[2]
                 if event.kind is LifecycleKind.CHILD_READY and name in watches:
                     watches[name].nudge()
+
+
+def _repeatable_uuid(of: str) -> UUID:
+    return UUID(int=random.Random(of).getrandbits(128), version=4)  # noqa: S311 - a name, no secret
 
 
 async def migrate_all(system: System, backends: Backends) -> list[str]:

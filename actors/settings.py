@@ -42,6 +42,12 @@ class DeliverySettings:
         retry_minimum: seconds before the second attempt; each further one waits twice as long, at random below that.
         retry_maximum: seconds that an attempt waits at the most.
         handler_timeout: seconds that one transaction may take; then it is rolled back, and counts as an attempt.
+        reclaim_idle: seconds after which an entry that nobody touches is taken over from its consumer. Entries in work
+            are touched every third of it.
+        reclaim_every: seconds between two looks for such entries, more or less a fifth.
+        lease_ttl: seconds after which a partition of an ordered group goes to another process if its owner is silent.
+        heartbeat_every: seconds between two signs of life of a process; after three without one it has no share in
+            the partitions of ordered groups.
         publish_capacity: publish requests that may wait for Redis at a time; further ones wait to be let in.
     """
 
@@ -49,12 +55,21 @@ class DeliverySettings:
     retry_minimum: float = field(default=1.0, validator=above_zero)
     retry_maximum: float = field(default=60.0, validator=above_zero)
     handler_timeout: float = field(default=30.0, validator=above_zero)
+    reclaim_idle: float = field(default=60.0, validator=above_zero)
+    reclaim_every: float = field(default=15.0, validator=above_zero)
+    lease_ttl: float = field(default=15.0, validator=above_zero)
+    heartbeat_every: float = field(default=5.0, validator=above_zero)
     publish_capacity: int = field(default=1_000, validator=at_least(1))
 
     @retry_maximum.validator
     def _not_below_minimum(self, attribute: Any, value: float) -> None:
         if value < self.retry_minimum:
             raise ValueError("must not be below retry_minimum")
+
+    @reclaim_idle.validator
+    def _above_handler_timeout(self, attribute: Any, value: float) -> None:
+        if value <= self.handler_timeout:
+            raise ValueError("must be above handler_timeout, or entries are taken over while they are handled")
 
 
 @frozen(kw_only=True)

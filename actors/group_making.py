@@ -1,0 +1,118 @@
+"""Making a consumer group, and making it again when it was lost: at the position that the database knows, never at
+``$``, for what was published before would not be read."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import redis.exceptions
+import trio
+
+from ..runtime.redis import Kind, classify
+from ..runtime.telemetry import get_logger
+from .handling import entry_order
+
+if TYPE_CHECKING:
+    from ..runtime.redis import ClusterConnection, DedicatedRedis
+
+    Connection = DedicatedRedis | ClusterConnection
+
+__all__ = ["GroupMaking", "text_of"]
+
+log = get_logger(__name__)
+
+REPAIR_PAUSE = 10.0
+"""Seconds that must lie between two repairs of a lost group; a second loss sooner than that is a crash."""
+
+BREATH = 0.1
+"""Seconds before a read is tried again that failed for a reason which should be gone by now."""
+
+
+class GroupMaking:
+    """The group of one stream, as far as its existence is concerned.
+
+    Args:
+        stream: the key in Redis.
+        group: the group's name.
+        start: where a new group starts.
+        position: the last position of the group that the database knows, or None.
+    """
+
+    def __init__(self, stream: str, group: str, start: str, position: Callable[[], Awaitable[str | None]]) -> None:
+        self._stream = stream
+        self._group = group
+        self._declared_start = start
+        self._position = position
+        self._repaired_at = -REPAIR_PAUSE
+
+    async def make(self, connection: Connection) -> None:
+        """Make the group unless it is there.
+
+        Raises:
+            redis.exceptions.RedisError: what the link or the server said.
+            PostgresUnavailable: the position cannot be read.
+        """
+        if await self._is_there(connection):
+            return  # and no attempt to make it, which a full server would refuse
+        start = await self._start(connection)
+        try:
+            await connection.xgroup_create(self._stream, self._group, id=start, mkstream=True)
+        except redis.exceptions.ResponseError as error:
+            if not str(error).startswith("BUSYGROUP"):
+                raise
+        else:
+            log.info("group made", stream=self._stream, group=self._group, start=start)
+
+    async def repair(self, connection: Connection, error: redis.exceptions.ResponseError) -> None:
+        """Make a lost group again, or raise `error` if that is not what it says, or is said too often."""
+        kind, now = classify(error).kind, trio.current_time()
+        if kind is Kind.NORMAL:
+            return  # woken by CLIENT UNBLOCK: read on
+        if kind is not Kind.REPAIR:
+            raise error
+        # Asked of whoever has the slot now: one that moves is no loss, and another listener may have been faster.
+        if await self._is_there(connection):
+            log.debug("group is there", stream=self._stream, group=self._group, error=str(error))
+            await trio.sleep(BREATH)
+            return
+        if now - self._repaired_at < REPAIR_PAUSE:
+            raise error
+        self._repaired_at = now
+        log.warning("group is lost, making it again", stream=self._stream, group=self._group, error=str(error))
+        await self.make(connection)
+
+    async def _is_there(self, connection: Connection) -> bool:
+        try:
+            groups = await connection.xinfo_groups(self._stream)
+        except redis.exceptions.ResponseError as error:
+            if "no such key" in str(error).lower():
+                return False
+            raise
+        return any(text_of(group["name"]) == self._group for group in groups)
+
+    async def _start(self, connection: Connection) -> str:
+        known = await self._position()
+        if known is None:
+            return self._declared_start
+        last = await _last_id(connection, self._stream)
+        if last is None or entry_order(last) < entry_order(known):
+            # The data are younger than our memory (flushed, or a lost volume): the inbox knows what comes again.
+            return "0"
+        return known
+
+
+async def _last_id(connection: Connection, stream: str) -> str | None:
+    """The last id that the stream has given out, or None if there is no such stream."""
+    try:
+        info: Mapping[str, Any] = await connection.xinfo_stream(stream)
+    except redis.exceptions.ResponseError as error:
+        if "no such key" in str(error).lower():
+            return None
+        raise
+    return text_of(info["last-generated-id"])
+
+
+def text_of(value: bytes | str) -> str:
+    """A word of a reply as text."""
+    return value.decode() if isinstance(value, bytes) else value

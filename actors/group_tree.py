@@ -1,0 +1,263 @@
+"""The part of the tree that one consumer group is.
+
+    GROUP@STREAM (rest_for_one)
+    ├── keeper              requires postgres, schema
+    ├── handler-pool        requires postgres, schema
+    └── listener-1, …       requires redis, postgres, schema
+
+Of a stream with partitions each partition is a supervisor of its own with these children, ``partition-0`` …; of an
+ordered group all of them stand behind the gate ``lease GROUP@KEY`` beside the others. The keeper is first so that it
+is stopped last: what the others have left over is given back by it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from functools import partial
+from typing import TYPE_CHECKING
+
+import trio
+from attrs import frozen
+
+from ..runtime.supervision import Body, Child, ChildSpec, Gates, Strategy, Supervisor
+from .backlog import Backlog
+from .group_making import GroupMaking
+from .handler_pool import HandlerPool
+from .keeper import Keeper
+from .leasing import Tenure
+from .listener import Listener
+from .ordered_reading import OrderedListener, owner_prefix
+
+if TYPE_CHECKING:
+    from ..runtime.redis import AnyRedis
+    from .settings import DeliverySettings
+    from .store import Store
+    from .system import Group, Stream
+
+__all__ = ["GroupTree", "Partition", "Site"]
+
+READ_AHEAD = 2
+"""The backlogs of a group hold so many batches for each worker: one in work, one waiting. More is only more to give
+back."""
+
+
+@frozen(kw_only=True)
+class Site:
+    """What the actors of a group stand on.
+
+    Attributes:
+        client: the link to Redis.
+        store: where effects go.
+        gates: those of the tree.
+        settings: how events reach their handlers.
+        instance: the short stable id of the installation.
+        live_instances: the installations that are not known to be gone; None while nobody knows.
+        redis_trouble: told of every error of Redis.
+        reader_trouble: the same for who reads.
+        postgres_trouble: told of what keeps the database from working for us.
+        chance: random numbers in [0, 1).
+        read_within: seconds within which a read that blocks for so many seconds has an end.
+        patience: seconds for which a connection that breaks is no trouble yet.
+    """
+
+    client: Callable[[], AnyRedis]
+    store: Store
+    gates: Gates
+    settings: DeliverySettings
+    instance: str
+    live_instances: Callable[[], Collection[str] | None]
+    redis_trouble: Callable[[Exception], None]
+    reader_trouble: Callable[[Exception], None]
+    postgres_trouble: Callable[[Exception], None]
+    chance: Callable[[], float]
+    read_within: Callable[[float], float]
+    patience: float
+
+
+@frozen
+class Partition:
+    """A group's part in one partition of its stream.
+
+    Attributes:
+        name: ``GROUP@KEY``.
+        key: of the partition in Redis.
+        backlog: what this process has read of it.
+        pool: who handles it.
+        tenure: for how long this process has it; None in a group that is not ordered.
+    """
+
+    name: str
+    key: str
+    backlog: Backlog
+    pool: HandlerPool
+    tenure: Tenure | None
+
+
+class GroupTree:
+    """See the module. Adds the gates of its leases.
+
+    Args:
+        site: what it stands on.
+        stream: the declared stream.
+        group: the declared group.
+
+    Attributes:
+        partitions: the group's part in each of the stream's partitions, in order.
+    """
+
+    def __init__(self, site: Site, stream: Stream, group: Group) -> None:
+        self._site = site
+        self._stream = stream
+        self._group = group
+        # Created here and not by the pools: however many partitions there are, a group has its `workers`.
+        self._limiter = trio.CapacityLimiter(group.workers)
+        self.partitions = [self._partition(key) for key in stream.keys]
+
+    @property
+    def name(self) -> str:
+        """``GROUP@STREAM``, as the tree has it."""
+        return _id(f"{self._group.name}@{self._stream.key}")
+
+    @property
+    def tenures(self) -> list[Tenure]:
+        """Those of its partitions; empty if it is not ordered."""
+        return [partition.tenure for partition in self.partitions if partition.tenure is not None]
+
+    def supervisor(self) -> Supervisor:
+        """The group's supervisor."""
+        if len(self.partitions) == 1:
+            return Supervisor(self.name, self._children(self.partitions[0]), strategy=Strategy.REST_FOR_ONE)
+        parts = [
+            Supervisor(f"partition-{number}", self._children(partition), strategy=Strategy.REST_FOR_ONE).spec()
+            for number, partition in enumerate(self.partitions)
+        ]
+        return Supervisor(self.name, parts)
+
+    def _partition(self, key: str) -> Partition:
+        site, group = self._site, self._group
+        name = _id(f"{group.name}@{key}")
+        batches = math.ceil(group.workers / self._stream.partitions)
+        backlog = Backlog(READ_AHEAD * batches * group.batch)
+        tenure = None
+        if group.ordered:
+            tenure = Tenure(group.name, key, backlog, site.gates.add(f"lease {name}", settle=0.0, shut=NOT_OURS))
+        pool = HandlerPool(
+            self._stream,
+            group,
+            backlog,
+            site.store,
+            site.client,
+            site.settings,
+            redis_gate=site.gates["redis"],
+            postgres_gate=site.gates["postgres"],
+            redis_trouble=site.redis_trouble,
+            postgres_trouble=site.postgres_trouble,
+            consumer=site.instance,
+            chance=site.chance,
+        )
+        return Partition(name, key, backlog, pool, tenure)
+
+    def _children(self, partition: Partition) -> list[ChildSpec]:
+        tenure = partition.tenure
+        lease = () if tenure is None else (tenure.gate.name,)
+        children = [
+            ChildSpec(
+                id="keeper",
+                body=_within(tenure, self._keeper(partition)),
+                requires=("postgres", "schema", *lease),
+                drain_within=3.0,
+            ),
+            ChildSpec(
+                id="handler-pool",
+                body=_within(tenure, partition.pool),
+                requires=("postgres", "schema", *lease),
+                drain_within=5.0,
+            ),
+        ]
+        children += [
+            ChildSpec(
+                id=f"listener-{number}",
+                body=_within(tenure, listener),
+                requires=("redis", "postgres", "schema", *lease),
+                progress_within=self._site.read_within(self._group.block) + 5.0,
+            )
+            for number, listener in enumerate(self._listeners(partition), 1)
+        ]
+        return children
+
+    def _consumers(self) -> list[str]:
+        prefix = self._group.consumer_prefix or self._group.name
+        return [f"{prefix}-{number}:{self._site.instance}" for number in range(1, self._group.consumers + 1)]
+
+    def _listeners(self, partition: Partition) -> list[Listener | OrderedListener]:
+        site, making = self._site, self._making(partition.key)
+        if partition.tenure is not None:
+            return [
+                OrderedListener(
+                    site.client,
+                    self._group,
+                    partition.key,
+                    making,
+                    partition.tenure,
+                    site.reader_trouble,
+                    patience=site.patience,
+                )
+            ]
+        return [
+            Listener(
+                site.client,
+                self._group,
+                partition.key,
+                consumer,
+                partition.backlog,
+                making,
+                site.reader_trouble,
+                patience=site.patience,
+            )
+            for consumer in self._consumers()
+        ]
+
+    def _making(self, key: str) -> GroupMaking:
+        store, group = self._site.store, self._group
+        return GroupMaking(key, group.name, group.start, lambda: store.stored_position(group.name, key))
+
+    def _keeper(self, partition: Partition) -> Keeper:
+        site = self._site
+        return Keeper(
+            site.client,
+            partition.key,
+            self._group.name,
+            self._group.consumer_prefix or self._group.name,
+            self._consumers(),
+            partition.backlog,
+            site.settings,
+            redis_gate=site.gates["redis"],
+            redis_trouble=site.redis_trouble,
+            live_instances=site.live_instances,
+            chance=site.chance,
+            owner=None if partition.tenure is None else partial(self._owner, partition.tenure),
+        )
+
+    def _owner(self, tenure: Tenure) -> str:
+        lease = tenure.fence()
+        return f"{owner_prefix(self._group)}{0 if lease is None else lease.epoch}"
+
+
+NOT_OURS = "another process has it, or it is free"
+
+
+def _id(name: str) -> str:
+    return name.replace("/", "_")
+
+
+def _within(tenure: Tenure | None, body: Body) -> Body:
+    """The same body, for as long as which the partition counts as in use."""
+    if tenure is None:
+        return body
+
+    async def run(child: Child) -> None:
+        with tenure.in_use():
+            await body(child)
+
+    return run

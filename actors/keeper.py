@@ -1,0 +1,179 @@
+"""The keeper: sees to it that nothing stays with a consumer that does not work on it.
+
+Every `reclaim_every` seconds (±20 %, so that not all processes look at once) it takes over what other consumers have
+left alone for `reclaim_idle` seconds: their process has died, or is frozen. Every third of that time it lets Redis know
+that what this process has read is being worked on; what was taken from us nevertheless leaves the backlog. Consumers of
+processes that are gone are removed, once they hold nothing. When the process stops, what it has read and not handled is
+made fit to be taken over at once, and its own consumers go.
+
+In an ordered group the entries go with the partition (see `ordered_reading`); the keeper takes over only what is left
+of other consumers, of a time when the group was not ordered, say.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING
+
+import redis.exceptions
+import trio
+
+from ..runtime.redis import Kind, classify
+from ..runtime.telemetry import get_logger
+from .pending import PendingList
+
+if TYPE_CHECKING:
+    from ..runtime.redis import AnyRedis
+    from ..runtime.supervision import Child, Gate
+    from .backlog import Backlog
+    from .settings import DeliverySettings
+
+__all__ = ["Keeper"]
+
+log = get_logger(__name__)
+
+JITTER = 0.2
+"""Share by which the pauses between two looks differ."""
+
+LEAVE_WITHIN = 2.5
+"""Seconds that giving back may take: what is not given back is taken over later, by its idle time."""
+
+IDLE_CONSUMER = 60.0
+"""Seconds for which a consumer must have been idle, too, before it is removed."""
+
+
+class Keeper:
+    """The body of the actor ``keeper`` of one partition.
+
+    Args:
+        client: the link to Redis.
+        stream: the partition's key.
+        group: the group's name.
+        prefix: how its consumers' names begin.
+        consumers: the names of this process's own.
+        backlog: what this process has read.
+        settings: the times.
+        redis_gate: while it is shut, it waits.
+        redis_trouble: told of every error of Redis.
+        live_instances: the installations that are not known to be gone; None while nobody knows.
+        chance: random numbers in [0, 1) for the jitter.
+        owner: in an ordered group, the name of the consumer that owns the partition; None in others.
+    """
+
+    def __init__(
+        self,
+        client: Callable[[], AnyRedis],
+        stream: str,
+        group: str,
+        prefix: str,
+        consumers: Sequence[str],
+        backlog: Backlog,
+        settings: DeliverySettings,
+        *,
+        redis_gate: Gate,
+        redis_trouble: Callable[[Exception], None],
+        live_instances: Callable[[], Collection[str] | None],
+        chance: Callable[[], float],
+        owner: Callable[[], str] | None = None,
+    ) -> None:
+        self._client = client
+        self._stream = stream
+        self._group = group
+        self._prefix = prefix
+        self._consumers = list(consumers)
+        self._backlog = backlog
+        self._settings = settings
+        self._redis_gate = redis_gate
+        self._redis_trouble = redis_trouble
+        self._live_instances = live_instances
+        self._chance = chance
+        self._owner = owner
+
+    async def __call__(self, child: Child) -> None:
+        """Work until cancelled, or drained: then give back what is left over, within a few seconds."""
+        child.started()
+        async with trio.open_nursery() as working:
+            working.start_soon(self._at_pace, self._settings.reclaim_every, self._look_round)
+            if self._owner is None:
+                working.start_soon(self._at_pace, self._settings.reclaim_idle / 3, self._renew)
+            await child.draining.wait()
+            working.cancel_scope.cancel(reason="the process stops")
+        await trio.lowlevel.checkpoint()
+        if self._redis_gate.is_open:
+            with trio.move_on_after(LEAVE_WITHIN):
+                await self._try(self._leave)
+
+    async def _at_pace(self, every: float, work: Callable[[PendingList], object]) -> None:
+        while True:
+            await trio.sleep(every * (1 + JITTER * (2 * self._chance() - 1)))
+            await self._redis_gate.wait_open()
+            await self._try(work)
+
+    async def _try(self, work: Callable[[PendingList], object]) -> None:
+        try:
+            await work(PendingList(self._client(), self._stream, self._group))  # type: ignore[misc]
+        except redis.exceptions.RedisError as error:
+            # The next look is soon. That there is no such group (yet, or any more) is the listener's to mend.
+            log.debug("not looked after", stream=self._stream, group=self._group, error=str(error))
+            if classify(error).kind is not Kind.REPAIR and "no such key" not in str(error).lower():
+                self._redis_trouble(error)
+
+    # What others have left --------------------------------------------------------------------------------------------
+
+    async def _look_round(self, pending: PendingList) -> None:
+        await self._take_over(pending)
+        await self._tidy(pending)
+
+    async def _take_over(self, pending: PendingList) -> None:
+        after: str | None = "-"
+        found = 0
+        while after is not None and self._backlog.room:
+            known = self._backlog.known()
+            stale = await pending.take_over(
+                self._consumers[0] if self._owner is None else self._owner(),
+                self._settings.reclaim_idle,
+                after,
+                self._backlog.room,
+                spared=self._consumers,
+                spared_prefix=f"{self._prefix}@",
+            )
+            found += self._backlog.add(entry for entry in stale.entries if entry.id not in known)
+            after = stale.after
+        if found:
+            log.info("took over what others left", stream=self._stream, group=self._group, entries=found)
+
+    async def _tidy(self, pending: PendingList) -> None:
+        """Remove the consumers of processes that are gone: ours by their name, and nobody else's."""
+        live = self._live_instances()
+        if live is None:
+            return
+        dead = [name for name in await pending.consumers() if (of := self._instance(name)) and of not in live]
+        removed = await pending.remove([name for name in dead if name not in self._consumers], IDLE_CONSUMER)
+        if removed:
+            log.info("consumers removed", stream=self._stream, group=self._group, consumers=removed)
+
+    def _instance(self, consumer: str) -> str | None:
+        """The installation that a consumer belongs to; None for one that is none of ours."""
+        found = re.fullmatch(rf"{re.escape(self._prefix)}-\d+:(.+)", consumer)
+        return None if found is None else found[1]
+
+    # What we have -----------------------------------------------------------------------------------------------------
+
+    async def _renew(self, pending: PendingList) -> None:
+        for consumer, entries in self._backlog.rest().items():
+            lost = await pending.renew(consumer, [entry.id for entry in entries])
+            gone = self._backlog.forget(lost)
+            if gone:
+                log.warning("others took over entries", stream=self._stream, group=self._group, entries=len(gone))
+
+    async def _leave(self, pending: PendingList) -> None:
+        if self._owner is not None:
+            await pending.remove([self._owner()])
+            return
+        given = 0
+        for consumer, entries in self._backlog.rest().items():
+            ids = [entry.id for entry in entries if entry.fields is not None]
+            given += await pending.give_back(consumer, ids, self._settings.reclaim_idle)
+        removed = await pending.remove(self._consumers)
+        log.info("left the group", stream=self._stream, group=self._group, given_back=given, removed=removed)

@@ -1,0 +1,121 @@
+"""Membership: a sign of life of this process every few seconds, and what the others give."""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Final
+from uuid import UUID
+
+import trio
+
+from ..runtime.telemetry import get_logger
+from .member_table import Member, MemberView
+
+if TYPE_CHECKING:
+    from ..runtime.supervision import Child, Gate
+    from .settings import DeliverySettings
+    from .store import Store
+
+__all__ = ["SILENT_AFTER", "Membership"]
+
+log = get_logger(__name__)
+
+SILENT_AFTER: Final = 60.0
+"""Seconds without a sign of life after which what an installation has left in Redis may be tidied up."""
+
+FORGET_AFTER: Final = 24 * 3600.0
+"""Seconds after which who is silent is forgotten: long enough to be seen, and looked for."""
+
+LEAVE_WITHIN: Final = 2.0
+"""Seconds that a process spends at its end on saying so."""
+
+
+class Membership:
+    """The body of the actor ``membership``.
+
+    Args:
+        store: where the signs of life are.
+        settings: how often they are given.
+        system: the name of the system.
+        instance: the id of the installation.
+        process: of this process alone.
+        groups: the ordered groups, ``GROUP@STREAM``, that it can handle partitions of while `gate` is open.
+        gate: of Redis: who does not reach it gets no partition.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        settings: DeliverySettings,
+        *,
+        system: str,
+        instance: str,
+        process: UUID,
+        groups: Sequence[str],
+        gate: Gate,
+    ) -> None:
+        self._store = store
+        self._every = settings.heartbeat_every
+        self._system = system
+        self._instance = instance
+        self._process = process
+        self._groups = tuple(groups)
+        self._gate = gate
+        self._members: tuple[MemberView, ...] = ()
+        self._seen_at = -math.inf
+
+    async def __call__(self, child: Child) -> None:
+        """Give signs of life until cancelled, or drained: then the process is taken out at once.
+
+        Raises:
+            PostgresUnavailable: as the link says.
+        """
+        beats = 0
+        while not child.draining.is_set():
+            await self._beat(tidy=beats % 100 == 0)
+            beats += 1
+            child.note(f"{len(self.live())} processes")
+            if not child.ready:
+                child.started()
+            with trio.move_on_after(self._every):
+                await child.draining.wait()
+        with trio.move_on_after(LEAVE_WITHIN):
+            async with self._store.transaction() as transaction:
+                await self._store.members.leave(transaction, self._process)
+
+    def members(self) -> tuple[MemberView, ...]:
+        """All processes of this and other systems that were known at the last look, the oldest first. Never blocks."""
+        return self._members
+
+    def live(self) -> list[MemberView]:
+        """Those of this system that were alive then."""
+        return [
+            view for view in self._members if view.member.system == self._system and view.seen_ago <= 3 * self._every
+        ]
+
+    def live_instances(self) -> frozenset[str] | None:
+        """The installations, of any system, that are not known to be gone; None if we have not looked for too long."""
+        if trio.current_time() - self._seen_at > SILENT_AFTER:
+            return None
+        return frozenset(view.member.instance for view in self._members if view.seen_ago <= SILENT_AFTER)
+
+    async def _beat(self, *, tidy: bool) -> None:
+        me = Member(
+            process=self._process,
+            system=self._system,
+            instance=self._instance,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            version=version("penstock"),
+            groups=self._groups if self._gate.is_open else (),
+        )
+        async with self._store.transaction() as transaction:
+            await self._store.members.beat(transaction, me)
+            if tidy:
+                await self._store.members.forget(transaction, FORGET_AFTER)
+            views = await self._store.members.all(transaction)
+        self._members, self._seen_at = tuple(views), trio.current_time()
