@@ -25,6 +25,7 @@ from .redis_connection import Connection
 from .redis_engine import EPOCH, Engine, virtual_time
 from .redis_faults import WAKE_UPS, Trickle, row_named
 from .redis_gate import Gate
+from .simulation import outside
 
 __all__ = ["EPOCH", "InProcessRedis", "UnsupportedCommand"]
 
@@ -86,7 +87,8 @@ class InProcessRedis:
         if self._refusing or self._nursery is None:
             raise ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
         ours, theirs = trio.testing.memory_stream_pair()
-        self._nursery.start_soon(Connection(self._engine, self._gate, ours, self._connections).serve)
+        with outside():
+            self._nursery.start_soon(Connection(self._engine, self._gate, ours, self._connections).serve)
         return theirs
 
     # Faults of the process and the network

@@ -13,6 +13,7 @@ import random
 import zlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -20,9 +21,11 @@ from typing import Any, Final, Self, TypeVar
 import trio
 import trio.lowlevel
 
-__all__ = ["ProcessDied", "SimulatedProcess", "Simulation", "current_process"]
+__all__ = ["ProcessDied", "SimulatedProcess", "Simulation", "current_process", "outside"]
 
 T = TypeVar("T")
+
+Act = Callable[["SimulatedProcess", str], None]
 
 _PROCESS: ContextVar[SimulatedProcess | None] = ContextVar("simulated process", default=None)
 
@@ -30,6 +33,19 @@ _PROCESS: ContextVar[SimulatedProcess | None] = ContextVar("simulated process", 
 def current_process() -> SimulatedProcess | None:
     """The process that the current task belongs to; None outside of all."""
     return _PROCESS.get()
+
+
+@contextmanager
+def outside() -> Iterator[None]:
+    """While the block runs, tasks that are started belong to no process: to a server, say, that was connected to.
+
+    It must hold no await: until it is left, the current task itself belongs to none.
+    """
+    token = _PROCESS.set(None)
+    try:
+        yield
+    finally:
+        _PROCESS.reset(token)
 
 
 class ProcessDied(Exception):
@@ -90,6 +106,10 @@ class SimulatedProcess:
     def at_kill(self, call: Callable[[], None]) -> None:
         """Call this when it is killed: close its connections, roll back its transactions."""
         self._at_kill.append(call)
+
+    def owns(self, task: trio.lowlevel.Task) -> bool:
+        """Whether a task is one of its."""
+        return task.context.get(_PROCESS) is self
 
     async def call(self, async_fn: Callable[..., Awaitable[T]], *args: Any) -> T:
         """Let the process run ``async_fn(*args)``, as a request would; blocks until it has answered.
@@ -182,8 +202,8 @@ class Simulation:
         self._chance = random.Random(f"turns {seed}")  # noqa: S311 - no secret
         self._digest = zlib.crc32(b"")
         self._due = _NEVER
-        self._act: Callable[[str], None] | None = None
-        self._last = ""
+        self._act: Act | None = None
+        self._last: trio.lowlevel.Task | None = None
         self._failed: BaseException | None = None
         self._over = False
         self._nurseries: Any = None
@@ -231,8 +251,15 @@ class Simulation:
         self._nursery.start_soon(process._main, run, name=f"process {name}")
         return process
 
-    def after(self, steps: int, act: Callable[[str], None]) -> None:
-        """Once, when the tasks of the processes have made so many more steps, call `act` with the name of the last one.
+    def spawn(self, async_fn: Callable[..., Awaitable[object]], *args: Any) -> None:
+        """Start a task that belongs to no process, and ends with the simulation."""
+        assert self._nursery is not None  # noqa: S101
+        self._nursery.start_soon(async_fn, *args)
+
+    def after(self, steps: int, act: Act) -> None:
+        """Once, when the tasks of the processes have made so many more steps, call `act` with the last one's.
+
+        The arguments are the process and the name of the task.
 
         It is called between two steps; it must not block. One order at a time: a second one replaces the first.
         """
@@ -276,7 +303,7 @@ class Simulation:
         if mine:
             self._due -= len(mine)
             self.steps += len(mine)
-            self._last = mine[-1].name
+            self._last = mine[-1]
             now += mine
         digest = self._digest
         for task in now:
@@ -285,12 +312,13 @@ class Simulation:
         return now, later
 
     def _act_if_due(self) -> None:
-        if self._due > 0 or self._act is None:
+        if self._due > 0 or self._act is None or self._last is None:
             return
-        act = self._act
+        act, process = self._act, self._last.context.get(_PROCESS)
+        assert process is not None  # noqa: S101 - only their steps are counted
         self.disarm()
         try:
-            act(self._last)
+            act(process, self._last.name)
         except BaseException as error:  # noqa: BLE001 - raised by `check`: trio would call it an internal error
             self._failed = self._failed or error
 

@@ -1,0 +1,308 @@
+"""The ledger of a simulated system: what was promised to whom, and what came of it, watched at every command and commit.
+
+It looks at the servers from inside (the commands of the in-process Redis, the commits of the store in memory), so that
+a promise that is broken for a moment is seen in that moment, and not only by what it leads to.
+"""
+
+from __future__ import annotations
+
+import random
+from bisect import bisect_right, insort
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+from attrs import define, field, frozen
+
+from ..dead_letter import Reason
+from ..handling import Entry, entry_order
+from ..sorting import Handle, Ignore, Verdict, sort_entry
+
+if TYPE_CHECKING:
+    from ...runtime.testing.redis_engine import Data
+    from ..system import Group, Stream, System
+    from ..testing import MemoryStore
+
+__all__ = ["EFFECT", "Accepted", "Ledger", "Violation"]
+
+EFFECT: Final = "simulated effect"
+"""The statement by which the simulation records that a handler was called in a transaction."""
+
+
+class Violation(AssertionError):
+    """A promise was broken; the text says which, and for what event."""
+
+
+@frozen
+class Accepted:
+    """An event whose publisher was told that it is safe.
+
+    Attributes:
+        stream: the declared stream's key.
+        lineage: the publisher, and the life of the process that accepted; of these alone an order is promised.
+        number: its place among what this lineage has got accepted.
+    """
+
+    stream: str
+    lineage: str
+    number: int
+
+
+@define(eq=False)
+class Ledger:
+    """See the module.
+
+    Attributes:
+        system: the declaration that runs.
+        store: the database.
+        accepted: by event id; the first acceptance counts.
+        refused: events that were refused, each time they were published, with the word that they are nowhere.
+        failures: how often a handler has failed by itself, by group and event id.
+        entries: the fields of every entry that was ever added, by the stream's key in Redis and entry id.
+        trimmed: entries that a stranger has taken away.
+        one_reader: whether each group has one process: then stored positions never pass what is unfinished. With several
+            that read one stream, a position is that of the furthest.
+        violations: what was broken, in order.
+    """
+
+    system: System
+    store: MemoryStore
+    accepted: dict[UUID, Accepted] = field(factory=dict)
+    refused: set[UUID] = field(factory=set)
+    failures: Counter[tuple[str, UUID]] = field(factory=Counter)
+    entries: dict[tuple[str, str], Mapping[bytes, bytes]] = field(factory=dict)
+    trimmed: set[tuple[str, str]] = field(factory=set)
+    one_reader: bool = True
+    violations: list[str] = field(factory=list)
+    _data: list[Data] = field(factory=list)
+    _spooled: dict[UUID, str] = field(factory=dict)
+    _copies: Counter[UUID] = field(factory=Counter)
+    _order: dict[str, list[tuple[int, int]]] = field(factory=lambda: defaultdict(list))
+    _proved: dict[tuple[str, str], tuple[int, int]] = field(factory=dict)
+    _last_of: dict[tuple[str, str, str], tuple[int, UUID]] = field(factory=dict)
+    _effects: Counter[tuple[str, UUID]] = field(factory=Counter)
+
+    def watch(self, data: Data) -> None:
+        """See every command that runs on these data, and every commit in the store."""
+        self._data.append(data)
+        data.watch = partial(self._ran, data)
+        self.store.server.committed = self._committed
+
+    def broken(self, what: str) -> None:
+        """Note a broken promise."""
+        if what not in self.violations:
+            self.violations.append(what)
+
+    # What is seen in Redis ------------------------------------------------------------------------------------------
+
+    def _ran(self, data: Data, name: str, words: Sequence[bytes], reply: Any) -> None:
+        if name == "xadd" and isinstance(reply, bytes):
+            self._added(data, words[0], reply)
+        elif name == "xack" and isinstance(reply, int):
+            self._acknowledged(words[0].decode(), words[1].decode(), [word.decode() for word in words[2:]])
+
+    def _added(self, data: Data, key: bytes, entry_id: bytes) -> None:
+        stream = self.system.stream_of(key.decode())
+        if stream is None:
+            return  # a mirror, or somebody else's
+        place = entry_order(entry_id.decode())
+        values = data.databases[0][key].value._values_dict[place]
+        fields = self.entries[key.decode(), entry_id.decode()] = dict(zip(values[::2], values[1::2], strict=True))
+        insort(self._order[key.decode()], place)
+        event_id = _event_id(fields)
+        if event_id is not None:
+            self._copies[event_id] += 1
+
+    def _acknowledged(self, key: str, group: str, entry_ids: Sequence[str]) -> None:
+        """Nothing is acknowledged before its effect is durable."""
+        for entry_id in entry_ids:
+            if (key, entry_id) in self.entries and not self.is_settled(key, group, entry_id):
+                self.broken(f"{group} acknowledges {entry_id} of {key}, of which nothing durable tells")
+
+    # What is seen in the database -----------------------------------------------------------------------------------
+
+    def _committed(self, rows: Mapping[tuple[Any, Any], Any]) -> None:
+        store = self.store
+        for (table, key), row in rows.items():
+            if row is None:
+                continue
+            if table is store.effect_table and row.statement == EFFECT:
+                self._took_effect(*row.values)
+            elif table is store.outbox.table and row[0].event_id is not None and row[0].kind != "mirror":
+                self._spooled[row[0].event_id] = row[0].stream
+        for (table, key), row in rows.items():
+            if table is store.position_table and row is not None:
+                self._moved(*key, row)
+
+    def _took_effect(self, stream: str, group: str, event_id: UUID, key: str | None) -> None:
+        self._effects[group, event_id] += 1
+        if self._effects[group, event_id] > 1:
+            self.broken(f"{event_id} has a second effect in {group}")
+        accepted = self.accepted.get(event_id)
+        if key is None or accepted is None or not self.system.streams[stream].groups[group].ordered:
+            return
+        line = (group, key, accepted.lineage)
+        number, before = self._last_of.get(line, (-1, event_id))
+        if accepted.number < number:
+            self.broken(f"{group} handles {event_id} of key {key!r} after {before}, which was accepted later")
+        else:
+            self._last_of[line] = (accepted.number, event_id)
+
+    def _moved(self, group: str, key: str, position: str) -> None:
+        """A position never passes an unfinished entry."""
+        stream = self.system.stream_of(key)
+        if stream is None or not (self.one_reader or stream.groups[group].ordered):
+            return
+        first, last = self._proved.get((group, key), (0, 0)), entry_order(position)
+        order = self._order[key]
+        for milliseconds, number in order[bisect_right(order, first) : bisect_right(order, last)]:
+            entry_id = f"{milliseconds}-{number}"
+            if not self.is_settled(key, group, entry_id) and (key, entry_id) not in self.trimmed:
+                self.broken(f"the position of {group} in {key} is {position}, and {entry_id} is not finished")
+                return
+        self._proved[group, key] = max(first, last)
+
+    # Questions ------------------------------------------------------------------------------------------------------
+
+    def verdict(self, key: str, group: str, entry_id: str) -> Verdict | None:
+        """What a group is to do with an entry; None if it is none of ours."""
+        stream = self.system.stream_of(key)
+        if stream is None or group not in stream.groups:
+            return None
+        return sort_entry(Entry(key, entry_id, self.entries[key, entry_id], read_at=0.0), stream, stream.groups[group])
+
+    def is_settled(self, key: str, group: str, entry_id: str) -> bool:
+        """Whether the database tells what became of an entry in a group, or will become."""
+        verdict = self.verdict(key, group, entry_id)
+        if verdict is None or isinstance(verdict, Ignore):
+            return True
+        if isinstance(verdict, Handle) and (group, verdict.envelope.event_id) in self.store.inbox_table.rows:
+            return True
+        return (group, key, entry_id) in self.store.letter_table.rows or self._has_retry(group, key, entry_id)
+
+    def _has_retry(self, group: str, key: str, entry_id: str) -> bool:
+        return (group, key, entry_id) in self.store.retries._entries.rows
+
+    def unfinished(self) -> str | None:
+        """Why the system is not quiet yet; None if it is: nothing unread, pending, in the outbox or to be retried."""
+        outbox = self.store.outbox.table.rows
+        if outbox:
+            return f"{len(outbox)} rows in the outbox"
+        if self.store.retries._table.rows:
+            return f"{len(self.store.retries._table.rows)} rows to be retried"
+        for key, group, found in self._groups():
+            if found is None:
+                return f"there is no group {group.name} of {key}"
+            if found.pel:
+                return f"{len(found.pel)} entries of {key} are pending in {group.name}: {sorted(found.pel)[0]}"
+            if found.last_delivered_key != found.stream._last_id:
+                return f"{group.name} has not read {key} to its end"
+        return None
+
+    def _groups(self) -> Iterator[tuple[str, Group, Any]]:
+        for stream in self.system.streams.values():
+            for key in stream.keys:
+                data = self._holder(key)
+                if data is None:
+                    continue
+                for group in stream.groups.values():
+                    yield key, group, data.databases[0][key.encode()].value.group_get(group.name.encode())
+
+    # The end --------------------------------------------------------------------------------------------------------
+
+    def balance(self) -> None:
+        """Once all is quiet: every event has come to exactly one end in each group, and not by somebody else's fault."""
+        for event_id, stream in self._promised():
+            for group in stream.groups.values():
+                self._check_end(event_id, stream, group)
+        for event_id in self.refused - set(self.accepted):
+            if self._copies[event_id] or event_id in self._spooled:
+                self.broken(f"{event_id} was refused, and is there")
+        for letter in self.store.letters:
+            if letter.event_id is not None and letter.reason is Reason.MAX_DELIVERIES:
+                self._check_fault(letter.consumer_group, letter.event_id, letter.deliveries)
+
+    def _promised(self) -> Iterator[tuple[UUID, Stream]]:
+        """Every event that somebody may rely on: accepted, committed in the outbox, or added."""
+        streams = {event_id: accepted.stream for event_id, accepted in self.accepted.items()}
+        streams |= self._spooled
+        for event_id, name in streams.items():
+            if name in self.system.streams:
+                yield event_id, self.system.streams[name]
+        for (key, _), fields in self.entries.items():
+            event_id, stream = _event_id(fields), self.system.stream_of(key)
+            if event_id is not None and event_id not in streams and stream is not None:
+                yield event_id, stream
+
+    def _check_end(self, event_id: UUID, stream: Stream, group: Group) -> None:
+        copies = [place for place, fields in self.entries.items() if _event_id(fields) == event_id]
+        if not copies:
+            self.broken(f"{event_id} was accepted for {stream.key}, and never came there")
+            return
+        verdicts = [self.verdict(key, group.name, entry_id) for key, entry_id in copies]
+        if all(isinstance(verdict, Ignore) for verdict in verdicts):
+            return
+        done = (group.name, event_id) in self.store.inbox_table.rows
+        end = (group.name, event_id)
+        dead = any((letter.consumer_group, letter.event_id) == end for letter in self.store.letters)
+        taken = [place for place in copies if place in self.trimmed]
+        if not done and not dead and not taken and not self._is_buried(group, copies):
+            self.broken(f"{event_id} has come to no end in {group.name}: it is lost")
+        if done and self._effects[group.name, event_id] != 1:
+            self.broken(f"{event_id} is done in {group.name} with {self._effects[group.name, event_id]} effects")
+        if not done and self._effects[group.name, event_id]:
+            self.broken(f"{event_id} has an effect in {group.name}, and the inbox does not know it")
+        # Two entries of one event are two deliveries: the first may die, and the second succeed.
+        if done and dead and len(copies) == 1:
+            self.broken(f"{event_id} has an effect and a dead letter in {group.name}")
+
+    def _is_buried(self, group: Group, copies: Sequence[tuple[str, str]]) -> bool:
+        return any((group.name, *place) in self.store.letter_table.rows for place in copies)
+
+    def _check_fault(self, group: str, event_id: UUID, deliveries: int) -> None:
+        """Only the event's own fault kills it."""
+        failures = self.failures[group, event_id]
+        if failures < deliveries:
+            self.broken(f"{event_id} is dead in {group} after {deliveries} deliveries, and failed {failures} times")
+
+    def ends(self) -> dict[str, int]:
+        """How many ends of each kind there are, over all groups."""
+        found = Counter(letter.reason.value for letter in self.store.letters)
+        return {"done": len(self.store.inbox_table.rows), **dict(sorted(found.items()))}
+
+    # For the faults -------------------------------------------------------------------------------------------------
+
+    def some_group(self, chance: random.Random) -> tuple[str, str, Data | None]:
+        """A stream, a group of it that is there, and the data that they are in."""
+        found = [(key, group.name) for key, group, known in self._groups() if known is not None]
+        if not found:
+            return "", "", None
+        key, name = chance.choice(found)
+        return key, name, self._holder(key)
+
+    def trim(self, chance: random.Random) -> str:
+        """Take away the oldest entries of some stream, as somebody who does not care would."""
+        keys = [key for stream in self.system.streams.values() for key in stream.keys if self._holder(key) is not None]
+        if not keys:
+            return ""
+        key = chance.choice(keys)
+        data = self._holder(key)
+        assert data is not None  # noqa: S101 - chosen for it
+        ids = list(data.databases[0][key.encode()].value._ids[: chance.randint(1, 4)])
+        if not ids:
+            return ""
+        data.databases[0][key.encode()].value.delete([each.encode() for each in ids])
+        self.trimmed.update((key, each.encode().decode()) for each in ids)
+        return f"somebody trims {len(ids)} entries of {key}"
+
+    def _holder(self, key: str) -> Data | None:
+        return next((each for each in self._data if key.encode() in each.databases[0]), None)
+
+
+def _event_id(fields: Mapping[bytes, bytes]) -> UUID | None:
+    try:
+        return UUID(fields[b"eventId"].decode())
+    except (KeyError, ValueError):
+        return None

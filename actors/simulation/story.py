@@ -1,0 +1,243 @@
+"""One seed, from the first event to the balance; the same seed tells the same story."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import trio
+from attrs import frozen
+
+from ...runtime.testing.redis import InProcessRedis
+from ...runtime.testing.redis_cluster import InProcessCluster
+from ...runtime.testing.simulation import SimulatedProcess, Simulation
+from ...runtime.testing.virtual import run_virtual
+from .. import event
+from .faults import draw
+from .scenario import Scenario
+from .world import QUIET_WITHIN, World
+
+__all__ = ["Outcome", "tell_story"]
+
+LONGEST: Final = 6 * 3600.0
+"""Seconds of virtual time for one story; one that is stuck is over then."""
+
+CHAOS_WITHIN: Final = 240.0
+"""Seconds after which nothing further goes wrong, whatever was still to come."""
+
+STOPPED_WITHIN: Final = 60.0
+
+
+@frozen(kw_only=True)
+class Outcome:
+    """What a seed came to.
+
+    Attributes:
+        seed: of the story.
+        violations: the promises that were broken; empty if all were kept.
+        story: what happened, line by line.
+        trace: a hash of every step; equal for equal seeds.
+        events: how many events were accepted.
+        faults: how many faults there were.
+        steps: how many steps the tasks of the processes made.
+        seconds: how long it took in virtual time.
+        ends: how many ends of each kind the events came to.
+    """
+
+    seed: int
+    violations: tuple[str, ...]
+    story: tuple[str, ...]
+    trace: str
+    events: int
+    faults: int
+    steps: int
+    seconds: float
+    ends: dict[str, int]
+
+
+def tell_story(scenario: Scenario, seed: int, *, watchdog: float = 60.0) -> Outcome:
+    """Run one seed to its end; blocks the thread.
+
+    Args:
+        scenario: what is simulated.
+        seed: of everything that is drawn.
+        watchdog: seconds of real time that it may take.
+
+    Raises:
+        Overdue: it took longer than `watchdog`, or was stuck.
+        Exception: the simulation itself is broken; a broken promise is in the outcome.
+    """
+    with _repeatable(seed), _silence():
+        return run_virtual(_run, scenario, seed, seed=seed, limit=LONGEST, watchdog=watchdog)
+
+
+async def _run(scenario: Scenario, seed: int) -> Outcome:
+    chance = random.Random(f"place {seed}")  # noqa: S311 - no secret
+    on_cluster = chance.random() < scenario.on_cluster
+    async with InProcessCluster(replicas=1) if on_cluster else InProcessRedis() as redis:
+        async with Simulation(seed) as simulation:
+            story = _Story(World.of(seed, scenario, redis, simulation))
+            await story.tell()
+            return story.outcome()
+
+
+class _Story:
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._chance = world.chance
+        self._faults = 0
+        self._left = world.chance.randint(*world.scenario.faults)
+        self._faults_over = trio.Event()
+
+    async def tell(self) -> None:
+        """Everything that happens."""
+        world = self._world
+        for _ in range(world.scenario.processes or self._chance.choice([1, 2, 2, 3])):
+            world.add_node()
+        world.ledger.one_reader = len(world.nodes) == 1
+        self._arm()
+        with trio.move_on_after(CHAOS_WITHIN):
+            async with trio.open_nursery() as nursery:
+                self._publish(nursery)
+                await self._faults_over.wait()
+        await self._calm()
+        await self._quiet()
+        self._look_at_trees()
+        await self._stop()
+        self._look_for_leaks()
+
+    def _publish(self, nursery: trio.Nursery) -> None:
+        world = self._world
+        publications = list(world.scenario.publications(self._chance, world.system))
+        publishers = self._chance.choice([1, 2, 3])
+        for number in range(publishers):
+            nursery.start_soon(world.publish, f"publisher{number + 1}", publications[number::publishers])
+
+    # Faults ---------------------------------------------------------------------------------------------------------
+
+    def _arm(self) -> None:
+        if not self._left:
+            self._faults_over.set()
+            return
+        # Short and long pauses alike: many faults at once are what nobody thinks of.
+        mean = self._chance.choice([10, 100, 100, 400])
+        self._world.simulation.after(1 + int(self._chance.expovariate(1 / mean)), self._strike)
+
+    def _strike(self, process: SimulatedProcess, task: str) -> None:
+        node = next(each for each in self._world.nodes if each.process is process or process.name.startswith(each.name))
+        self._faults += 1
+        self._left -= 1
+        what = draw(self._world, node)
+        self._world.tell(f"after a step of {node.name}, {task}: {what}")
+        self._arm()
+
+    # The end --------------------------------------------------------------------------------------------------------
+
+    async def _calm(self) -> None:
+        """Nothing further goes wrong, and whatever went wrong passes."""
+        world = self._world
+        world.calm = True
+        world.simulation.disarm()
+        for server in world.servers:
+            server.heal()
+        world.restore_database()
+        world.store.server.commit_losses.clear()
+        world.store.forget_errors()
+        for node in world.nodes:
+            node.line.is_down = node.is_partitioned = False
+            if node.process is not None:
+                node.process.thaw()
+        world.tell("nothing goes wrong any more")
+
+    async def _quiet(self) -> None:
+        world = self._world
+        with trio.move_on_after(QUIET_WITHIN):
+            while (what := self._unfinished()) is not None:  # noqa: ASYNC110 - nobody tells when all is quiet
+                await trio.sleep(0.5)
+            world.tell("all is quiet")
+            world.simulation.check()
+            world.ledger.balance()
+            return
+        world.ledger.broken(f"{QUIET_WITHIN:g} s after the last fault: {what}")
+        world.ledger.balance()
+
+    def _unfinished(self) -> str | None:
+        down = [node.name for node in self._world.nodes if not node.is_running and not node.gone]
+        return f"{', '.join(down)} not running" if down else self._world.ledger.unfinished()
+
+    def _look_at_trees(self) -> None:
+        """An outage is no crash: no child may have been restarted for one."""
+        world = self._world
+        for process in world.simulation.processes:
+            if process.error is not None:
+                world.ledger.broken(f"{process.name} ended with {process.error!r}")
+        for node in world.running:
+            assert node.deployment is not None  # noqa: S101 - it runs
+            for view in node.deployment.tree.snapshot().root.walk():
+                stalled = view.last_error is not None and "Stalled" in str(view.last_error)
+                if view.restarts and not (stalled and node.was_frozen):
+                    world.ledger.broken(f"{node.name}: {view.path} was restarted: {view.last_error}")
+
+    async def _stop(self) -> None:
+        world, running = self._world, self._world.running
+        for node in running:
+            assert node.deployment is not None  # noqa: S101 - it runs
+            node.gone = True
+            node.deployment.tree.stop("the story is over")
+        with trio.move_on_after(STOPPED_WITHIN):
+            for node in running:
+                assert node.process is not None  # noqa: S101 - it runs
+                await node.process.ended.wait()
+            return
+        names = ", ".join(node.name for node in running if node.is_running)
+        world.ledger.broken(f"{names} did not stop within {STOPPED_WITHIN:g} s")
+
+    def _look_for_leaks(self) -> None:
+        """What the living leave behind when all of them have stopped."""
+        world = self._world
+        if world.store.server.open:
+            world.ledger.broken(f"{len(world.store.server.open)} transactions are open, and nobody runs")
+        if (what := world.ledger.unfinished()) is not None:
+            world.ledger.broken(f"the stop has left: {what}")
+
+    def outcome(self) -> Outcome:
+        """What it came to."""
+        world = self._world
+        return Outcome(
+            seed=world.seed,
+            violations=tuple(world.ledger.violations),
+            story=tuple(world.simulation.story),
+            trace=world.simulation.trace,
+            events=len(world.ledger.accepted),
+            faults=self._faults,
+            steps=world.simulation.steps,
+            seconds=trio.current_time(),
+            ends=world.ledger.ends(),
+        )
+
+
+@contextmanager
+def _repeatable(seed: int) -> Iterator[None]:
+    """Event ids that are made meanwhile come from the seed."""
+    chance = random.Random(f"ids {seed}")  # noqa: S311 - no secret
+    before = event._entropy, event._clock
+    ticks = iter(range(1_767_225_600_000_000_000, 1 << 62, 1_000_000))
+    event._entropy, event._clock = chance.randbytes, lambda: next(ticks)
+    try:
+        yield
+    finally:
+        event._entropy, event._clock = before
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """No log: faults are what is wanted, and to render thousands of warnings takes longer than all else."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,166 @@
+"""Handlers that are watched, and made to fail: a copy of a declaration, with handlers that stumble.
+
+What an event meets in a group is drawn from the seed and its id alone: always the same, whoever handles it, and when.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+from uuid import UUID
+
+import psycopg
+import trio
+from attrs import define, evolve, field, frozen
+
+from ...runtime.postgres import PoolTimeout, PostgresUnavailable
+from ..handling import Context, Delivery, Permanent
+from ..system import Group, Handler, Stream, System
+from .ledger import EFFECT, Ledger
+
+__all__ = ["Stumbling"]
+
+PASSING: Final[tuple[Callable[[], Exception], ...]] = (
+    lambda: RuntimeError("a bug"),
+    lambda: ConnectionError("the payment service is away"),
+    lambda: trio.TooSlowError("the payment service is slow"),
+    lambda: psycopg.OperationalError("connection to another database failed"),
+    lambda: PostgresUnavailable("another database is away", address="elsewhere"),
+    lambda: PoolTimeout("all connections are taken"),
+    lambda: psycopg.errors.DeadlockDetected("deadlock detected"),
+    lambda: ExceptionGroup("two tasks failed", [OSError("a"), psycopg.OperationalError("b")]),
+)
+LASTING: Final[tuple[Callable[[], Exception], ...]] = (
+    lambda: Permanent("never"),
+    lambda: ExceptionGroup("tasks failed", [Permanent("never"), RuntimeError("and more")]),
+    lambda: psycopg.errors.UniqueViolation("there is one"),
+)
+
+
+@frozen
+class _Fate:
+    """What an event meets in a group, attempt by attempt; afterwards the handler is left alone."""
+
+    errors: tuple[Callable[[], Exception], ...] = ()
+    for_ever: bool = False
+    pause: float = 0.0
+    late: bool = False
+
+
+@define(eq=False)
+class Stumbling:
+    """See the module.
+
+    Attributes:
+        seed: of all fates.
+        ledger: where effects and failures are noted; set before the copy runs.
+        connection: see `Scenario.connection`.
+        on: whether handlers are made to stumble at all.
+    """
+
+    seed: int
+    connection: Callable[[Any], Any]
+    on: bool = True
+    ledger: Ledger = field(init=False)
+    _tries: Counter[tuple[str, UUID]] = field(factory=Counter)
+
+    def copy_of(self, system: System) -> System:
+        """The same declaration with watched handlers."""
+        copy = System(system.name, migrations=system.migrations)
+        for key, stream in system.streams.items():
+            groups = {name: self._group(stream, group) for name, group in stream.groups.items()}
+            copy.streams[key] = evolve(stream, groups=groups)
+        return copy
+
+    def _group(self, stream: Stream, group: Group) -> Group:
+        handlers = {name: self._handler(stream, group, handler) for name, handler in group.handlers.items()}
+        return evolve(group, handlers=handlers)
+
+    def _handler(self, stream: Stream, group: Group, handler: Handler) -> Handler:
+        async def single(event: Any, context: Context) -> None:
+            assert context.delivery is not None  # noqa: S101 - a single handler's
+            memory = context.connection
+            event_id = context.delivery.envelope.event_id
+            began = trio.current_time()
+            try:
+                await self._record(stream, group, context.delivery, memory)
+                fate = self._fate(group, event_id)
+                await self._stumble(group, event_id, fate, late=False)
+                context.connection = self.connection(memory)
+                await handler.call(event, context)
+                await self._stumble(group, event_id, fate, late=True)
+            except BaseException as error:
+                self._note(group, [event_id], error, memory, began)
+                raise
+
+        async def batch(deliveries: Sequence[Delivery[Any]], context: Context) -> None:
+            memory, began = context.connection, trio.current_time()
+            sound = []
+            for delivery in deliveries:
+                event_id = delivery.envelope.event_id
+                try:
+                    fate = self._fate(group, event_id)
+                    await self._stumble(group, event_id, fate, late=False)
+                except Exception as error:  # noqa: BLE001 - as a batch handler does for one of its events
+                    self._note(group, [event_id], error, memory, began)
+                    context.fail(delivery, error)
+                else:
+                    sound.append(delivery)
+            context.connection = self.connection(memory)
+            if not sound:
+                return
+            try:
+                await handler.call(sound, context)
+            except BaseException as error:
+                self._note(group, [each.envelope.event_id for each in sound], error, memory, began)
+                raise
+            for delivery in sound:
+                if delivery.entry_id in context.failures:
+                    self._note(group, [delivery.envelope.event_id], context.failures[delivery.entry_id], memory, began)
+                else:
+                    await self._record(stream, group, delivery, memory)
+
+        return evolve(handler, call=batch if handler.batch else single)
+
+    async def _record(self, stream: Stream, group: Group, delivery: Delivery[Any], memory: Any) -> None:
+        envelope = delivery.envelope
+        await memory.execute(EFFECT, (stream.key, group.name, envelope.event_id, envelope.key))
+
+    async def _stumble(self, group: Group, event_id: UUID, fate: _Fate, *, late: bool) -> None:
+        if fate.late is not late:
+            return
+        tries = self._tries[group.name, event_id]
+        self._tries[group.name, event_id] += 1
+        if fate.pause and not tries:
+            await trio.sleep(fate.pause)
+        if tries < len(fate.errors):
+            raise fate.errors[tries]()
+        if fate.for_ever:
+            raise fate.errors[-1]()
+
+    def _fate(self, group: Group, event_id: UUID) -> _Fate:
+        if not self.on:
+            return _Fate()
+        chance = random.Random(f"{self.seed} {group.name} {event_id}")  # noqa: S311 - no secret
+        draw, late = chance.random(), chance.random() < 0.5
+        if draw < 0.03:
+            return _Fate((chance.choice(PASSING),), for_ever=True, late=late)
+        if draw < 0.06:
+            return _Fate((chance.choice(LASTING),), for_ever=True, late=late)
+        if draw < 0.16:
+            return _Fate(tuple(chance.choices(PASSING, k=chance.randint(1, 4))), late=late)
+        if draw < 0.22:
+            return _Fate(pause=chance.choice([0.5, 3.0, 60.0]), late=late)
+        return _Fate()
+
+    def _note(self, group: Group, event_ids: Sequence[UUID], error: BaseException, memory: Any, began: float) -> None:
+        """Count a failure that is the handler's own: not one that it met because the database went."""
+        if memory.is_lost:
+            return
+        timed_out = trio.current_time() - began >= self.time_limit - 0.001
+        if isinstance(error, Exception) or timed_out:
+            self.ledger.failures.update((group.name, event_id) for event_id in event_ids)
+
+    time_limit: float = 10.0

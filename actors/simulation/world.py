@@ -1,0 +1,296 @@
+"""One simulated story: processes of one system on servers in memory, publishers, faults, and at the end the balance."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from typing import Any, Final
+from uuid import UUID
+
+import trio
+from attrs import define, field
+
+from ...runtime.postgres import PostgresUnavailable
+from ...runtime.redis import ClusterOptions, RedisOptions
+from ...runtime.testing.redis import EPOCH, InProcessRedis
+from ...runtime.testing.redis_cluster import InProcessCluster
+from ...runtime.testing.simulation import ProcessDied, SimulatedProcess, Simulation, current_process
+from ..backends import HEALED_WITHIN, Backends
+from ..deployment import Deployment
+from ..probes import Unhealthy
+from ..producer import Published, PublishFailed
+from ..system import System
+from ..testing import MemoryStore
+from .ledger import Accepted, Ledger
+from .network import Line, lose_transactions
+from .scenario import Publication, Scenario
+from .stumbling import Stumbling
+
+__all__ = ["Node", "World"]
+
+QUIET_WITHIN: Final = 600.0
+"""Seconds, after the last fault has passed, within which everything must have come to its end."""
+
+PATIENCE: Final = 20.0
+"""Seconds that a publisher waits for an answer."""
+
+
+@define(eq=False)
+class Node:
+    """One process of the system, through all of its lives.
+
+    Attributes:
+        name: of the installation: its consumers are named for it.
+        line: its connections to Redis.
+        process: its present life.
+        deployment: what runs in it.
+        life: which one it is, from 1.
+        is_partitioned: whether its network to the database is cut.
+        gone: whether it will not be started again.
+        was_frozen: whether it stood still: then those of its children who promised progress may be taken for stalled.
+    """
+
+    name: str
+    line: Line
+    process: SimulatedProcess | None = None
+    deployment: Deployment | None = None
+    life: int = 0
+    is_partitioned: bool = False
+    gone: bool = False
+    was_frozen: bool = False
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it can be asked for something."""
+        return self.process is not None and self.process.is_running
+
+    def tell_database(self, error: Exception) -> None:
+        """What its pool would tell: the database is gone."""
+        if self.deployment is not None and self.is_running:
+            self.deployment.backends.on_postgres_trouble(error)
+
+
+@define(eq=False)
+class World:
+    """See the module.
+
+    Attributes:
+        seed: of everything that is drawn.
+        scenario: what is simulated.
+        redis: the server, or the cluster.
+        simulation: the processes' scheduler.
+        chance: draws what happens.
+        store: the database.
+        nodes: the processes.
+        ledger: what was promised, and what came of it.
+    """
+
+    seed: int
+    scenario: Scenario
+    redis: InProcessRedis | InProcessCluster
+    simulation: Simulation
+    chance: random.Random
+    system: System
+    ledger: Ledger
+    store: MemoryStore = field(factory=MemoryStore)
+    nodes: list[Node] = field(factory=list)
+    why_away: str = ""
+    calm: bool = False
+
+    @classmethod
+    def of(
+        cls, seed: int, scenario: Scenario, redis: InProcessRedis | InProcessCluster, simulation: Simulation
+    ) -> World:
+        """The world of a seed, with nobody in it yet."""
+        chance = random.Random(f"world {seed}")  # noqa: S311 - no secret
+        declared = scenario.system(chance)
+        stumbling = Stumbling(seed, scenario.connection, on=scenario.stumbling)
+        system, store = stumbling.copy_of(declared), MemoryStore()
+        ledger = stumbling.ledger = Ledger(system, store)
+        stumbling.time_limit = scenario.settings.delivery.handler_timeout
+        world = cls(seed, scenario, redis, simulation, chance, system, ledger, store)
+        for server in world.servers:
+            ledger.watch(server._engine.data)
+        store.server.guard = world._let_in
+        return world
+
+    @property
+    def servers(self) -> list[InProcessRedis]:
+        """The Redis servers."""
+        return list(self.redis.nodes) if isinstance(self.redis, InProcessCluster) else [self.redis]
+
+    @property
+    def running(self) -> list[Node]:
+        """The nodes that can be asked for something."""
+        return [node for node in self.nodes if node.is_running]
+
+    def tell(self, line: str) -> None:
+        """Add to the story."""
+        self.simulation.tell(line)
+
+    # Processes ------------------------------------------------------------------------------------------------------
+
+    def add_node(self) -> Node:
+        """Another process of the system, started at once."""
+        node = Node(f"node{len(self.nodes) + 1}", Line(self.redis.connect))
+        self.nodes.append(node)
+        self.start(node)
+        return node
+
+    def start(self, node: Node) -> None:
+        """Begin another life of a node."""
+        node.life += 1
+        backends = Backends(
+            redis_options=self._redis_options(),
+            redis_connect=node.line.connect,
+            store=self.store,
+            probe_postgres=lambda: self._probe(node),
+        )
+        node.deployment = Deployment(
+            self.system,
+            self.scenario.settings,
+            backends,
+            instance=node.name,
+            wall=_wall,
+            seed=self.chance.getrandbits(32),
+        )
+        process = node.process = self.simulation.start(f"{node.name}/{node.life}", node.deployment.run)
+        process.at_kill(node.line.cut)
+        process.at_kill(lambda: _nothing(lose_transactions(self.store, process)))
+
+    async def restart(self, node: Node, pause: float) -> None:
+        """Once its present life is over, and a pause later, begin another."""
+        life = node.life
+        assert node.process is not None  # noqa: S101 - it has begun
+        await node.process.ended.wait()
+        await trio.sleep(pause)
+        if node.life == life and not node.gone:
+            self.tell(f"{node.name} is started again")
+            self.start(node)
+
+    def _redis_options(self) -> RedisOptions | ClusterOptions:
+        if isinstance(self.redis, InProcessCluster):
+            return ClusterOptions(nodes=self.redis.addresses, retry_for=HEALED_WITHIN)
+        return RedisOptions(retry_for=0.0)
+
+    async def _probe(self, node: Node) -> None:
+        await trio.lowlevel.checkpoint()
+        if self.why_away:
+            raise Unhealthy(self.why_away)
+        if node.is_partitioned:
+            raise Unhealthy("the network is cut")
+
+    # The database ---------------------------------------------------------------------------------------------------
+
+    def lose_database(self, why: str, *, told: bool) -> None:
+        """The database goes away; the pools may notice it at once, or by what fails."""
+        self.why_away = why
+        for work in list(self.store.server.open):
+            work.lose()
+        for node in self.nodes if told else []:
+            node.tell_database(Unhealthy(why))
+
+    def restore_database(self) -> None:
+        """It is back; the health monitors will find out."""
+        self.why_away = ""
+
+    def _let_in(self) -> None:
+        """Whether the current task gets a connection to the database; if not, its pool tells, as a real one does."""
+        process = current_process()
+        if process is None:
+            return
+        node = next((each for each in self.nodes if each.process is process), None)
+        partitioned = node is None or process.killed or node.is_partitioned
+        why = self.why_away or ("the network is cut" if partitioned else "")
+        if why:
+            error = PostgresUnavailable(why, address="memory")
+            if node is not None:
+                node.tell_database(error)
+            raise error
+
+    # Publishers -----------------------------------------------------------------------------------------------------
+
+    async def publish(self, name: str, publications: Sequence[Publication]) -> None:
+        """One publisher, who does not publish its next events before it knows of the last."""
+        chance = random.Random(f"publisher {self.seed} {name}")  # noqa: S311 - no secret
+        waiting, number = list(publications), count()
+        while waiting:
+            size, first = chance.choice([1, 1, 1, 2, 5]), [waiting.pop(0)]
+            while waiting and len(first) < size and waiting[0].stream == first[0].stream:
+                first.append(waiting.pop(0))
+            await self._insist(name, first, chance, number)
+            if chance.random() < 0.5:
+                await trio.sleep(chance.choice([0.001, 0.03, 0.3, 2.0, 8.0]))
+            if chance.random() < 0.05:
+                await self._insist(name, first, chance, number)  # the same events once more: one effect
+
+    async def _insist(self, name: str, wanted: Sequence[Publication], chance: random.Random, number: Any) -> None:
+        """Publish until all are accepted, or given up; what comes later must wait, for the sake of its order."""
+        node, doubtful = None, set[UUID]()
+        left = list(wanted)
+        for attempt in count():
+            node = node if node is not None and node.is_running and chance.random() < 0.9 else self._somebody(chance)
+            results = await self._ask(node, left) if node is not None else None
+            left = self._note(name, node, left, results, doubtful, number)
+            if not left:
+                return
+            if chance.random() < 0.1 or (self.calm and attempt > 100):
+                for each in left:
+                    if each.envelope.event_id not in doubtful:
+                        self.ledger.refused.add(each.envelope.event_id)
+                return
+            await trio.sleep(chance.choice([0.05, 0.5, 1.0, 3.0]))
+
+    def _somebody(self, chance: random.Random) -> Node | None:
+        return chance.choice(self.running) if self.running else None
+
+    async def _ask(self, node: Node, left: Sequence[Publication]) -> list[Published | PublishFailed] | None:
+        """The results; None if nobody knows them: no answer, or a process that is no more."""
+        assert node.process is not None  # noqa: S101
+        assert node.deployment is not None  # noqa: S101
+        with trio.move_on_after(PATIENCE):
+            try:
+                envelopes = [each.envelope for each in left]
+                return await node.process.call(node.deployment.publish, left[0].stream, envelopes)
+            except ProcessDied:
+                return None
+        return None
+
+    def _note(
+        self,
+        name: str,
+        node: Node | None,
+        left: Sequence[Publication],
+        results: Sequence[Published | PublishFailed] | None,
+        doubtful: set[UUID],
+        number: Any,
+    ) -> list[Publication]:
+        """Enter the results; what is still to be published."""
+        if results is None:
+            if node is not None:
+                doubtful.update(each.envelope.event_id for each in left)
+            return list(left)
+        rest = []
+        for each, result in zip(left, results, strict=True):
+            event_id = each.envelope.event_id
+            if isinstance(result, Published):
+                lineage = f"{name} through {node.name}/{node.life}" if node is not None else name
+                if event_id in doubtful and len(left) > 1:
+                    # It may have been added before what was accepted meanwhile: it has no place among the others.
+                    lineage = str(event_id)
+                self.ledger.accepted.setdefault(event_id, Accepted(each.stream, lineage, next(number)))
+            else:
+                if result.outcome_unknown:
+                    doubtful.add(event_id)
+                rest.append(each)
+        return rest
+
+
+def _wall() -> datetime:
+    return datetime.fromtimestamp(EPOCH, UTC) + timedelta(seconds=trio.current_time())
+
+
+def _nothing(_: object) -> None:
+    """Take a result that nobody needs."""
