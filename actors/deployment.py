@@ -11,6 +11,7 @@
     │   ├── health-monitor          opens and shuts the gates redis and postgres
     │   ├── migrations              requires postgres; opens the gate schema
     │   ├── producer
+    │   ├── outbox-relay            requires redis, postgres, schema
     │   ├── membership              requires postgres, schema
     │   ├── leases                  only with ordered groups; requires redis, postgres, schema
     │   ├── EVENT_GROUP@EVENT_STREAM (rest_for_one), one for each group; see `group_tree`
@@ -30,7 +31,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
 from datetime import datetime
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -67,6 +68,7 @@ from ..runtime.telemetry import get_logger
 from . import migrations
 from .access_repository import AccessRepository
 from .cluster_probe import ClusterProbe, probe_of
+from .conditional import ConditionNotMet
 from .declaring import declare_groups
 from .event import Envelope, Origin, SkippedEntry, UndecodableEntry
 from .group_tree import GroupTree, Site
@@ -78,7 +80,9 @@ from .letters import LetterDesk
 from .membership import LEAVE_WITHIN, Membership
 from .ownership import Ownership
 from .probes import StreamView, observe
-from .producer import Outgoing, Producer, Published, PublishFailed
+from .producer import Published, PublishFailed
+from .publish_side import PublishSide
+from .relay import OutboxView
 from .stream_view import last_id_of
 from .upkeep import Upkeep
 
@@ -128,6 +132,7 @@ class Deployment:
         gates: ``redis``, ``redis-memory`` (shut while Redis is full: nothing is published, all else goes on),
             ``postgres`` and ``schema``.
         tree: the supervision tree.
+        publishing: the producer, the outbox and its relay.
         producer: the producer.
         pools: the handler pools, by group and partition (``GROUP@KEY``).
         backlogs: their backlogs.
@@ -184,15 +189,18 @@ class Deployment:
         )
         backends.on_postgres_trouble = self._postgres_watch.trouble
         backends.on_postgres_slow = lambda _: self._postgres_watch.doubt(ANSWER_WITHIN)
-        self.producer = Producer(
+        self.publishing = PublishSide(
+            system,
+            settings,
+            backends.store,
             self.client,
-            (self.gates["redis"], self.gates["redis-memory"]),
+            self.gates,
             self._redis_trouble,
-            requests=settings.delivery.publish_capacity,
-            buffer=settings.capture.buffer,
+            instance=instance,
             believes_late=not self._may_move,
             ownership=Ownership(self._cluster_client) if self._cluster_probe is not None else None,
         )
+        self.producer = self.publishing.producer
         self.tree = Tree(self._root(front_ends), gates=self.gates, seed=seed)
 
     # For those who bring and show work ------------------------------------------------------------------------------
@@ -212,10 +220,39 @@ class Deployment:
         Raises:
             KeyError: no stream of that key is declared.
         """
-        declared = self.system.streams[stream]
-        encoded = [_outgoing(declared, envelope) for envelope in envelopes]
-        results = iter(await self.producer.publish([each for each in encoded if isinstance(each, Outgoing)]))
-        return [next(results) if isinstance(each, Outgoing) else each for each in encoded]
+        return await self.publishing.publish(stream, envelopes)
+
+    async def publish_many(
+        self, stream: str, events: Iterable[object] | AsyncIterable[object]
+    ) -> list[Published | PublishFailed]:
+        """Publish any number of events, in order: objects of event classes, or envelopes; one result for each.
+
+        A burst is taken from `events` when the one before it is accepted. When an event is refused because nothing is
+        there to take it, those behind its burst are not sent, for they would overtake it. Cancelled: a part of them may
+        have been published.
+
+        Raises:
+            KeyError: no stream of that key is declared.
+            TypeError: an object is of no event class.
+        """
+        return await self.publishing.publish_many(stream, events)
+
+    async def publish_if(
+        self, stream: str, envelope: Envelope, condition: str
+    ) -> Published | ConditionNotMet | PublishFailed:
+        """Publish an event if ``{stream}:condition:NAME`` holds ``true`` at the moment at which it is added.
+
+        While Redis is away, or events before it wait in the outbox, it is refused: whether a condition holds cannot be
+        judged later. `self.publishing.conditions` sets and clears conditions.
+
+        Raises:
+            KeyError: no stream of that key is declared.
+        """
+        return await self.publishing.publish_if(stream, envelope, condition)
+
+    def outbox(self) -> list[OutboxView]:
+        """What waits in the outbox, by stream, as it was last seen."""
+        return self.publishing.outbox()
 
     def capture(self, envelope: Envelope, stream: str = "EVENT_STREAM") -> bool:
         """Take along an event that is recorded beside somebody's request; see `Producer.capture`.
@@ -223,14 +260,7 @@ class Deployment:
         False, too, where the system declares no such stream (then there is nothing to record into), or the codec
         refuses the event.
         """
-        declared = self.system.streams.get(stream)
-        if declared is None:
-            return False
-        encoded = _outgoing(declared, envelope)
-        if isinstance(encoded, Outgoing):
-            return self.producer.capture(encoded)
-        log.error("captured event dropped", stream=stream, event_id=str(envelope.event_id), why=encoded.reason)
-        return False
+        return self.publishing.capture(envelope, stream)
 
     async def tail(self, stream: str, last_id: str = "$") -> AsyncIterator[tuple[str, Envelope]]:
         """The events that come to a stream after `last_id` (``$``: from now on), for ever.
@@ -341,7 +371,7 @@ class Deployment:
             requires=("postgres",),
             opens=("schema",),
         )
-        yield ChildSpec(id="producer", body=self.producer, drain_within=3.0, mailboxes=self.producer.mailboxes)
+        yield from self.publishing.children()
         yield from self._groups()
         if self.letters is not None:
             orders = LetterOrders(
@@ -478,7 +508,8 @@ class Deployment:
             self._redis_trouble(error)
 
     async def _observe(self) -> None:
-        """Look at the streams, where Redis is there to be asked."""
+        """Look at the streams, where Redis is there to be asked, and into the outbox."""
+        await self.publishing.observe()
         if not self.gates["redis"].is_open:
             return
         for key in self._partitions():
@@ -540,14 +571,6 @@ def _has_broken(error: Exception) -> bool:
     """Whether it tells of a connection that was there, and is no more."""
     ends = (EOFError, trio.BrokenResourceError, trio.ClosedResourceError, ConnectionResetError, BrokenPipeError)
     return isinstance(error, RedisUnavailable) and isinstance(error.__cause__, ends)
-
-
-def _outgoing(stream: Stream, envelope: Envelope) -> Outgoing | PublishFailed:
-    try:
-        return Outgoing(stream.key, envelope.event_id, stream.encode(envelope))
-    except Exception as error:  # noqa: BLE001 - a codec may be the user's, and data may be anything
-        reason = f"the event cannot be encoded: {type(error).__name__}: {error}"
-        return PublishFailed(envelope.event_id, reason, permanent=True)
 
 
 def _decoded(stream: Stream, reply: Any) -> list[tuple[str, Envelope | None]]:

@@ -8,14 +8,14 @@ the order of their ids, and deletes them.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 from uuid import UUID
 
 from attrs import field, frozen
 
-from ..runtime.postgres import Pool, listen
+from ..runtime.postgres import Notification, Notifications, Pool, listen
 from .event import Fields
 from .texts import storable
 
@@ -100,8 +100,10 @@ class WaitingRows:
 class OutboxNews(Protocol):
     """Tells when there may be something new; entered and left as a context."""
 
-    async def wait(self) -> None:
+    async def wait(self) -> frozenset[str]:
         """Block until rows were committed since the last call, or may have been. A checkpoint.
+
+        Returns the streams for which somebody has spooled, as far as that was told: what is published now goes behind.
 
         Raises:
             PostgresUnavailable: nobody can tell any more.
@@ -119,8 +121,10 @@ class OutboxTable(Protocol):
         """
         ...
 
-    async def take(self, transaction: Transaction, stream: str, limit: int) -> list[StoredRow] | None:
-        """The first rows of a stream, to be added to it. Nobody else is given rows of it until the transaction ends.
+    async def take(self, transaction: Transaction, stream: str, limit: int, after: int = 0) -> list[StoredRow] | None:
+        """The first rows of a stream behind `after`, to be added to it.
+
+        Nobody else is given rows of that stream until the transaction ends.
 
         Returns None, at once, if somebody else is at it.
         """
@@ -134,8 +138,12 @@ class OutboxTable(Protocol):
         """Write into dead letters, by their ids, under which entry ids their mirrors show them."""
         ...
 
+    async def streams(self) -> list[str]:
+        """The streams for which something waits, in order. Quick, however much it is."""
+        ...
+
     async def waiting(self) -> list[WaitingRows]:
-        """The streams for which something waits, by key."""
+        """How much waits, by stream. Counts it all."""
         ...
 
     def news(self) -> AbstractAsyncContextManager[OutboxNews]:
@@ -169,13 +177,24 @@ returning id
 _TAKE: Final = """
 select id, stream, event_id, event_key, fields, kind, max_len, letter_id, created_by,
        greatest(0, extract(epoch from clock_timestamp() - created_at))::float8
-from penstock_outbox where stream = %s order by id limit %s
+from penstock_outbox where stream = %s and id > %s order by id limit %s
 """
 
 _TELL: Final = """
 update penstock_dead_letter as letter set mirror_id = given.entry_id
 from unnest(%s::bigint[], %s::text[]) as given (letter_id, entry_id) where letter.id = given.letter_id
 """
+
+_STREAMS: Final = """
+with recursive found (stream) as (
+    (select stream from penstock_outbox order by stream limit 1)
+    union all
+    select (select next.stream from penstock_outbox as next where next.stream > found.stream order by stream limit 1)
+    from found where found.stream is not null
+)
+select stream from found where stream is not null
+"""
+"""Steps from stream to stream through the index, instead of reading every row."""
 
 _WAITING: Final = """
 select stream, count(*), greatest(0, extract(epoch from clock_timestamp() - min(created_at)))::float8
@@ -216,14 +235,14 @@ class PostgresOutbox:
         # RETURNING promises no order; identities are given in the order of the insert.
         return sorted(row[0] for row in await cursor.fetchall())
 
-    async def take(self, transaction: Transaction, stream: str, limit: int) -> list[StoredRow] | None:
+    async def take(self, transaction: Transaction, stream: str, limit: int, after: int = 0) -> list[StoredRow] | None:
         """See `OutboxTable.take`."""
         connection = transaction.connection
         lock = "select pg_try_advisory_xact_lock(hashtextextended(%s, 0))"
         cursor = await connection.execute(lock, (f"penstock_outbox {stream}",))
         if not (await cursor.fetchone())[0]:
             return None
-        cursor = await connection.execute(_TAKE, (stream, limit))
+        cursor = await connection.execute(_TAKE, (stream, after, limit))
         return [_stored(*row) for row in await cursor.fetchall()]
 
     async def remove(self, transaction: Transaction, ids: Sequence[int]) -> int:
@@ -236,6 +255,12 @@ class PostgresOutbox:
         if entries:
             await transaction.connection.execute(_TELL, (list(entries), list(entries.values())))
 
+    async def streams(self) -> list[str]:
+        """See `OutboxTable.streams`."""
+        async with self._pool.connection() as connection:
+            cursor = await connection.execute(_STREAMS)
+            return [row[0] for row in await cursor.fetchall()]
+
     async def waiting(self) -> list[WaitingRows]:
         """See `OutboxTable.waiting`."""
         async with self._pool.connection() as connection:
@@ -246,18 +271,17 @@ class PostgresOutbox:
     async def news(self) -> AsyncIterator[OutboxNews]:
         """See `OutboxTable.news`."""
         async with listen(self._pool.options, CHANNEL, retry_for=0.0) as notifications:
-            yield _News(notifications.__anext__, notifications.drain)
+            yield _News(notifications)
 
 
 @frozen
 class _News:
-    _next: Callable[[], Any]
-    _drain: Callable[[], Any]
+    _notifications: Notifications
 
-    async def wait(self) -> None:
-        # A Gap, too: rows may have come meanwhile.
-        await self._next()
-        self._drain()
+    async def wait(self) -> frozenset[str]:
+        # A Gap counts, too: rows may have come meanwhile.
+        items = [await anext(self._notifications), *self._notifications.drain()]
+        return frozenset(item.payload for item in items if isinstance(item, Notification) and item.payload)
 
 
 def _stored(

@@ -18,6 +18,7 @@ __all__ = [
     "CaptureSettings",
     "DeliverySettings",
     "HealthSettings",
+    "PublishSettings",
     "RetentionSettings",
 ]
 
@@ -141,6 +142,19 @@ class CaptureSettings:
 
 
 @frozen(kw_only=True)
+class PublishSettings:
+    """How events are accepted.
+
+    Attributes:
+        hedge_after: seconds after which a burst that Redis has not answered goes into the outbox, too.
+        look_every: seconds between two looks into the outbox while nothing is told of it.
+    """
+
+    hedge_after: float = field(default=0.05, validator=above_zero)
+    look_every: float = field(default=1.0, validator=above_zero)
+
+
+@frozen(kw_only=True)
 class ActorSettings:
     """The settings of one event system.
 
@@ -148,6 +162,7 @@ class ActorSettings:
         zone: the time zone whose days the summaries speak of, and in which cron times are meant.
         redis: the link to Redis.
         postgres: the link to PostgreSQL.
+        publish: how events are accepted.
         delivery: how events reach their handlers.
         retention: what is deleted, and when.
         health: how Redis and PostgreSQL are probed.
@@ -157,6 +172,7 @@ class ActorSettings:
     zone: str = field(default="Asia/Seoul", validator=_zone)
     redis: RedisSettings = field(factory=RedisSettings)
     postgres: PostgresSettings = field(factory=PostgresSettings)
+    publish: PublishSettings = field(factory=PublishSettings)
     delivery: DeliverySettings = field(factory=DeliverySettings)
     retention: RetentionSettings = field(factory=RetentionSettings)
     health: HealthSettings = field(factory=HealthSettings)

@@ -32,7 +32,7 @@ from .deployment import Deployment
 from .event import Envelope, event_type_of
 from .probes import Unhealthy
 from .producer import Published, PublishFailed
-from .settings import ActorSettings, HealthSettings
+from .settings import ActorSettings, HealthSettings, PublishSettings
 from .system import System
 from .testing import MemoryStore
 
@@ -114,7 +114,7 @@ class VirtualDeployment(Generic[R]):
         return all(view.state in ("running", "ended") for view in self.deployment.tree.snapshot().root.walk())
 
     async def _is_settled(self) -> bool:
-        if not all(gate.is_open for gate in self.deployment.gates.values()):
+        if not all(gate.is_open for gate in self.deployment.gates.values()) or self.store.outbox.rows:
             return False
         client = self.deployment.client()
         for stream in self.deployment.system.streams.values():
@@ -179,7 +179,9 @@ async def virtual(
             yield made
         return
     # In a day of virtual time, looks at what is well every few seconds add up to seconds of real time.
-    chosen = settings or ActorSettings(health=HealthSettings(interval_up=600.0, observe_every=3600.0))
+    chosen = settings or ActorSettings(
+        health=HealthSettings(interval_up=600.0, observe_every=3600.0), publish=PublishSettings(look_every=60.0)
+    )
     running = VirtualDeployment(system, chosen, redis, store or MemoryStore(), instance=instance, seed=seed)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(running.deployment.run)

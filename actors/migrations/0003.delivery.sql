@@ -219,15 +219,21 @@ create table penstock_replay (
     original_pace  boolean     not null default false,
     state          text        not null default 'waiting'
                    check (state in ('waiting', 'running', 'done', 'cancelled', 'failed')),
-    -- The last entry that was replayed, by partition.
+    -- The last entry that was replayed, by partition: written together with what came of the entries.
     cursors        jsonb       not null default '{}',
     total          bigint,
     replayed       bigint      not null default 0,
     ordered_by     text        not null,
     ordered_at     timestamptz not null default now(),
     finished_at    timestamptz,
-    error          text
+    error          text,
+    -- The process that works it off, and until when it need not be thought dead.
+    worker         uuid,
+    worker_until   timestamptz,
+    constraint penstock_replay_target check ((target_stream is null) <> (consumer_group is null))
 );
+
+create index penstock_replay_open_idx on penstock_replay (system, ordered_at) where state in ('waiting', 'running');
 
 -- The ledger -----------------------------------------------------------------------------------------------------------
 

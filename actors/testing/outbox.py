@@ -35,8 +35,7 @@ class MemoryOutbox:
         self.mirrors: Table[int, str] = Table("mirror")
         self._server = server
         self._locks: Table[str, None] = Table("outbox lock")
-        self._news = trio.Event()
-        self._version = 0
+        self._listeners: dict[_News, None] = {}
 
     @property
     def rows(self) -> list[OutboxRow]:
@@ -52,15 +51,18 @@ class MemoryOutbox:
             await work.put(self.table, number, (row, trio.current_time()))
             ids.append(number)
         if ids:
-            work.on_commit(self.tell)
+            spooled = frozenset(row.stream for row in rows if row.kind == "spool")
+            work.on_commit(lambda: self.tell(spooled))
         return ids
 
-    async def take(self, transaction: Transaction, stream: str, limit: int) -> list[StoredRow] | None:
+    async def take(self, transaction: Transaction, stream: str, limit: int, after: int = 0) -> list[StoredRow] | None:
         """See `OutboxTable.take`."""
         work = _work(transaction)
         if not await work.lock(self._locks, stream, skip=True):
             return None
-        found = sorted((number, row, at) for number, (row, at) in work.scan(self.table) if row.stream == stream)
+        found = sorted(
+            (number, row, at) for number, (row, at) in work.scan(self.table) if row.stream == stream and number > after
+        )
         return [StoredRow(number, row, trio.current_time() - at) for number, row, at in found[:limit]]
 
     async def remove(self, transaction: Transaction, ids: Sequence[int]) -> int:
@@ -72,6 +74,12 @@ class MemoryOutbox:
         """See `OutboxTable.tell_letters`."""
         for letter_id, entry_id in entries.items():
             await _work(transaction).put(self.mirrors, letter_id, entry_id)
+
+    async def streams(self) -> list[str]:
+        """See `OutboxTable.streams`."""
+        await trio.lowlevel.checkpoint()
+        self._server.check()
+        return sorted({row.stream for row, _ in self.table.rows.values()})
 
     async def waiting(self) -> list[WaitingRows]:
         """See `OutboxTable.waiting`."""
@@ -88,27 +96,36 @@ class MemoryOutbox:
         """See `OutboxTable.news`."""
         await trio.lowlevel.checkpoint()
         self._server.check()
-        yield _News(self, self._version)
+        news = _News(self._server)
+        self._listeners[news] = None
+        try:
+            yield news
+        finally:
+            del self._listeners[news]
 
-    def tell(self) -> None:
+    def tell(self, spooled: frozenset[str] = frozenset()) -> None:
         """Wake those who wait for news: rows are committed, or the database has gone."""
-        self._version += 1
-        self._news.set()
-        self._news = trio.Event()
+        for news in self._listeners:
+            news.hear(spooled)
 
 
 class _News:
-    def __init__(self, outbox: MemoryOutbox, seen: int) -> None:
-        self._outbox = outbox
-        self._seen = seen
+    def __init__(self, server: MemoryTransactions) -> None:
+        self._server = server
+        self._heard = trio.Event()
+        self._spooled: frozenset[str] = frozenset()
 
-    async def wait(self) -> None:
+    def hear(self, spooled: frozenset[str]) -> None:
+        self._spooled |= spooled
+        self._heard.set()
+
+    async def wait(self) -> frozenset[str]:
         await trio.lowlevel.checkpoint()
-        while self._seen == self._outbox._version:
-            await self._outbox._news.wait()
-        self._seen = self._outbox._version
-        if (why := self._outbox._server.refusal) is not None:
+        await self._heard.wait()
+        spooled, self._spooled, self._heard = self._spooled, frozenset(), trio.Event()
+        if (why := self._server.refusal) is not None:
             raise PostgresUnavailable(why, address=ADDRESS)
+        return spooled
 
 
 def _work(transaction: Transaction) -> MemoryWork:

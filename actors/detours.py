@@ -1,0 +1,107 @@
+"""Which streams go by way of the outbox at the moment, so that nothing overtakes what waits there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import trio
+from attrs import define, field
+
+__all__ = ["Detours"]
+
+
+@define(eq=False)
+class _Detour:
+    """One stream's.
+
+    Attributes:
+        version: grows with everything that is put into the outbox: who found that empty knows whether it still is.
+        spooling: writes to the outbox that are under way.
+        unresolved: bursts that Redis was sent, and has not answered, while their rows are in the outbox.
+        is_on: whether new events go behind.
+    """
+
+    version: int = 0
+    spooling: int = 0
+    unresolved: int = 0
+    is_on: bool = False
+
+
+@define(eq=False)
+class Detours:
+    """Shared by the producer and the relay of one process. Nothing of it blocks but `news`."""
+
+    _streams: dict[str, _Detour] = field(factory=dict, init=False)
+    _news: trio.Event = field(factory=trio.Event, init=False)
+
+    def is_on(self, stream: str) -> bool:
+        """Whether something of the stream waits in the outbox, or may, so that new events must go behind it."""
+        found = self._streams.get(stream)
+        return found is not None and found.is_on
+
+    @property
+    def streams(self) -> list[str]:
+        """Those whose events go by way of the outbox."""
+        return [stream for stream, detour in self._streams.items() if detour.is_on]
+
+    def enter(self, stream: str) -> None:
+        """From now on its events go behind what is in the outbox."""
+        detour = self._of(stream)
+        detour.version += 1
+        if not detour.is_on:
+            detour.is_on = True
+            self.tell()
+
+    @contextmanager
+    def spooling(self, stream: str) -> Iterator[None]:
+        """While the block runs, rows of the stream are written: nobody may find its outbox empty."""
+        self.enter(stream)
+        detour = self._of(stream)
+        detour.spooling += 1
+        try:
+            yield
+        finally:
+            detour.version += 1
+            detour.spooling -= 1
+            self.tell()
+
+    @contextmanager
+    def unresolved(self, stream: str) -> Iterator[None]:
+        """While the block runs, the rows of the stream may turn out to be needless: they are not relayed meanwhile."""
+        detour = self._of(stream)
+        detour.unresolved += 1
+        try:
+            yield
+        finally:
+            detour.unresolved -= 1
+            self.tell()
+
+    def is_unresolved(self, stream: str) -> bool:
+        """Whether Redis still owes the answer to a burst whose rows are in the outbox."""
+        found = self._streams.get(stream)
+        return found is not None and found.unresolved > 0
+
+    def versions(self) -> dict[str, int]:
+        """To be taken before one looks what is in the outbox; see `leave`."""
+        return {stream: detour.version for stream, detour in self._streams.items() if detour.is_on}
+
+    def leave(self, versions: Mapping[str, int], full: Iterable[str]) -> None:
+        """Go straight again to those streams of `versions` that are not in `full`, unless anything has come since."""
+        waiting = set(full)
+        for stream, version in versions.items():
+            detour = self._streams[stream]
+            if stream not in waiting and detour.version == version and not detour.spooling:
+                detour.is_on = False
+
+    def tell(self) -> None:
+        """Wake who waits for news."""
+        self._news.set()
+        self._news = trio.Event()
+
+    async def news(self) -> None:
+        """Block until a stream is on a detour, rows were written, or a burst was resolved."""
+        await self._news.wait()
+
+    def _of(self, stream: str) -> _Detour:
+        return self._streams.setdefault(stream, _Detour())

@@ -1,0 +1,114 @@
+"""Spooling: what Redis does not take is accepted into the outbox instead."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+import psycopg
+import trio
+
+from ..runtime.postgres import PostgresUnavailable
+from ..runtime.telemetry import get_logger
+from .detours import Detours
+from .outgoing import Outgoing, row_of
+from .sending import Refusal
+
+if TYPE_CHECKING:
+    from ..runtime.supervision import Gate
+    from .store import Store
+
+__all__ = ["Spool"]
+
+log = get_logger(__name__)
+
+SPOOLED_WITHIN: Final = 5.0
+"""Seconds that PostgreSQL has to take a burst: a frozen one is known after one, and its gate is shut; the rest is for a
+pool whose connections are all lent."""
+
+
+class Spool:
+    """The way into the outbox.
+
+    Attributes:
+        spooled: events that it has taken.
+
+    Args:
+        store: whose outbox it is.
+        gates: ``postgres`` and ``schema``: without them nothing can be written.
+        detours: is told what waits there.
+        created_by: who we are, for people.
+    """
+
+    def __init__(self, store: Store, gates: Sequence[Gate], detours: Detours, created_by: str) -> None:
+        self.spooled = 0
+        self._store = store
+        self._gates = tuple(gates)
+        self._detours = detours
+        self._created_by = created_by
+
+    def why_not(self) -> str:
+        """Why nothing can be spooled now; empty if it can."""
+        return next((f"{gate.name}: {gate.cause}" for gate in self._gates if not gate.is_open), "")
+
+    async def wait(self) -> None:
+        """Block until it can be tried. A checkpoint."""
+        for gate in self._gates:
+            await gate.wait_open()
+
+    async def wait_not(self) -> None:
+        """Block until nothing can be spooled."""
+        async with trio.open_nursery() as nursery:
+            for gate in self._gates:
+                nursery.start_soon(_when_shut, gate, nursery.cancel_scope)
+
+    async def add(self, stream: str, entries: Sequence[Outgoing]) -> list[int] | Refusal:
+        """Write entries of one stream behind what is in its outbox, all or none; their rows' ids, or why not.
+
+        Blocks until they are committed, and never when the database is known to be away. Raises nothing for PostgreSQL.
+        Cancelled, the outcome is unknown.
+        """
+        if why := self.why_not():
+            await trio.lowlevel.checkpoint()
+            return Refusal(why)
+        with self._detours.spooling(stream):
+            rows = await self._write(entries)
+        if not isinstance(rows, Refusal):
+            self.spooled += len(rows)
+        return rows
+
+    async def _write(self, entries: Sequence[Outgoing]) -> list[int] | Refusal:
+        ids: list[int] | Refusal = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._give_up, nursery.cancel_scope)
+            nursery.cancel_scope.deadline = trio.current_time() + SPOOLED_WITHIN
+            ids = await self._insert(entries)
+            nursery.cancel_scope.cancel(reason="the rows are written")
+        return ids or Refusal(self.why_not() or f"postgres: no answer within {SPOOLED_WITHIN:g} s", unknown=True)
+
+    async def _insert(self, entries: Sequence[Outgoing]) -> list[int] | Refusal:
+        rows = [row_of(entry, "spool", self._created_by) for entry in entries]
+        try:
+            async with self._store.transaction() as transaction:
+                ids = await self._store.outbox.add(transaction, rows)
+        except (PostgresUnavailable, psycopg.Error) as error:
+            return Refusal(f"postgres: {error}", unknown=True)
+        return ids
+
+    async def take_back(self, ids: Sequence[int]) -> None:
+        """Delete rows that turned out to be needless. If that fails, they come to the stream twice, for one effect."""
+        try:
+            with trio.move_on_after(SPOOLED_WITHIN):
+                async with self._store.transaction() as transaction:
+                    await self._store.outbox.remove(transaction, ids)
+        except (PostgresUnavailable, psycopg.Error) as error:
+            log.debug("spooled events stay in the outbox, and in the stream", count=len(ids), error=str(error))
+
+    async def _give_up(self, write: trio.CancelScope) -> None:
+        await self.wait_not()
+        write.cancel(reason="the database is away")
+
+
+async def _when_shut(gate: Gate, others: trio.CancelScope) -> None:
+    await gate.wait_shut()
+    others.cancel(reason="one is enough")
