@@ -32,8 +32,8 @@ class Strikes:
         redis: what is hit.
         members: the Penstock processes, by name; `replace` puts a new one in the place of one that is killed for good.
         note: told of each fault.
-        struck: seconds (`time.monotonic`) and name of each.
-        failovers: when a master was lost or replaced; what was acknowledged just before may be gone.
+        failovers: begin and end of each fault in which a master was replaced; what was acknowledged just before, or
+            meanwhile, may be gone.
         wrong: what a fault found out.
     """
 
@@ -43,8 +43,7 @@ class Strikes:
     replace: Callable[[str], None]
     rng: random.Random
     note: Callable[[str], None]
-    struck: list[tuple[float, str]] = field(factory=list)
-    failovers: list[float] = field(factory=list)
+    failovers: list[tuple[float, float]] = field(factory=list)
     wrong: list[str] = field(factory=list)
 
     async def run(self, count: int, seconds: float) -> None:
@@ -60,9 +59,12 @@ class Strikes:
 
     async def _strike(self, name: str) -> None:
         self.note(name)
-        self.struck.append((time.monotonic(), name))
+        begun = time.monotonic()
         with trio.CancelScope(shield=True):
+            masters = await _thread(self._masters)
             await self._kinds()[name]()
+            if await _thread(self._masters) != masters:
+                self.failovers.append((begun, time.monotonic()))
         for place, member in self.members.items():
             if member.process is not None and (code := member.process.poll()) is not None:
                 self.wrong.append(f"process {place} ended by itself with {code} after {name}")
@@ -104,7 +106,6 @@ class Strikes:
 
     async def _kill_redis(self, down: float | None = None) -> None:
         node = self._node()
-        self._may_fail_over()
         await _thread(node.kill)
         await trio.sleep(self.rng.uniform(0.3, 4.0) if down is None else down)
         await _thread(node.start)
@@ -112,7 +113,6 @@ class Strikes:
 
     async def _freeze_redis(self) -> None:
         node = self._node()
-        self._may_fail_over()
         node.freeze()
         await trio.sleep(self.rng.choice([0.3, 1.5, 4.0]))
         node.thaw()
@@ -138,7 +138,6 @@ class Strikes:
 
     async def _fail_over(self) -> None:
         replica = await _thread(self._some_replica)
-        self._may_fail_over()
         with suppress(AssertionError, redis.exceptions.RedisError):  # refused: that it is no replica any more, say
             await _thread(self.redis.made.fail_over, replica)  # type: ignore[attr-defined]
         await _thread(self.redis.wait_ok)
@@ -146,7 +145,6 @@ class Strikes:
     async def _lose_master(self) -> None:
         replica = await _thread(self._some_replica)
         master = await _thread(self._master_of, replica)
-        self._may_fail_over()
         await _thread(master.kill)
         with trio.move_on_after(30):
             while await _thread(self._role, replica) != "master":
@@ -155,9 +153,9 @@ class Strikes:
         await _thread(master.start)
         await _thread(self.redis.wait_ok)
 
-    def _may_fail_over(self) -> None:
-        if len(self.redis.nodes) > 3:
-            self.failovers.append(time.monotonic())
+    def _masters(self) -> set[int]:
+        """The ports of the nodes that are masters, where they may change."""
+        return {node.port for node in self.redis.nodes if len(self.redis.nodes) > 3 and self._role(node) == "master"}
 
     def _node(self) -> LocalNode:
         return self.rng.choice(list(self.redis.nodes))
