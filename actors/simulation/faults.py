@@ -65,10 +65,9 @@ def _victim(world: World) -> InProcessRedis:
     if isinstance(world.redis, InProcessRedis):
         return world.redis
     keys = [key for stream in world.system.streams.values() for key in stream.keys]
-    nodes = world.redis.nodes
-    return (
-        world.redis.master_of(world.chance.choice(keys)) if world.chance.random() < 0.7 else world.chance.choice(nodes)
-    )
+    if world.chance.random() < 0.7:
+        return world.redis.master_of(world.chance.choice(keys))
+    return world.chance.choice(world.redis.nodes)
 
 
 # Processes -----------------------------------------------------------------------------------------------------------

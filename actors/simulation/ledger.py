@@ -1,4 +1,4 @@
-"""The ledger of a simulated system: what was promised to whom, and what came of it, watched at every command and commit.
+"""The ledger of a simulated system: what was promised, and what came of it, watched at every command and commit.
 
 It looks at the servers from inside (the commands of the in-process Redis, the commits of the store in memory), so that
 a promise that is broken for a moment is seen in that moment, and not only by what it leads to.
@@ -62,8 +62,8 @@ class Ledger:
         failures: how often a handler has failed by itself, by group and event id.
         entries: the fields of every entry that was ever added, by the stream's key in Redis and entry id.
         trimmed: entries that a stranger has taken away.
-        one_reader: whether each group has one process: then stored positions never pass what is unfinished. With several
-            that read one stream, a position is that of the furthest.
+        one_reader: whether each group has one process: then stored positions never pass what is unfinished. With
+            several that read one stream, a position is that of the furthest.
         violations: what was broken, in order.
     """
 
@@ -125,16 +125,16 @@ class Ledger:
 
     def _committed(self, rows: Mapping[tuple[Any, Any], Any]) -> None:
         store = self.store
-        for (table, key), row in rows.items():
+        for (table, _), row in rows.items():
             if row is None:
                 continue
             if table is store.effect_table and row.statement == EFFECT:
                 self._took_effect(*row.values)
             elif table is store.outbox.table and row[0].event_id is not None and row[0].kind != "mirror":
                 self._spooled[row[0].event_id] = row[0].stream
-        for (table, key), row in rows.items():
+        for (table, place), row in rows.items():
             if table is store.position_table and row is not None:
-                self._moved(*key, row)
+                self._moved_to(place[0], place[1], row)
 
     def _took_effect(self, stream: str, group: str, event_id: UUID, key: str | None) -> None:
         self._effects[group, event_id] += 1
@@ -150,7 +150,7 @@ class Ledger:
         else:
             self._last_of[line] = (accepted.number, event_id)
 
-    def _moved(self, group: str, key: str, position: str) -> None:
+    def _moved_to(self, group: str, key: str, position: str) -> None:
         """A position never passes an unfinished entry."""
         stream = self.system.stream_of(key)
         if stream is None or not (self.one_reader or stream.groups[group].ordered):
@@ -213,7 +213,7 @@ class Ledger:
     # The end --------------------------------------------------------------------------------------------------------
 
     def balance(self) -> None:
-        """Once all is quiet: every event has come to exactly one end in each group, and not by somebody else's fault."""
+        """Once all is quiet: every event has one end in each group, and none of them by somebody else's fault."""
         for event_id, stream in self._promised():
             for group in stream.groups.values():
                 self._check_end(event_id, stream, group)
@@ -232,9 +232,9 @@ class Ledger:
             if name in self.system.streams:
                 yield event_id, self.system.streams[name]
         for (key, _), fields in self.entries.items():
-            event_id, stream = _event_id(fields), self.system.stream_of(key)
-            if event_id is not None and event_id not in streams and stream is not None:
-                yield event_id, stream
+            found, stream = _event_id(fields), self.system.stream_of(key)
+            if found is not None and found not in streams and stream is not None:
+                yield found, stream
 
     def _check_end(self, event_id: UUID, stream: Stream, group: Group) -> None:
         copies = [place for place, fields in self.entries.items() if _event_id(fields) == event_id]

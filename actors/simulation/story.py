@@ -77,11 +77,11 @@ def tell_story(scenario: Scenario, seed: int, *, watchdog: float = 60.0) -> Outc
 async def _run(scenario: Scenario, seed: int) -> Outcome:
     chance = random.Random(f"place {seed}")  # noqa: S311 - no secret
     on_cluster = chance.random() < scenario.on_cluster
-    async with InProcessCluster(replicas=1) if on_cluster else InProcessRedis() as redis:
-        async with Simulation(seed) as simulation:
-            story = _Story(World.of(seed, scenario, redis, simulation))
-            await story.tell()
-            return story.outcome()
+    place = InProcessCluster(replicas=1) if on_cluster else InProcessRedis()
+    async with place as redis, Simulation(seed) as simulation:
+        story = _Story(World.of(seed, scenario, redis, simulation))
+        await story.tell()
+        return story.outcome()
 
 
 class _Story:

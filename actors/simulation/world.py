@@ -114,6 +114,7 @@ class World:
         for server in world.servers:
             ledger.watch(server._engine.data)
         store.server.guard = world._let_in
+        store.server.trouble = world._hear
         return world
 
     @property
@@ -196,6 +197,13 @@ class World:
         """It is back; the health monitors will find out."""
         self.why_away = ""
 
+    def _hear(self, trouble: Exception) -> None:
+        """A connection was lost, and the process that had it has noticed."""
+        process = current_process()
+        for node in self.nodes:
+            if node.process is process:
+                node.tell_database(trouble)
+
     def _let_in(self) -> None:
         """Whether the current task gets a connection to the database; if not, its pool tells, as a real one does."""
         process = current_process()
@@ -206,8 +214,7 @@ class World:
         why = self.why_away or ("the network is cut" if partitioned else "")
         if why:
             error = PostgresUnavailable(why, address="memory")
-            if node is not None:
-                node.tell_database(error)
+            self._hear(error)
             raise error
 
     # Publishers -----------------------------------------------------------------------------------------------------

@@ -63,6 +63,7 @@ class MemoryTransactions:
         refusal: why the database is away; None while it is there.
         commit_losses: for each of the next commits whether it takes effect before its answer is lost.
         guard: asked for each connection, in the task that wants it; raises where it cannot be made.
+        trouble: told of each loss of a connection, by who meets it, as a pool tells.
         committed: told of the rows that a commit has put (None: deleted), by table and key, right after it.
     """
 
@@ -74,6 +75,7 @@ class MemoryTransactions:
         self.refusal: str | None = None
         self.commit_losses: list[bool] = []
         self.guard: Callable[[], None] = _let_in
+        self.trouble: Callable[[PostgresUnavailable], None] = _ignore
         self.committed: Callable[[Mapping[tuple[Table[Any, Any], Any], Any | None]], None] = _ignore
 
     def check(self) -> None:
@@ -220,7 +222,9 @@ class MemoryWork:
     def check(self) -> None:
         """Raise what PostgreSQL would: the connection is lost, or a statement has failed before."""
         if self._lost:
-            raise PostgresUnavailable("the connection was lost", address=ADDRESS)
+            lost = PostgresUnavailable("the connection was lost", address=ADDRESS)
+            self._server.trouble(lost)
+            raise lost
         if self._failed:
             raise psycopg.errors.InFailedSqlTransaction("a statement of this transaction has failed")
 
