@@ -6,8 +6,19 @@ Needs the extra ``publisher`` (httpx and anyio), and nothing of the server's sid
 from __future__ import annotations
 
 from .answers import Accepted
-from .errors import BufferFull, GaveUp, NotPublished, PublisherClosed, PublisherError, Rejected, Unsent, UnsentEvent
-from .publisher import Publisher, PublisherStatistics
+from .errors import (
+    BufferFull,
+    GaveUp,
+    NotPublished,
+    PublisherClosed,
+    PublisherError,
+    Rejected,
+    Unsent,
+    UnsentEvent,
+    envelopes_of,
+)
+from .publisher import Publisher
+from .statistics import PublisherStatistics
 
 __all__ = [
     "Accepted",
@@ -21,4 +32,5 @@ __all__ = [
     "Rejected",
     "Unsent",
     "UnsentEvent",
+    "envelopes_of",
 ]

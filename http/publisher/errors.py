@@ -21,6 +21,7 @@ __all__ = [
     "Rejected",
     "Unsent",
     "UnsentEvent",
+    "envelopes_of",
 ]
 
 
@@ -133,6 +134,11 @@ class Unsent(PublisherError):
     def lines(self, stream: str) -> str:
         """The events of one stream as NDJSON, as ``penstock publish STREAM FILE`` reads it."""
         return "".join(json.dumps(each.event) + "\n" for each in self.events if each.stream == stream)
+
+
+def envelopes_of(lines: str) -> list[Envelope]:
+    """The events that `Unsent.lines` has written, as `Publisher.publish_many` takes them."""
+    return [_envelope(json.loads(line)) for line in lines.split("\n") if line.strip()]
 
 
 def _envelope(event: Mapping[str, Any]) -> Envelope:

@@ -4,63 +4,34 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from uuid import UUID
 
 import anyio
-import attrs
 import httpx
-from attrs import frozen
 
-from ...actors.event import Envelope, event_type_of
 from ...runtime.telemetry import get_logger
+from .address import address_of, client_of
 from .answers import Accepted
 from .errors import BufferFull, GaveUp, NotPublished, PublisherClosed, Unsent, UnsentEvent
-from .lane import Item, Lane, encode
+from .item import Item, encode, envelope_of
+from .lane import Lane
 from .room import Room
 from .sender import Pace, Sender
+from .statistics import PublisherStatistics
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup, TaskStatus
     from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-__all__ = ["Publisher", "PublisherStatistics"]
+__all__ = ["Publisher"]
 
 log = get_logger(__name__)
 
 P = TypeVar("P", bound="Publisher")
-
-
-@frozen(kw_only=True)
-class PublisherStatistics:
-    """How a publisher is doing.
-
-    Attributes:
-        waiting: events in the buffer that have no outcome, those under way included.
-        waiting_bytes: their bytes.
-        accepted: events that the server has accepted since the start.
-        accepted_by_outbox: those of them that it keeps in its outbox, for Redis is away there.
-        rejected: events that it does not take.
-        gave_up: events that were given up, after `give_up_after` or when the publisher was left.
-        withdrawn: events whose caller was cancelled before they were sent.
-        requests: requests that were sent.
-        sent_again: events that were sent again, counted each time.
-        trouble: why the last request failed; empty if it did not.
-    """
-
-    waiting: int
-    waiting_bytes: int
-    accepted: int
-    accepted_by_outbox: int
-    rejected: int
-    gave_up: int
-    withdrawn: int
-    requests: int
-    sent_again: int
-    trouble: str
 
 
 class Publisher:
@@ -97,7 +68,7 @@ class Publisher:
         client: what to send with, for credentials, certificates or a proxy of your own. It is not closed.
 
     Raises:
-        ValueError: the URL is none of these, or a number is not above zero.
+        ValueError: the URL is none of these, or a number is not above zero (`linger` and `close_within` may be zero).
     """
 
     def __init__(
@@ -115,26 +86,17 @@ class Publisher:
         on_failed: Callable[[NotPublished], None] | None = None,
         client: httpx.AsyncClient | None = None,
     ) -> None:
-        for name, number in (
-            ("buffer_size", buffer_size),
-            ("buffer_bytes", buffer_bytes),
-            ("batch_size", batch_size),
-            ("batch_bytes", batch_bytes),
-            ("request_timeout", request_timeout),
-            ("give_up_after", math.inf if give_up_after is None else give_up_after),
-        ):
-            if not number > 0:
-                raise ValueError(f"{name} must be above zero, not {number}")
-        self._base, self._socket = _address(url)
+        self._base, self._socket = address_of(url)
         self._pace = Pace(
+            buffer_size=buffer_size,
+            buffer_bytes=buffer_bytes,
             batch_size=batch_size,
             batch_bytes=batch_bytes,
             linger=linger,
             request_timeout=request_timeout,
             give_up_after=give_up_after,
+            close_within=close_within,
         )
-        self._room_for = (buffer_size, buffer_bytes)
-        self._close_within = close_within
         self._on_failed = on_failed
         self._given_client = client
         self._state = "not entered"
@@ -149,8 +111,8 @@ class Publisher:
     async def __aenter__(self: P) -> P:
         if self._state != "not entered":
             raise PublisherClosed("a publisher is entered once; make another one")
-        self._client = self._given_client or _client(self._socket, self._pace.request_timeout)
-        self._room = Room(*self._room_for)
+        self._client = self._given_client or client_of(self._socket, self._pace.request_timeout)
+        self._room = Room(self._pace.buffer_size, self._pace.buffer_bytes)
         self._sender = Sender(self._client, self._base, self._pace, self._settle)
         self._new_lanes: MemoryObjectSendStream[Lane]
         self._new_lanes, arriving = anyio.create_memory_object_stream(math.inf)
@@ -184,7 +146,7 @@ class Publisher:
         if self._crashed:  # nobody would send
             return
         self._sender.hurry.set()
-        with anyio.move_on_after(self._close_within, shield=True):
+        with anyio.move_on_after(self._pace.close_within, shield=True):
             await self._drained()
 
     async def _end_senders(
@@ -248,7 +210,7 @@ class Publisher:
             InvalidEvent: it cannot be written as JSON.
         """
         given = {"key": key, "event_id": event_id, "timestamp": timestamp}
-        item = encode(stream, _envelope(event, event_type, given))
+        item = encode(stream, envelope_of(event, event_type, given))
         (outcome,) = await self._published([item])
         if isinstance(outcome, NotPublished):
             raise outcome
@@ -267,7 +229,7 @@ class Publisher:
             InvalidEvent: one cannot be written as JSON; none was sent.
         """
         given = {"key": key}
-        return await self._published([encode(stream, _envelope(event, event_type, given)) for event in events])
+        return await self._published([encode(stream, envelope_of(event, event_type, given)) for event in events])
 
     async def send(
         self,
@@ -285,7 +247,7 @@ class Publisher:
         other errors as with `publish`.
         """
         given = {"key": key, "event_id": event_id, "timestamp": timestamp}
-        item = encode(stream, _envelope(event, event_type, given))
+        item = encode(stream, envelope_of(event, event_type, given))
         await self._put(item)
         return item.event_id
 
@@ -302,7 +264,7 @@ class Publisher:
         """As `send`, but never blocks: raises `BufferFull` where `send` would wait."""
         self._check_open()
         given = {"key": key, "event_id": event_id, "timestamp": timestamp}
-        item = encode(stream, _envelope(event, event_type, given))
+        item = encode(stream, envelope_of(event, event_type, given))
         if not self._try_put(item):
             why = f"; {self._sender.trouble}" if self._sender.trouble else ""
             raise BufferFull(f"{self._room.events} events ({self._room.bytes} bytes) wait to be sent{why}")
@@ -436,36 +398,3 @@ class Publisher:
             raise PublisherClosed("the publisher was not entered: use `async with Publisher(…)`")
         if self._state == "closed":
             raise PublisherClosed("the publisher has been left; what is published now would never be sent")
-
-
-def _envelope(event: object, event_type: str | None, given: Mapping[str, Any]) -> Envelope:
-    chosen = {name: value for name, value in given.items() if value is not None}
-    if isinstance(event, Mapping):
-        if event_type is None:
-            raise TypeError("a mapping needs an event_type")
-        return Envelope(event_type=event_type, data=dict(event), **chosen)
-    if event_type is not None:
-        raise TypeError(f"event_type is for mappings; {type(event).__name__} has its own")
-    if isinstance(event, Envelope):
-        return attrs.evolve(event, **chosen)
-    return event_type_of(type(event)).envelope(event, **chosen)
-
-
-def _address(url: str) -> tuple[str, str | None]:
-    """The URL that requests begin with, and the path of the socket that they go to, if it is one."""
-    if url.startswith("unix:") and len(url) > len("unix:"):
-        return "http://localhost", url.removeprefix("unix:")
-    try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL as error:
-        raise ValueError(f"{url!r} is no URL: {error}") from error
-    if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ValueError(f"the server's URL is http://…, https://… or unix:PATH, not {url!r}")
-    return url.rstrip("/"), None
-
-
-def _client(socket: str | None, timeout: float) -> httpx.AsyncClient:
-    # As many connections as there are streams, at the most: each has one request under way.
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
-    transport = httpx.AsyncHTTPTransport(uds=socket, limits=limits) if socket is not None else None
-    return httpx.AsyncClient(transport=transport, limits=limits, timeout=timeout)

@@ -11,13 +11,15 @@ from urllib.parse import quote
 import anyio
 import httpx
 from attrs import define, field, frozen
+from attrs.validators import ge, gt, optional
 
 from ...runtime.telemetry import get_logger
 from .answers import Accepted, Again, Refused, Smaller, Verdict, read_answer
 from .errors import GaveUp, NotPublished, Rejected
 
 if TYPE_CHECKING:
-    from .lane import Item, Lane
+    from .item import Item
+    from .lane import Lane
 
 __all__ = ["Pace", "Sender"]
 
@@ -39,11 +41,14 @@ _NDJSON = {"Content-Type": "application/x-ndjson", "Accept": "application/x-ndjs
 class Pace:
     """How events are gathered and sent; `Publisher` documents each."""
 
-    batch_size: int
-    batch_bytes: int
-    linger: float
-    request_timeout: float
-    give_up_after: float | None
+    buffer_size: int = field(validator=gt(0))
+    buffer_bytes: int = field(validator=gt(0))
+    batch_size: int = field(validator=gt(0))
+    batch_bytes: int = field(validator=gt(0))
+    linger: float = field(validator=ge(0))
+    request_timeout: float = field(validator=gt(0))
+    give_up_after: float | None = field(validator=optional(gt(0)))
+    close_within: float = field(validator=ge(0))
     first_pause: float = 0.1
     longest_pause: float = 10.0
 

@@ -23,6 +23,7 @@ from penstock.http.publisher import (
     PublisherClosed,
     Rejected,
     Unsent,
+    envelopes_of,
 )
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests are no package
@@ -484,6 +485,7 @@ async def test_leaving_says_what_was_not_sent_and_it_can_be_published_later() ->
     async with Publisher(client=server_later.client()) as again:
         await again.publish_many(ORDERS, [each.envelope for each in caught.value.events])
     assert server_later.accepted == [each.event for each in caught.value.events]
+    assert envelopes_of(caught.value.lines("s")) == [caught.value.events[1].envelope]
 
 
 @on_both
