@@ -13,7 +13,7 @@ is stopped last: what the others have left over is given back by it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -25,14 +25,15 @@ from .backlog import Backlog
 from .group_making import GroupMaking
 from .handler_pool import HandlerPool
 from .keeper import Keeper
-from .leasing import Tenure
+from .leasing import LEASE_GATE, Tenure
 from .listener import Listener
 from .ordered_reading import OrderedListener, owner_prefix
 
 if TYPE_CHECKING:
     from ..runtime.redis import AnyRedis
+    from .event import Envelope
     from .settings import DeliverySettings
-    from .store import Store
+    from .store import Store, Transaction
     from .system import Group, Stream
 
 __all__ = ["GroupTree", "Partition", "Site"]
@@ -56,6 +57,7 @@ class Site:
         redis_trouble: told of every error of Redis.
         reader_trouble: the same for who reads.
         postgres_trouble: told of what keeps the database from working for us.
+        publish: publishes to a stream within a handler's transaction, in the name of a group.
         chance: random numbers in [0, 1).
         read_within: seconds within which a read that blocks for so many seconds has an end.
         patience: seconds for which a connection that breaks is no trouble yet.
@@ -70,6 +72,7 @@ class Site:
     redis_trouble: Callable[[Exception], None]
     reader_trouble: Callable[[Exception], None]
     postgres_trouble: Callable[[Exception], None]
+    publish: Callable[[Transaction, str, Sequence[Envelope], str], Awaitable[None]]
     chance: Callable[[], float]
     read_within: Callable[[float], float]
     patience: float
@@ -141,7 +144,7 @@ class GroupTree:
         backlog = Backlog(READ_AHEAD * batches * group.batch)
         tenure = None
         if group.ordered:
-            tenure = Tenure(group.name, key, backlog, site.gates.add(f"lease {name}", settle=0.0, shut=NOT_OURS))
+            tenure = Tenure(group.name, key, backlog, site.gates.add(f"{LEASE_GATE}{name}", settle=0.0, shut=NOT_OURS))
         pool = HandlerPool(
             self._stream,
             group,
@@ -153,6 +156,7 @@ class GroupTree:
             postgres_gate=site.gates["postgres"],
             redis_trouble=site.redis_trouble,
             postgres_trouble=site.postgres_trouble,
+            publish=lambda transaction, stream, envelopes: site.publish(transaction, stream, envelopes, group.name),
             consumer=site.instance,
             chance=site.chance,
         )

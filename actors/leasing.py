@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 import trio
@@ -26,9 +26,12 @@ if TYPE_CHECKING:
     from .settings import DeliverySettings
     from .store import Store
 
-__all__ = ["Leasing", "Plan", "Tenure", "plan"]
+__all__ = ["LEASE_GATE", "Leasing", "Plan", "Tenure", "plan"]
 
 log = get_logger(__name__)
+
+LEASE_GATE: Final = "lease "
+"""How the names of the gates of partitions begin. That one is shut is no fault: some process has the partition."""
 
 LOOK_AGAIN = 1.0
 """Seconds between two looks at the leases while we want more of them than we have."""

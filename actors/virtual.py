@@ -30,6 +30,7 @@ from ..runtime.testing.redis_cluster import InProcessCluster
 from .backends import HEALED_WITHIN, Backends, RedisPlace
 from .deployment import Deployment
 from .event import Envelope, event_type_of
+from .leasing import LEASE_GATE
 from .probes import Unhealthy
 from .producer import Published, PublishFailed
 from .settings import ActorSettings, HealthSettings, PublishSettings
@@ -111,17 +112,20 @@ class VirtualDeployment(Generic[R]):
             await trio.sleep(0.05)
 
     def _is_serving(self) -> bool:
-        return all(view.state in ("running", "ended") for view in self.deployment.tree.snapshot().root.walk())
+        views = self.deployment.tree.snapshot().root.walk()
+        return all(view.state in ("running", "ended") or _is_elsewhere(view) for view in views)
 
     async def _is_settled(self) -> bool:
-        if not all(gate.is_open for gate in self.deployment.gates.values()) or self.store.outbox.rows:
+        needed = [gate for gate in self.deployment.gates.values() if not gate.name.startswith(LEASE_GATE)]
+        if not all(gate.is_open for gate in needed) or self.store.outbox.rows:
             return False
         client = self.deployment.client()
-        for stream in self.deployment.system.streams.values():
-            if not stream.groups or not await client.exists(stream.key):
+        read = [stream for stream in self.deployment.system.streams.values() if stream.groups]
+        for key in [key for stream in read for key in stream.keys]:
+            if not await client.exists(key):
                 continue
-            last = (await client.xinfo_stream(stream.key))["last-generated-id"]
-            for group in await client.xinfo_groups(stream.key):
+            last = (await client.xinfo_stream(key))["last-generated-id"]
+            for group in await client.xinfo_groups(key):
                 if group["pending"] or group["last-delivered-id"] != last:
                     return False
         return True
@@ -196,6 +200,11 @@ def _options_for(redis: InProcessRedis | InProcessCluster) -> RedisPlace:
     if isinstance(redis, InProcessCluster):
         return ClusterOptions(nodes=redis.addresses, retry_for=HEALED_WITHIN)
     return RedisOptions(retry_for=0.0)
+
+
+def _is_elsewhere(view: ChildView) -> bool:
+    """Whether it belongs to a partition that another process has."""
+    return view.state == "held" and (view.held_by or "").startswith(LEASE_GATE)
 
 
 def _envelope(value: object) -> Envelope:

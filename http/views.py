@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from ..actors.cluster_view import ClusterView
+from ..actors.leasing import LEASE_GATE
 from ..actors.probes import StreamView
 from ..runtime.mailbox import MailboxStatistics
 from ..runtime.masking import mask_text
@@ -158,8 +159,10 @@ def cluster_json(cluster: ClusterView, now: datetime, clock: float) -> dict[str,
 
 def readiness(snapshot: Snapshot, streams: Iterable[StreamView]) -> tuple[bool, dict[str, Any]]:
     """Whether events can be taken and handled now, and what stands in the way."""
-    shut = [gate_json(gate, snapshot.time) for gate in snapshot.gates if not gate.open]
-    held = held_json(snapshot.root)
+    # A partition that another process has is no fault of this one.
+    gates = [gate for gate in snapshot.gates if not gate.name.startswith(LEASE_GATE)]
+    shut = [gate_json(gate, snapshot.time) for gate in gates if not gate.open]
+    held = [child for child in held_json(snapshot.root) if not str(child["heldBy"]).startswith(LEASE_GATE)]
     # Between the opening of its gate and its start a child is held no more, and does not yet work.
     coming = any(child.state == "waiting" for child in snapshot.root.walk())
     ready = not shut and not held and not coming and snapshot.root.state in _SERVING
