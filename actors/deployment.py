@@ -18,6 +18,7 @@
     │   │   ├── keeper              requires postgres, schema
     │   │   ├── handler-pool        requires postgres, schema
     │   │   └── listener-1, …       requires redis, postgres, schema
+    │   ├── replays                 requires redis, postgres, schema
     │   ├── trimmer                 requires redis
     │   ├── dead-letters            requires postgres, schema; works off the orders to replay them
     │   └── retention               requires redis, postgres, schema
@@ -396,6 +397,7 @@ class Deployment:
             redis_trouble=self._redis_trouble,
             reader_trouble=self._reader_trouble,
             postgres_trouble=self._postgres_watch.trouble,
+            publish=self.publishing.publish_within,
             chance=self._random.random,
             read_within=self._read_within,
             patience=PATIENCE if self._cluster_probe else 0.0,
