@@ -106,6 +106,10 @@ class MemoryStore:
         """Let the next statement that a handler executes fail with `error`, a violated constraint say."""
         self._statement_errors.append(error)
 
+    def forget_errors(self) -> None:
+        """No statement fails any more that was ordered to."""
+        self._statement_errors.clear()
+
     def next_error(self) -> psycopg.Error | None:
         """What the statement that a handler executes now is to fail with."""
         return self._statement_errors.pop(0) if self._statement_errors else None
@@ -140,6 +144,15 @@ class MemoryConnection:
     def __init__(self, store: MemoryStore, work: MemoryWork) -> None:
         self._store = store
         self._work = work
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether it is gone, and its transaction with it."""
+        return self._work.is_lost
+
+    def transaction(self) -> AbstractAsyncContextManager[None]:
+        """A savepoint, as psycopg's ``connection.transaction()`` is one inside of a transaction."""
+        return self._work.savepoint()
 
     async def execute(self, statement: str, values: Sequence[Any] = ()) -> None:
         """Remember a statement; it becomes one of `MemoryStore.effects` when the transaction is committed."""
