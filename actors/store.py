@@ -22,6 +22,7 @@ from .letter_table import LetterTable, PostgresLetters
 from .loss_table import LossTable, PostgresLosses
 from .member_table import MemberTable, PostgresMembers
 from .outbox_table import OutboxTable, PostgresOutbox
+from .replay_table import PostgresReplays, ReplayTable
 from .retry_table import PostgresRetries, RetryTable
 from .suspect_table import PostgresSuspects, SuspectTable
 
@@ -121,6 +122,11 @@ class Store(Protocol):
         """Entries that were lost to somebody's trimming."""
         ...
 
+    @property
+    def replays(self) -> ReplayTable:
+        """Ranges of streams that somebody ordered to be replayed."""
+        ...
+
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
         """A transaction: committed when the block is left normally, rolled back with an exception or a cancellation.
 
@@ -205,6 +211,7 @@ class PostgresStore:
         self.outbox: OutboxTable = PostgresOutbox(pool)
         self.dead_letters: LetterTable = PostgresLetters(self.outbox)
         self.losses: LossTable = PostgresLosses(pool)
+        self.replays: ReplayTable = PostgresReplays()
         self.leases: LeaseTable = PostgresLeases()
         self.members: MemberTable = PostgresMembers()
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..runtime.supervision import ChildSpec
 from .losses import LossDetector
+from .replay import Replays
 from .retention import Retention
 from .trimmer import Trimmer
 
@@ -40,6 +41,7 @@ class Upkeep:
 
     Attributes:
         losses: finds what others trimmed unread.
+        replays: where replays are ordered and worked off.
         retention: the daily run; None where it is switched off, or there is no real database.
     """
 
@@ -57,6 +59,7 @@ class Upkeep:
     ) -> None:
         self._settings = settings.retention
         self.losses = LossDetector(client, backends.store)
+        self.replays = Replays(system, client, backends.store)
         self.retention: Retention | None = None
         self._trimmer = Trimmer(
             system, client, gates["redis-memory"], settings.retention, made_room=made_room, wall=wall or _now
@@ -73,6 +76,7 @@ class Upkeep:
 
     def children(self) -> Iterable[ChildSpec]:
         """The children, in the order of their start."""
+        yield ChildSpec(id="replays", body=self.replays, requires=("redis", "postgres", "schema"))
         if self._settings.enabled and not self._settings.dry_run:
             yield ChildSpec(id="trimmer", body=self._trimmer, requires=("redis",))
         if self.retention is not None:

@@ -24,6 +24,7 @@ from .losses import MemoryLosses
 from .members import MemoryMembers
 from .memory import MemoryTransactions, MemoryWork, Table
 from .outbox import MemoryOutbox
+from .replays import MemoryReplays
 from .retries import MemoryRetries
 from .suspects import MemorySuspects
 
@@ -44,6 +45,7 @@ class MemoryStore:
     Attributes:
         outbox: events on their way to Redis.
         losses: entries that were lost to somebody's trimming.
+        replays: ranges of streams that somebody ordered to be replayed.
         leases: who has which partition of an ordered group.
         members: which processes there are.
     """
@@ -53,6 +55,7 @@ class MemoryStore:
         self.outbox = MemoryOutbox(self.server)
         self.dead_letters = MemoryLetters(self.outbox)
         self.losses = MemoryLosses(self.server)
+        self.replays = MemoryReplays()
         self.leases = MemoryLeases()
         self.members = MemoryMembers()
         self.inbox_table: Table[tuple[str, UUID], InboxEntry] = Table("inbox")
