@@ -1,7 +1,9 @@
-"""The producer: one bad entry harms no other, a full Redis stops publishing and nothing else, and nothing hangs."""
+"""The producer: one bad entry harms no other, what Redis does not take is accepted all the same, and nothing hangs."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
@@ -12,8 +14,11 @@ from trio.testing import MockClock
 
 from penstock.actors.event import Envelope, Fields, Origin, event
 from penstock.actors.handling import Context
+from penstock.actors.outbox_table import OutboxRow
 from penstock.actors.producer import Outgoing, Published, PublishFailed
+from penstock.actors.sending import Sender
 from penstock.actors.settings import ActorSettings, CaptureSettings
+from penstock.actors.store import Transaction
 from penstock.actors.system import System
 from penstock.actors.virtual import VirtualDeployment, virtual
 
@@ -67,6 +72,21 @@ def effects(app: VirtualDeployment) -> list[int]:
     return sorted(effect.values[0] for effect in app.store.effects)
 
 
+async def numbers(app: VirtualDeployment) -> list[int]:
+    """What is in the stream, in order."""
+    entries = await app.deployment.client().xrange(STREAM)
+    return [json.loads(fields[b"data"])["number"] for _, fields in entries]
+
+
+class _InOutbox:
+    """Equal to every answer that an event is in the outbox."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Published) and (other.entry_id, other.durable) == (None, "outbox")
+
+
+IN_OUTBOX = _InOutbox()
+
 BAD = {
     "half a surrogate pair in data": Envelope(event_type="ORDER", data={"number": 0, "note": "\ud800"}),
     "half a surrogate pair in a name": Envelope(event_type="ORDER", data={"number": 0, "\udfff": 1}),
@@ -114,54 +134,128 @@ async def test_nothing_is_published_in_no_time(autojump_clock: MockClock) -> Non
 # A full server --------------------------------------------------------------------------------------------------------
 
 
-async def test_a_full_redis_stops_publishing_and_nothing_else(autojump_clock: MockClock) -> None:
+async def test_a_full_redis_holds_up_nobody(autojump_clock: MockClock) -> None:
     """XADD is refused; reading and acknowledging are not: what is there is handled, and nobody is held."""
     async with virtual(orders()) as app:
         listener = "actors/payments@orders/listener-1"
         before = app.child(listener).incarnation
         app.redis.fail_next("XADD", OOM, times=1_000_000)
-        (refused,) = await app.publish(STREAM, order(1))
-        assert isinstance(refused, PublishFailed)
-        assert "OOM" in refused.reason
+        assert await app.publish(STREAM, order(1)) == [IN_OUTBOX]
         gate = app.deployment.gates["redis-memory"]
         assert "OOM" in gate.cause
         commands = app.redis.commands["XADD"]
-        (again,) = await app.publish(STREAM, order(2))
-        assert isinstance(again, PublishFailed)
-        assert "OOM" in again.reason
-        assert app.redis.commands["XADD"] == commands  # refused at once
-        await app.deployment.client().execute_command("XGROUP", "SETID", STREAM, "payments", "0")
+        assert await app.publish(STREAM, order(2), order(3)) == [IN_OUTBOX] * 2
+        assert app.redis.commands["XADD"] == commands  # it was not even asked
         await trio.sleep(3600)  # the probes do not hold anybody either
         assert app.deployment.gates["redis"].is_open
         assert app.child(listener).incarnation == before
         app.redis.heal()
         with trio.fail_after(700):
             await gate.wait_open()
-        assert isinstance((await app.publish(STREAM, order(3)))[0], Published)
         await app.settled()
-        assert effects(app) == [3]
+        assert await numbers(app) == [1, 2, 3]
+        assert effects(app) == [1, 2, 3]
 
 
-async def test_what_is_captured_while_redis_is_full_is_kept(autojump_clock: MockClock) -> None:
+async def test_what_is_captured_while_redis_is_full_is_spooled(autojump_clock: MockClock) -> None:
     async with virtual(orders()) as app:
+        app.redis.fail_next("XADD", OOM, times=1_000_000)
+        assert all(app.deployment.capture(order(number), STREAM) for number in range(700))
+        await trio.sleep(1)
+        assert app.deployment.producer.waiting == 0
+        assert len(app.store.outbox.rows) == 700
+        app.redis.heal()
+        await trio.sleep(700)
+        await app.settled()
+        assert await numbers(app) == list(range(700))
+
+
+async def test_what_is_captured_while_nothing_is_there_is_kept(autojump_clock: MockClock) -> None:
+    async with virtual(orders()) as app:
+        app.lose_database("away")
         app.redis.fail_next("XADD", OOM, times=1_000_000)
         assert all(app.deployment.capture(order(number), STREAM) for number in range(700))
         await trio.sleep(3600)
         assert app.deployment.producer.waiting == 700
+        app.restore_database()
+        await trio.sleep(30)
+        assert app.deployment.producer.waiting == 0
+        assert len(app.store.outbox.rows) == 700
         app.redis.heal()
         await trio.sleep(700)
         await app.settled()
-        assert effects(app) == list(range(700))
+        assert await numbers(app) == list(range(700))
 
 
 # Waiting --------------------------------------------------------------------------------------------------------------
 
 
-async def test_requests_that_wait_behind_a_frozen_redis_are_refused_when_the_gate_shuts(
+async def test_a_frozen_redis_keeps_nobody_waiting(autojump_clock: MockClock) -> None:
+    """The first burst is spooled, too, when it has had no answer for a while; what comes then goes behind it."""
+    async with virtual(orders()) as app:
+        app.redis.hang()
+        waited: list[float] = []
+
+        async def publish(number: int) -> None:
+            await trio.sleep(number / 100)
+            started = trio.current_time()
+            assert await app.publish(STREAM, order(number)) == [IN_OUTBOX]
+            waited.append(trio.current_time() - started)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(50):
+                nursery.start_soon(publish, number)
+        assert max(waited) <= 0.06
+        await trio.sleep(60)
+        app.redis.resume()
+        await app.settled()
+        assert effects(app) == list(range(50))
+        # What was on its way may be there twice; what is there for the first time is in order.
+        assert list(dict.fromkeys(await numbers(app))) == list(range(50))
+
+
+async def test_a_slow_answer_takes_the_rows_back(autojump_clock: MockClock) -> None:
+    """Redis was only slow: the row that was written meanwhile is deleted before anybody has relayed it."""
+    async with virtual(orders()) as app:
+        app.redis.delay(0.2, "XADD")
+        assert await app.publish(STREAM, order(1)) == [IN_OUTBOX]
+        assert len(app.store.outbox.rows) == 1
+        app.redis.delay(0.0, "XADD")
+        await app.settled()
+        assert await numbers(app) == [1]
+        assert app.deployment.publishing.relay.relayed == 0
+        with trio.fail_after(1):
+            while (await app.publish(STREAM, order(2)))[0] == IN_OUTBOX:
+                await trio.sleep(0.01)
+
+
+async def test_an_answer_that_is_there_before_the_row_is_the_answer(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with virtual(orders()) as app:
+        add = app.store.outbox.add
+
+        async def slow_add(transaction: Transaction, rows: Sequence[OutboxRow]) -> list[int]:
+            await trio.sleep(1.0)
+            return await add(transaction, rows)
+
+        monkeypatch.setattr(app.store.outbox, "add", slow_add)
+        app.redis.delay(0.08, "XADD")
+        (result,) = await app.publish(STREAM, order(1))
+        assert isinstance(result, Published)
+        assert result.durable == "redis"
+        app.redis.delay(0.0, "XADD")
+        await trio.sleep(2)
+        await app.settled()
+        assert effects(app) == [1]
+
+
+async def test_requests_that_wait_behind_a_frozen_redis_are_refused_when_nothing_else_is_there(
     autojump_clock: MockClock,
 ) -> None:
     """One burst is on its way and may take its time; those behind it need not."""
     async with virtual(orders()) as app:
+        app.lose_database("away")
         app.redis.hang()
         started, waited, unknown = trio.current_time(), [], []
 
@@ -169,6 +263,8 @@ async def test_requests_that_wait_behind_a_frozen_redis_are_refused_when_the_gat
             await trio.sleep(number / 1000)
             (result,) = await app.publish(STREAM, order(number))
             assert isinstance(result, PublishFailed)
+            assert "redis" in result.reason
+            assert "postgres: away" in result.reason
             waited.append(trio.current_time() - started)
             unknown.append(result.outcome_unknown)
 
@@ -178,6 +274,35 @@ async def test_requests_that_wait_behind_a_frozen_redis_are_refused_when_the_gat
         app.redis.resume()
         assert max(waited) < 6.5  # the link's own limit
         assert unknown.count(True) < 50
+
+
+async def test_nothing_overtakes_the_outbox_when_the_database_goes_away(autojump_clock: MockClock) -> None:
+    """Redis is back, but what it did not take before cannot be relayed: what comes now would overtake it."""
+    async with virtual(orders()) as app:
+        app.redis.refuse()
+        assert await app.publish(STREAM, order(1)) == [IN_OUTBOX]
+        app.lose_database("away")
+        app.redis.restore()
+        await app.deployment.gates["redis"].wait_open()
+        (result,) = await app.publish(STREAM, order(2))
+        assert isinstance(result, PublishFailed)
+        assert "events before it wait in the outbox" in result.reason
+        assert not result.permanent
+        app.restore_database()
+        await app.settled()
+        assert isinstance((await app.publish(STREAM, order(3)))[0], Published)
+        await app.settled()
+        assert await numbers(app) == [1, 3]
+
+
+async def test_one_refusal_keeps_back_what_is_behind_it_in_the_same_burst(autojump_clock: MockClock) -> None:
+    """Redis is full for one XADD of a burst only: of one stream all of it goes by way of the outbox, in order."""
+    async with virtual(orders()) as app:
+        app.redis.fail_next("XADD", OOM)
+        results = await app.publish(STREAM, *(order(number) for number in range(20)))
+        assert results == [IN_OUTBOX] * 20
+        await app.settled()
+        assert await numbers(app) == list(range(20))
 
 
 async def test_a_publish_that_is_given_up_harms_no_other(autojump_clock: MockClock) -> None:
@@ -195,7 +320,8 @@ async def test_a_publish_that_is_given_up_harms_no_other(autojump_clock: MockClo
             nursery.start_soon(publish, 3)
             await trio.sleep(0.1)
             app.redis.resume()
-        assert [type(result) for result in results] == [Published] * 2
+        assert [type(result) for result in results] == [Published] * len(results)
+        assert len(results) >= 2
         await app.settled()
         assert {1, 3} <= set(effects(app)) <= {1, 2, 3}
 
@@ -204,13 +330,12 @@ async def test_a_request_survives_the_crash_of_the_producer_with_an_answer(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with virtual(orders()) as app:
-        producer = app.deployment.producer
 
-        async def crash(entries: list[Outgoing]) -> Any:
+        async def crash(sender: Sender, entries: list[Outgoing]) -> Any:
             monkeypatch.undo()
             raise RuntimeError("a bug")
 
-        monkeypatch.setattr(producer, "_add", crash)
+        monkeypatch.setattr(Sender, "add", crash)
         (failed,) = await app.publish(STREAM, order(1))
         assert isinstance(failed, PublishFailed)
         assert failed.outcome_unknown
@@ -253,6 +378,7 @@ async def test_a_stop_tells_what_was_captured_and_never_written(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with virtual(orders(), settings=ActorSettings(capture=CaptureSettings(buffer=100))) as app:
+        app.lose_database("away")
         app.redis.refuse()
         await trio.sleep(30)
         for number in range(10):
@@ -264,6 +390,7 @@ async def test_a_stop_tells_it_too_when_there_was_no_time_left(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with virtual(orders()) as app:
+        app.lose_database("away")
         app.redis.fail_next("XADD", "TRYAGAIN Multiple keys request during rehashing of slot", times=1000)
         app.redis.hang()
         for number in range(10):
