@@ -172,13 +172,13 @@ class _Story:
         """An outage is no crash: no child may have been restarted for one."""
         world = self._world
         for process in world.simulation.processes:
-            if process.error is not None:
+            if process.error is not None and not process.was_frozen:
                 world.ledger.broken(f"{process.name} ended with {process.error!r}")
         for node in world.running:
             assert node.deployment is not None  # noqa: S101 - it runs
             for view in node.deployment.tree.snapshot().root.walk():
                 stalled = view.last_error is not None and "Stalled" in str(view.last_error)
-                if view.restarts and not (stalled and node.was_frozen):
+                if view.restarts and not (stalled and node.process is not None and node.process.was_frozen):
                     world.ledger.broken(f"{node.name}: {view.path} was restarted: {view.last_error}")
 
     async def _stop(self) -> None:

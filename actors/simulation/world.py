@@ -49,7 +49,6 @@ class Node:
         life: which one it is, from 1.
         is_partitioned: whether its network to the database is cut.
         gone: whether it will not be started again.
-        was_frozen: whether it stood still: then those of its children who promised progress may be taken for stalled.
     """
 
     name: str
@@ -59,7 +58,6 @@ class Node:
     life: int = 0
     is_partitioned: bool = False
     gone: bool = False
-    was_frozen: bool = False
 
     @property
     def is_running(self) -> bool:
@@ -158,8 +156,16 @@ class World:
             seed=self.chance.getrandbits(32),
         )
         process = node.process = self.simulation.start(f"{node.name}/{node.life}", node.deployment.run)
+        self.simulation.spawn(self._watch_over, node, process)
         process.at_kill(node.line.cut)
         process.at_kill(lambda: _nothing(lose_transactions(self.store, process)))
+
+    async def _watch_over(self, node: Node, process: SimulatedProcess) -> None:
+        """As a service manager does: start again what has ended by itself, as one that was frozen in its start may."""
+        await process.ended.wait()
+        if process.error is not None:
+            self.tell(f"{node.name} has ended: {process.error!r}")
+            await self.restart(node, 1.0)
 
     async def restart(self, node: Node, pause: float) -> None:
         """Once its present life is over, and a pause later, begin another."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import click
 import trio
@@ -22,7 +23,7 @@ from ..configuration import Settings
 from ..front_end import CannotListen, check_binds, front_end
 from .servers import wait_for_servers
 
-__all__ = ["load_system", "run"]
+__all__ = ["load_object", "load_system", "run"]
 
 log = get_logger("penstock")
 
@@ -108,6 +109,19 @@ def load_system(place: str) -> System:
     Raises:
         CommandError: there is none; the text says which half of the name is at fault.
     """
+    _, found = load_object(place)
+    if not isinstance(found, System):
+        held = "nothing" if found is None else f"a {type(found).__name__}"
+        raise CommandError(f"{place} is {held}, not a penstock System", 2)
+    return found
+
+
+def load_object(place: str) -> tuple[ModuleType, object]:
+    """The module, and what ``module:attribute`` or ``file.py:attribute`` names in it; None if there is no attribute.
+
+    Raises:
+        CommandError: there is no such module, or `place` is no name of this form.
+    """
     module_name, separator, attribute = place.rpartition(":")
     if not separator or not module_name or not attribute:
         raise CommandError(f"{place!r} names no system; write MODULE:SYSTEM, for example shop.orders:system", 2)
@@ -125,8 +139,4 @@ def load_system(place: str) -> System:
         if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
             raise CommandError(f"there is no module {module_name!r}", 2) from error
         raise
-    found = getattr(module, attribute, None)
-    if not isinstance(found, System):
-        held = "nothing" if found is None else f"a {type(found).__name__}"
-        raise CommandError(f"{module_name}:{attribute} is {held}, not a penstock System", 2)
-    return found
+    return module, getattr(module, attribute, None)

@@ -58,6 +58,7 @@ class SimulatedProcess:
     Attributes:
         name: for the story.
         killed: whether it was killed.
+        was_frozen: whether it was ever frozen: its time limits may have passed meanwhile.
         error: what its main function raised; None while it runs, and when it ended well.
         ended: set when it was killed or is over.
     """
@@ -65,6 +66,7 @@ class SimulatedProcess:
     def __init__(self, name: str) -> None:
         self.name = name
         self.killed = False
+        self.was_frozen = False
         self.error: BaseException | None = None
         self.ended = trio.Event()
         self._frozen = False
@@ -86,7 +88,7 @@ class SimulatedProcess:
 
     def freeze(self) -> None:
         """SIGSTOP: from the next step on none of its tasks goes on, until `thaw`."""
-        self._frozen = True
+        self._frozen = self.was_frozen = True
 
     def thaw(self) -> None:
         """SIGCONT: its tasks go on with whatever has come meanwhile."""

@@ -1,0 +1,57 @@
+"""The scenario of somebody's own system: their declaration, their handlers, and events that fit."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from attrs import evolve
+
+from ..event import Envelope, event_type_of, new_event_id
+from ..system import System
+from .connection import SimulatedConnection
+from .generated import make_publications
+from .scenario import Publication, Scenario
+
+__all__ = ["scenario_of"]
+
+Events = Callable[[random.Random], Iterable[tuple[str, object]]]
+"""``simulation_events(chance)``: pairs of a stream's key and an event: an object of an event class, or an envelope."""
+
+
+def scenario_of(
+    system: System,
+    *,
+    events: Events | None = None,
+    connection: Callable[[Any], Any] | None = None,
+    processes: int | None = None,
+) -> Scenario:
+    """What is simulated for `system`.
+
+    Args:
+        system: the declaration; its handlers are called as they are.
+        events: makes the events of one story from a generator of random numbers; None: they are made up by type.
+        connection: makes what handlers get as ``context.connection``; it is given the one in memory, by which
+            statements are committed. None: `SimulatedConnection`.
+        processes: how many processes share the work; None: one to three.
+    """
+
+    def publications(chance: random.Random, declared: System) -> Sequence[Publication]:
+        if events is None:
+            return make_publications(chance, declared)
+        return [Publication(stream, _envelope(each)) for stream, each in events(chance)]
+
+    return Scenario(
+        system=lambda chance: system,
+        publications=publications,
+        connection=SimulatedConnection if connection is None else connection,
+        processes=processes,
+    )
+
+
+def _envelope(value: object) -> Envelope:
+    if isinstance(value, Envelope):
+        return value
+    # Made here, and not by the default of the class: so that the seed says what it is.
+    return evolve(event_type_of(type(value)).envelope(value), event_id=new_event_id())
