@@ -13,6 +13,8 @@ from .admin import admin
 from .boundary import Boundary
 from .health import health, live, tail, tree_events
 from .ingest import ingest
+from .ledger import ledger
+from .letters import letters
 from .live import LiveFeed
 from .page import page
 from .problems import install
@@ -58,6 +60,8 @@ def create_app(deployment: RunningSystem, settings: HttpSettings, *, draining: t
         tail(deployment, settings, app.draining),
         ingest(deployment, settings),
         admin(deployment),
+        letters(deployment),
+        ledger(deployment),
         page(),
     ):
         app.register_blueprint(routes)

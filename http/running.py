@@ -10,6 +10,8 @@ from zoneinfo import ZoneInfo
 from ..actors.access import AccessCategory, AccessRecord, AccessSummary, CategoryChange
 from ..actors.cluster_view import ClusterView
 from ..actors.event import Envelope
+from ..actors.ledger import Ledger
+from ..actors.letters import LetterDesk
 from ..actors.probes import StreamView
 from ..actors.producer import Published, PublishFailed
 from ..actors.system import System
@@ -86,6 +88,16 @@ class RunningSystem(Protocol):
     @property
     def access(self) -> AccessStore | None:
         """The access events' tables; None for a system without a database."""
+        ...
+
+    @property
+    def letters(self) -> LetterDesk | None:
+        """The desk of dead letters; None for a system without a database."""
+        ...
+
+    @property
+    def ledger(self) -> Ledger | None:
+        """What came of events; None for a system without a database."""
         ...
 
     async def publish(self, stream: str, envelopes: Sequence[Envelope], /) -> list[Published | PublishFailed]:

@@ -23,6 +23,8 @@ from penstock.actors.access import (
 )
 from penstock.actors.cluster_view import ClusterView
 from penstock.actors.event import Envelope, event
+from penstock.actors.ledger import Ledger
+from penstock.actors.letters import LetterDesk
 from penstock.actors.probes import GroupView, StreamView
 from penstock.actors.producer import Published, PublishFailed
 from penstock.actors.system import System
@@ -158,6 +160,8 @@ class FakeDeployment:
         self.settings = FakeSettings()
         self.instance = "fake-1"
         self.access: FakeAccess | None = FakeAccess()
+        self.letters: LetterDesk | None = None
+        self.ledger: Ledger | None = None
         self.published: list[tuple[str, Envelope]] = []
         self.captured: list[Envelope] = []
         self.failure: Callable[[Envelope], PublishFailed | None] = lambda _: None
