@@ -15,17 +15,18 @@ from attrs import define
 from ..runtime.postgres import Fault, classify
 from .event import InvalidEvent
 from .handling import Permanent
+from .lease_table import LeaseLost
 
 if TYPE_CHECKING:
     from .store import Transaction
 
-__all__ = ["Progress", "Stage", "is_hopeless", "passes"]
+__all__ = ["Progress", "Stage", "is_hopeless", "parts_of", "passes"]
 
 
 class Stage(enum.Enum):
     """How far a transaction has come."""
 
-    OPENING = "opening"  # a connection, the inbox: no handler was called yet
+    OPENING = "opening"  # a connection, the lease, the inbox: no handler was called yet
     HANDLING = "handling"  # in a handler
     CLOSING = "closing"  # the letters, the position, the commit
 
@@ -49,7 +50,11 @@ class Progress:
             error: what ended the transaction, unwrapped.
             database_is_up: whether our own link to the database thinks so.
         """
-        if self.stage is Stage.OPENING or (self.transaction is not None and self.transaction.is_lost):
+        if (
+            isinstance(error, LeaseLost)
+            or self.stage is Stage.OPENING
+            or (self.transaction is not None and self.transaction.is_lost)
+        ):
             return False
         if classify(error) is not Fault.OUTAGE:
             return True
@@ -60,8 +65,15 @@ class Progress:
 
 def is_hopeless(error: BaseException) -> bool:
     """Whether the same event will fail again: its handler says so, it is invalid, or the database refuses its data."""
-    parts = error.exceptions if isinstance(error, BaseExceptionGroup) else (error,)
+    parts = parts_of(error)
     return any(isinstance(part, Permanent | InvalidEvent) for part in parts) or classify(error) is Fault.EVENT
+
+
+def parts_of(error: BaseException) -> list[BaseException]:
+    """The errors that a group is made of, however deep; of any other error, itself."""
+    if isinstance(error, BaseExceptionGroup):
+        return [part for each in error.exceptions for part in parts_of(each)]
+    return [error]
 
 
 def passes(error: BaseException) -> bool:

@@ -1,8 +1,8 @@
-"""The handler pool: takes entries from the backlog, commits their effects, and acknowledges them afterwards.
+"""The handler pool: takes entries from the backlog, and rows that are due from the table of retries, lets their effects
+be committed, and acknowledges what is committed.
 
-Many events share one transaction; when it fails, they are tried one by one, so that only the event at fault pays. The
-transaction holds the handlers' writes, the inbox rows that make a second delivery harmless, the dead letters, and the
-group's position. Only after its commit are the entries acknowledged, in batches.
+Many events share one transaction; when it fails, they are tried one by one, so that only the event at fault pays, with
+a row in the table of retries or a dead letter. What the transactions hold is told in `attempts`.
 
 An outage of PostgreSQL costs no event an attempt (`blame` tells it from a failure of the event): the entries go back,
 and wait at the gate.
@@ -11,31 +11,36 @@ and wait at the gate.
 from __future__ import annotations
 
 import enum
+import math
 import random
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import redis.exceptions
 import trio
-from attrs import define, frozen
 
 from ..runtime.supervision import ErrorInfo
 from ..runtime.supervision.outcome import outcome_of
 from ..runtime.telemetry import get_logger
-from .blame import Progress, Stage, is_hopeless, passes
-from .dead_letter import DeadLetter, Reason
-from .event import Envelope
-from .handling import Context, Delivery, Entry
-from .sorting import Handle, Ignore, Refuse, Verdict, sort_entry
-from .store import InboxEntry
+from .attempts import Attempts, Claim
+from .blame import Progress, passes
+from .dead_letter import Reason
+from .failures import Counts, Failures
+from .lease_table import LeaseLost
+from .sorting import key_of, verdict_of
 
 if TYPE_CHECKING:
     from ..runtime.redis import AnyRedis
     from ..runtime.supervision import Child, Gate
+    from .attempts import Publish
     from .backlog import Backlog
+    from .handling import Entry
+    from .lease_table import Lease
     from .settings import DeliverySettings
-    from .store import Store, Transaction
-    from .system import Group, Handler, Stream
+    from .store import Store
+    from .system import Group, Stream
 
 __all__ = ["Counts", "HandlerPool"]
 
@@ -48,48 +53,26 @@ LINGER = 0.02
 """Seconds that an acknowledgement waits for company. One that is lost is only a duplicate, which the inbox absorbs."""
 
 LETTER_PAUSE = 60.0
-"""Seconds before an event is looked at again whose dead letter the database does not take: somebody must mend that."""
+"""Seconds before an event is looked at again whose row or letter the database refuses: somebody must mend that."""
+
+LOOK = 1.0
+"""Seconds between two looks for rows that somebody else made due, at the most."""
 
 
-@define
-class Counts:
-    """What became of entries, since the start of the process.
-
-    Attributes:
-        handled: an effect was committed.
-        duplicates: the inbox knew the event already.
-        ignored: not for this group.
-        retried: attempts that failed and are tried again.
-        dead: buried as dead letters.
-    """
-
-    handled: int = 0
-    duplicates: int = 0
-    ignored: int = 0
-    retried: int = 0
-    dead: int = 0
+class PoisonousEvent(Exception):
+    """An event was taken up several times, and whoever had it was gone each time."""
 
 
 class _Fate(enum.Enum):
     """What an attempt came to."""
 
-    SETTLED = "settled"  # committed, buried, or put off with its attempt counted
+    SETTLED = "settled"  # committed: an effect, a row, a letter
     SPLIT = "split"  # somebody in the batch failed: try them one by one
     OUTAGE = "outage"  # nobody's fault: the entries go back
 
 
-@frozen
-class _Result:
-    """What one committed transaction did."""
-
-    handled: int
-    duplicates: int
-    ignored: int
-    dead: int
-
-
 class HandlerPool:
-    """The body of the actor ``handler-pool`` of one group.
+    """The body of the actor ``handler-pool`` of one partition of a group.
 
     Args:
         stream: the declared stream.
@@ -104,6 +87,12 @@ class HandlerPool:
         postgres_trouble: told of what keeps the database from working for us, for the same reason.
         consumer: the instance's name, for dead letters.
         chance: random numbers in [0, 1) for the jitter.
+        partition: the key of the partition in Redis. Default: the stream's.
+        fence: of an ordered group: the lease of the partition, if it is in force.
+        limiter: how many transactions the group may have open, in all its partitions. Default: no limit beside
+            `Group.workers`.
+        publish: what `Context.publish` does, within a transaction.
+        wall: what time it is, for events that expire.
     """
 
     def __init__(
@@ -121,21 +110,40 @@ class HandlerPool:
         postgres_trouble: Callable[[Exception], None],
         consumer: str,
         chance: Callable[[], float] | None = None,
+        partition: str | None = None,
+        fence: Callable[[], Lease | None] | None = None,
+        limiter: trio.CapacityLimiter | None = None,
+        publish: Publish | None = None,
+        wall: Callable[[], datetime] | None = None,
     ) -> None:
         self.counts = Counts()
-        self._stream = stream
         self._group = group
         self._backlog = backlog
-        self._store = store
         self._client = client
-        self._settings = settings
         self._redis_gate = redis_gate
         self._postgres_gate = postgres_gate
         self._redis_trouble = redis_trouble
         self._postgres_trouble = postgres_trouble
-        self._consumer = consumer
         self._chance = chance or random.random
+        self._partition = partition or stream.key
+        self._limiter = limiter
         self._draining = False
+        self._due = _Due()
+        self._attempts = Attempts(
+            stream,
+            group,
+            self._partition,
+            store,
+            settings,
+            Failures(stream, group, store, settings, self._chance, consumer),
+            position=backlog.position,
+            fence=fence,
+            publish=publish,
+            wall=wall or (lambda: datetime.now(UTC)),
+            consumer=consumer,
+        )
+        if group.ordered:
+            backlog.order_by(lambda entry: key_of(verdict_of(entry, stream, group)))
 
     async def __call__(self, child: Child) -> None:
         """Work until cancelled; entries in work go back to the backlog, their transactions are rolled back.
@@ -143,6 +151,8 @@ class HandlerPool:
         When drained, finish what is in work, acknowledge what is committed, and return; the rest stays pending.
         """
         self._draining = False
+        self._due.soon(0.0)
+        await self._absolve(None)
         async with trio.open_nursery() as acknowledging:
             acknowledging.start_soon(self._acknowledge)
             async with trio.open_nursery() as working:
@@ -159,8 +169,11 @@ class HandlerPool:
             acknowledging.cancel_scope.cancel(reason="the handler pool is drained")
 
     async def _work(self) -> None:
+        """Entries and due rows in turns, so that neither keeps the other waiting."""
         while not self._draining:
-            batch = await self._backlog.take(self._group.batch, lambda: self._draining)
+            if self._due.is_due:
+                await self._retry()
+            batch = await self._backlog.take(self._group.batch, lambda: self._draining, lambda: self._due.at)
             if batch:
                 await self._settle(batch)
 
@@ -170,24 +183,41 @@ class HandlerPool:
         """Bring every entry of the batch to one of its ends: done, to be retried, or given back."""
         left = {entry.id: entry for entry in batch}
         try:
-            fate = await self._attempt(batch)
-            if fate is _Fate.SETTLED:
-                left.clear()
-            if fate is _Fate.SPLIT:
-                for entry in batch:
-                    if await self._attempt([entry]) is not _Fate.SETTLED:
-                        break
-                    del left[entry.id]
+            async with self._limiter or nullcontext():
+                await self._attempt_all(batch, left)
+                await self._absolve(list(left.values()))
         finally:
             # Cancelled, or an outage: nobody's attempt. In their order, to the front.
-            self._backlog.give_back(list(left.values()))
+            self._backlog.give_back([entry for entry in left.values() if entry.retry is None])
+
+    async def _attempt_all(self, batch: Sequence[Entry], left: dict[str, Entry]) -> None:
+        """Attempt the batch, and where that splits it, one by one; takes out of `left` what is settled."""
+        fate = await self._first(batch)
+        if fate is _Fate.SETTLED:
+            left.clear()
+        if fate is _Fate.SPLIT:
+            for entry in batch:
+                if await self._attempt([entry]) is not _Fate.SETTLED:
+                    break
+                del left[entry.id]
+
+    async def _first(self, batch: Sequence[Entry]) -> _Fate:
+        """The attempt at a batch as it was taken; a redelivered entry is suspected before."""
+        (entry, *others) = batch
+        if others or not entry.redelivered or entry.retry is not None:
+            return await self._attempt(batch)
+        try:
+            is_safe = await self._attempts.suspect(entry)
+        except Exception as raised:  # noqa: BLE001 - no handler was called: whatever it is, it is the database's
+            await self._wait_out(outcome_of(raised).error or raised)
+            return _Fate.OUTAGE
+        return await (self._attempt(batch) if is_safe else self._poisoned(entry))
 
     async def _attempt(self, entries: Sequence[Entry]) -> _Fate:
         """One transaction for `entries`."""
-        verdicts = [sort_entry(entry, self._stream, self._group) for entry in entries]
         progress = Progress()
         try:
-            result = await self._transact(verdicts, progress)
+            counts = await self._attempts.handle(entries, progress)
         except Exception as raised:  # noqa: BLE001 - the boundary of handlers: whatever they raise is judged here
             error = outcome_of(raised).error or raised
             if not progress.blames(error, database_is_up=self._postgres_gate.is_open):
@@ -195,78 +225,52 @@ class HandlerPool:
                 return _Fate.OUTAGE
             if len(entries) > 1:
                 return _Fate.SPLIT
-            return await self._fail(verdicts[0], error)
-        self._count(result)
-        self._backlog.done(entries)
+            return await self._fail(entries[0], error)
+        self._end(entries, counts)
         return _Fate.SETTLED
 
-    async def _transact(self, verdicts: Sequence[Verdict], progress: Progress) -> _Result:
-        """Commit the effects of all verdicts together."""
-        handles = [verdict for verdict in verdicts if isinstance(verdict, Handle)]
-        refusals = [verdict for verdict in verdicts if isinstance(verdict, Refuse)]
-        with trio.fail_after(self._settings.handler_timeout):
-            async with self._store.transaction() as transaction:
-                progress.transaction = transaction
-                fresh = await self._first_time(transaction, handles)
-                progress.stage = Stage.HANDLING
-                await self._call(transaction, fresh)
-                # Whoever held the processor beyond the limit has exceeded it, too.
-                await trio.lowlevel.checkpoint()
-                progress.stage = Stage.CLOSING
-                for refusal in refusals:
-                    await transaction.bury(self._letter(refusal.entry, refusal.envelope, refusal.reason, refusal.error))
-                position = self._backlog.position(verdict.entry for verdict in verdicts)
-                if position is not None:
-                    await transaction.position(self._group.name, self._stream.key, position)
-        for refusal in refusals:
-            self._tell_dead(refusal.entry, refusal.reason, refusal.error)
-        ignored = sum(isinstance(verdict, Ignore) for verdict in verdicts)
-        return _Result(len(fresh), len(handles) - len(fresh), ignored, len(refusals))
-
-    async def _first_time(self, transaction: Transaction, handles: Sequence[Handle]) -> list[Handle]:
-        """Those whose event the group has not handled before, one for each event id, in order."""
-        if not handles:
-            return []
-        rows = [InboxEntry(handle.envelope.event_id, handle.entry.stream, handle.entry.id) for handle in handles]
-        left = set(await transaction.first_time(self._group.name, rows))
-        fresh = []
-        for handle in handles:
-            if handle.envelope.event_id in left:
-                left.discard(handle.envelope.event_id)
-                fresh.append(handle)
-        return fresh
-
-    async def _call(self, transaction: Transaction, fresh: Sequence[Handle]) -> None:
-        """Call the handlers: single ones in the order of the entries, batch ones once, with all that is theirs."""
-        batches: dict[str, list[Handle]] = {}
-        for handle in fresh:
-            if handle.handler.batch:
-                batches.setdefault(handle.handler.event_type.name, []).append(handle)
-            else:
-                delivery = _delivery(handle)
-                await handle.handler.call(handle.event, self._context(transaction, delivery))
-        for handles in batches.values():
-            handler: Handler = handles[0].handler
-            await handler.call([_delivery(handle) for handle in handles], self._context(transaction, None))
-
-    def _context(self, transaction: Transaction, delivery: Delivery[object] | None) -> Context:
-        return Context(
-            connection=transaction.connection, stream=self._stream.key, group=self._group.name, delivery=delivery
+    async def _poisoned(self, entry: Entry) -> _Fate:
+        error = PoisonousEvent(
+            "it was taken up several times, and its worker was gone each time; it is not tried again"
         )
+        return await self._fail(entry, error, Reason.POISON)
 
-    def _count(self, result: _Result) -> None:
-        self.counts.handled += result.handled
-        self.counts.duplicates += result.duplicates
-        self.counts.ignored += result.ignored
-        self.counts.dead += result.dead
+    async def _fail(self, entry: Entry, error: BaseException, reason: Reason | None = None) -> _Fate:
+        """The attempt failed by the event's own fault, or its handler's: try it again later, or bury it."""
+        progress = Progress()
+        try:
+            counts = await self._attempts.fail(entry, error, progress, reason)
+        except Exception as raised:  # noqa: BLE001 - what became of it must not be lost: whatever it was, it goes again
+            failed = outcome_of(raised).error or raised
+            if not progress.blames(failed, database_is_up=self._postgres_gate.is_open):
+                await self._wait_out(failed)
+                return _Fate.OUTAGE
+            log.error("failed event not stored, trying again", stream=entry.stream, group=self._group.name,
+                      entry=entry.id, next_in=LETTER_PAUSE, error=str(ErrorInfo.of(failed)))  # fmt: skip
+            await self._postpone(entry)
+            return _Fate.SETTLED
+        self._end([entry], counts)
+        return _Fate.SETTLED
 
-    # Failures -------------------------------------------------------------------------------------------------------
+    def _end(self, entries: Sequence[Entry], counts: Counts) -> None:
+        """What became of entries is committed."""
+        self.counts.add(counts)
+        if counts.retried or counts.parked or entries[0].retry is not None:
+            # A row that waits, or one that is gone and had others waiting behind it.
+            self._due.soon(0.0)
+        for entry in entries:
+            entry.verdict = None  # it knows its entry, and a circle lives on until the collector comes
+        if entries[0].retry is None:
+            self._backlog.done(entries)
+        self._backlog.wake()
 
     async def _wait_out(self, error: BaseException) -> None:
         """PostgreSQL cannot do our work: block until it can, or until the gate has this pool cancelled."""
         told = str(ErrorInfo.of(error))
         if not self._postgres_gate.is_open:
             log.debug("transaction given back", group=self._group.name, error=told)
+        elif isinstance(error, LeaseLost):
+            log.info("partition is not ours", group=self._group.name, stream=self._partition, error=told)
         elif passes(error):
             log.warning("database is busy, trying again", group=self._group.name, error=told)
         elif isinstance(error, Exception):
@@ -276,77 +280,57 @@ class HandlerPool:
         await trio.sleep(0.1 + 0.9 * self._chance())
         await self._postgres_gate.wait_open()
 
-    async def _fail(self, verdict: Verdict, error: BaseException) -> _Fate:
-        """The event's attempt failed by its own fault, or its handler's: try it again later, or bury it."""
-        entry = verdict.entry
-        entry.attempts += 1
-        reason = self._end(error, entry.attempts)
-        if reason is None:
-            delay = self._pause(entry.attempts)
-            self.counts.retried += 1
-            log.warning("event will be retried", **self._where(entry), attempt=entry.attempts, next_in=round(delay, 3),
-                        error=str(ErrorInfo.of(error)))  # fmt: skip
-            self._backlog.retry(entry, trio.current_time() + delay)
-            return _Fate.SETTLED
-        return await self._bury(verdict, reason, error)
+    # Rows that are due ----------------------------------------------------------------------------------------------
 
-    def _end(self, error: BaseException, attempts: int) -> Reason | None:
-        """Why there will be no further attempt; None if there will."""
-        if is_hopeless(error):
-            return Reason.PERMANENT
-        return Reason.MAX_DELIVERIES if attempts >= self._settings.max_deliveries else None
+    async def _retry(self) -> None:
+        """Take rows that are due, and attempt them."""
+        occupied: set[str] = set()
 
-    def _pause(self, attempts: int) -> float:
-        """Seconds before the next attempt: doubling up to the cap, full jitter."""
-        settings = self._settings
-        return self._chance() * min(settings.retry_maximum, settings.retry_minimum * 2.0 ** min(attempts - 1, 60))
+        def occupy(keys: set[str]) -> set[str]:
+            occupied.update(ours := self._backlog.occupy(keys))
+            return ours
 
-    async def _bury(self, verdict: Verdict, reason: Reason, error: BaseException) -> _Fate:
-        entry = verdict.entry
-        envelope = None if isinstance(verdict, Ignore) else verdict.envelope
-        letter = self._letter(entry, envelope, reason, error)
-        progress = Progress()
         try:
-            with trio.fail_after(self._settings.handler_timeout):
-                async with self._store.transaction() as transaction:
-                    progress = Progress(Stage.CLOSING, transaction)
-                    await transaction.bury(letter)
-        except Exception as failed:  # noqa: BLE001 - the letter must not be lost: whatever it was, it goes again
-            entry.attempts -= 1
-            if not progress.blames(failed, database_is_up=self._postgres_gate.is_open):
-                await self._wait_out(failed)
-                return _Fate.OUTAGE
-            log.error("dead letter not stored, trying again", **self._where(entry), next_in=LETTER_PAUSE,
-                      error=str(ErrorInfo.of(failed)))  # fmt: skip
-            self._backlog.retry(entry, trio.current_time() + LETTER_PAUSE)
-            return _Fate.SETTLED
-        self.counts.dead += 1
-        self._tell_dead(entry, reason, error)
-        self._backlog.done([entry])
-        return _Fate.SETTLED
+            claim = await self._claim(occupy)
+            if claim.entries:
+                await self._settle(claim.entries)
+            for entry in claim.poison:
+                await self._poisoned(entry)
+        finally:
+            self._backlog.release(occupied)
 
-    def _letter(self, entry: Entry, envelope: Envelope | None, reason: Reason, error: BaseException) -> DeadLetter:
-        return DeadLetter.of(
-            error,
-            stream=entry.stream,
-            entry_id=entry.id,
-            consumer_group=self._group.name,
-            consumer=self._consumer,
-            reason=reason,
-            fields=entry.fields,
-            deliveries=max(1, entry.attempts),
-            event_id=envelope.event_id if envelope else None,
-            event_type=envelope.event_type if envelope else None,
-            event_key=envelope.key if envelope else None,
-            published_at=envelope.timestamp if envelope else None,
-        )
+    async def _claim(self, occupy: Callable[[set[str]], set[str]]) -> Claim:
+        again = LOOK
+        self._due.looking()
+        try:
+            async with self._limiter or nullcontext():
+                claim = await self._attempts.claim(self._group.batch, self._backlog.busy_keys, occupy)
+            again = 0.0 if claim.more else min(LOOK, claim.next_in or LOOK)
+            return claim
+        except Exception as raised:  # noqa: BLE001 - no handler was called: whatever it is, it is the database's
+            await self._wait_out(outcome_of(raised).error or raised)
+            return Claim()
+        finally:
+            self._due.soon(again)
+            self._backlog.wake()
 
-    def _tell_dead(self, entry: Entry, reason: Reason, error: BaseException) -> None:
-        told = str(ErrorInfo.of(error))
-        log.error("event is dead", **self._where(entry), reason=reason.value, attempts=entry.attempts, error=told)
+    async def _postpone(self, entry: Entry) -> None:
+        """The database refuses what became of an entry."""
+        at = trio.current_time() + LETTER_PAUSE
+        if entry.retry is None:
+            self._backlog.postpone(entry, at)
+            return
+        try:
+            await self._attempts.put_away(entry.retry, LETTER_PAUSE)
+        except Exception as raised:  # noqa: BLE001 - it is due again anyway, only sooner
+            log.debug("row not put off", group=self._group.name, entry=entry.id, error=str(ErrorInfo.of(raised)))
 
-    def _where(self, entry: Entry) -> dict[str, str]:
-        return {"stream": entry.stream, "group": self._group.name, "entry": entry.id}
+    async def _absolve(self, entries: Sequence[Entry] | None) -> None:
+        """What was broken off by others is held against no event (of all that this process had: None)."""
+        try:
+            await self._attempts.absolve(entries)
+        except Exception as raised:  # noqa: BLE001 - it is asked for again when the pool starts
+            log.debug("suspects not absolved", group=self._group.name, error=str(ErrorInfo.of(raised)))
 
     # Acknowledgements -----------------------------------------------------------------------------------------------
 
@@ -356,7 +340,7 @@ class HandlerPool:
             ids = await self._backlog.take_done(ACKNOWLEDGE, 0.0 if self._draining else LINGER)
             acknowledged = False
             try:
-                await self._client().xack(self._stream.key, self._group.name, *ids)
+                await self._client().xack(self._partition, self._group.name, *ids)
                 acknowledged = True
             except redis.exceptions.RedisError as error:
                 log.debug("acknowledgement postponed", group=self._group.name, ids=len(ids), error=str(error))
@@ -368,10 +352,24 @@ class HandlerPool:
                 await trio.sleep(0.5)
 
 
-def _delivery(handle: Handle) -> Delivery[object]:
-    return Delivery(
-        event=handle.event,
-        envelope=handle.envelope,
-        entry_id=handle.entry.id,
-        attempt=handle.entry.attempts + 1,
-    )
+class _Due:
+    """When to look for rows that are due: one look at a time.
+
+    Attributes:
+        at: when (`trio.current_time()`).
+    """
+
+    def __init__(self) -> None:
+        self.at = -math.inf
+
+    @property
+    def is_due(self) -> bool:
+        return trio.current_time() >= self.at
+
+    def looking(self) -> None:
+        """Somebody looks, and will say when to look again."""
+        self.at = math.inf
+
+    def soon(self, delay: float) -> None:
+        """Look in so many seconds at the latest."""
+        self.at = min(self.at, trio.current_time() + delay)

@@ -13,6 +13,8 @@ from .event import Envelope, event_type_of
 
 if TYPE_CHECKING:
     from ..runtime.postgres import Connection
+    from .retry_table import RetryRow
+    from .sorting import Verdict
 
 __all__ = ["Context", "Delivery", "Entry", "Permanent", "entry_order"]
 
@@ -37,11 +39,13 @@ class Entry:
         stream: the stream's key.
         id: the entry's id.
         fields: as they came; None when the entry was trimmed while it was pending.
-        attempts: how often its handler has failed.
+        attempts: how often it has failed before.
         read_at: `trio.current_time()` when it was read.
         consumer: the name of the consumer that it was given to.
         redelivered: it was given to somebody before, who did not acknowledge it: to us before a restart, or to a
             consumer from whom it was taken over.
+        retry: the row that it is now: its entry in the stream is acknowledged.
+        verdict: what is to be done with it, once that was looked at; see `sorting.verdict_of`.
     """
 
     stream: str
@@ -51,6 +55,8 @@ class Entry:
     read_at: float = field(factory=trio.current_time)
     consumer: str = ""
     redelivered: bool = False
+    retry: RetryRow | None = None
+    verdict: Verdict | None = field(default=None, repr=False)
 
 
 @frozen(kw_only=True)
@@ -61,7 +67,7 @@ class Delivery(Generic[E]):
         event: an object of the event's class.
         envelope: what travelled: ids, type, time, key.
         entry_id: its id in the stream.
-        attempt: 1 for the first delivery in this process.
+        attempt: 1 for the first; outages do not count.
     """
 
     event: E

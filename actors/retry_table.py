@@ -147,6 +147,14 @@ class RetryTable(Protocol):
         """Lock the rows that still are as they were read (same attempts); those that somebody else has are left out."""
         ...
 
+    async def claim(self, transaction: Transaction, rows: Sequence[RetryRow], within: float) -> None:
+        """Let nobody else take rows for `within` seconds: they are due then, if they are still here."""
+        ...
+
+    async def withdraw(self, transaction: Transaction, group: str, event_ids: Collection[UUID]) -> None:
+        """Take events out of the group's inbox again that this transaction has entered."""
+        ...
+
     async def next_due(self, transaction: Transaction, group: str, stream: str) -> float | None:
         """Seconds until the next row is due that is not due yet, or None; an early answer costs nothing."""
         ...
@@ -289,6 +297,16 @@ class PostgresRetries:
         """See `RetryTable.hold`."""
         cursor = await _on(transaction).execute(_HOLD, ([row.id for row in rows], [row.attempts for row in rows]))
         return [_read(row) for row in await cursor.fetchall()]
+
+    async def claim(self, transaction: Transaction, rows: Sequence[RetryRow], within: float) -> None:
+        """See `RetryTable.claim`."""
+        statement = "update penstock_retry set due_at = now() + make_interval(secs => %s) where id = any(%s)"
+        await _on(transaction).execute(statement, (within, [row.id for row in rows]))
+
+    async def withdraw(self, transaction: Transaction, group: str, event_ids: Collection[UUID]) -> None:
+        """See `RetryTable.withdraw`."""
+        statement = "delete from penstock_inbox where consumer_group = %s and event_id = any(%s)"
+        await _on(transaction).execute(statement, (group, list(event_ids)))
 
     async def next_due(self, transaction: Transaction, group: str, stream: str) -> float | None:
         """See `RetryTable.next_due`."""

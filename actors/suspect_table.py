@@ -20,6 +20,12 @@ __all__ = ["PostgresSuspects", "SuspectTable"]
 class SuspectTable(Protocol):
     """Counts of entries of a group's partition. Errors are those of any statement of the transaction."""
 
+    async def known(
+        self, transaction: Transaction, group: str, stream: str, entry_ids: Collection[str]
+    ) -> dict[str, int]:
+        """How often those of the entries have been counted that have been."""
+        ...
+
     async def mark(
         self, transaction: Transaction, group: str, stream: str, entry_ids: Collection[str]
     ) -> dict[str, int]:
@@ -43,9 +49,17 @@ on conflict (consumer_group, stream, entry_id) do update set times = known.times
 returning entry_id, times
 """
 
+_KNOWN = """
+select entry_id, times from penstock_suspect where consumer_group = %s and stream = %s and entry_id = any(%s)
+"""
+
 _ABSOLVE = """
+with innocent as (
+    delete from penstock_suspect
+    where consumer_group = %(group)s and stream = %(stream)s and entry_id = any(%(ids)s) and times <= 1
+)
 update penstock_suspect set times = times - 1, updated_at = now()
-where consumer_group = %s and stream = %s and entry_id = any(%s)
+where consumer_group = %(group)s and stream = %(stream)s and entry_id = any(%(ids)s) and times > 1
 """
 
 _CLEAR = "delete from penstock_suspect where consumer_group = %s and stream = %s and entry_id = any(%s)"
@@ -53,6 +67,13 @@ _CLEAR = "delete from penstock_suspect where consumer_group = %s and stream = %s
 
 class PostgresSuspects:
     """`SuspectTable` on PostgreSQL."""
+
+    async def known(
+        self, transaction: Transaction, group: str, stream: str, entry_ids: Collection[str]
+    ) -> dict[str, int]:
+        """See `SuspectTable.known`."""
+        cursor = await _on(transaction).execute(_KNOWN, (group, stream, list(entry_ids)))
+        return dict(await cursor.fetchall())
 
     async def mark(
         self, transaction: Transaction, group: str, stream: str, entry_ids: Collection[str]
@@ -63,7 +84,7 @@ class PostgresSuspects:
 
     async def absolve(self, transaction: Transaction, group: str, stream: str, entry_ids: Collection[str]) -> None:
         """See `SuspectTable.absolve`."""
-        await _on(transaction).execute(_ABSOLVE, (group, stream, list(entry_ids)))
+        await _on(transaction).execute(_ABSOLVE, {"group": group, "stream": stream, "ids": list(entry_ids)})
 
     async def clear(self, transaction: Transaction, group: str, stream: str, entry_ids: Collection[str]) -> None:
         """See `SuspectTable.clear`."""

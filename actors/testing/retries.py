@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, cast
+from uuid import UUID
 
 import trio
 from attrs import evolve, frozen
@@ -99,6 +100,23 @@ class MemoryRetries:
                 if stored is not None:
                     held.append(stored.read())
         return held
+
+    async def claim(self, transaction: Transaction, rows: Sequence[RetryRow], within: float) -> None:
+        """See `RetryTable.claim`."""
+        work = _work(transaction)
+        await _statement(work)
+        for row in rows:
+            await work.lock(self._table, row.id)
+            stored = work.get(self._table, row.id)
+            if stored is not None:
+                await work.put(self._table, row.id, evolve(stored, due_at=trio.current_time() + within))
+
+    async def withdraw(self, transaction: Transaction, group: str, event_ids: Collection[UUID]) -> None:
+        """See `RetryTable.withdraw`."""
+        work = _work(transaction)
+        await _statement(work)
+        for event_id in sorted(event_ids):
+            await work.delete(self._store.inbox_table, (group, event_id))
 
     async def next_due(self, transaction: Transaction, group: str, stream: str) -> float | None:
         """See `RetryTable.next_due`."""

@@ -26,6 +26,14 @@ class MemorySuspects:
     def __init__(self) -> None:
         self.table: Table[tuple[str, str, str], int] = Table("suspect")
 
+    async def known(
+        self, transaction: Transaction, group: str, stream: str, entry_ids: Collection[str]
+    ) -> dict[str, int]:
+        """See `SuspectTable.known`."""
+        work = await _statement(transaction)
+        times = {entry_id: work.get(self.table, (group, stream, entry_id)) for entry_id in entry_ids}
+        return {entry_id: count for entry_id, count in times.items() if count is not None}
+
     async def mark(
         self, transaction: Transaction, group: str, stream: str, entry_ids: Collection[str]
     ) -> dict[str, int]:
@@ -44,8 +52,10 @@ class MemorySuspects:
         for entry_id in sorted(entry_ids):
             await work.lock(self.table, (group, stream, entry_id))
             times = work.get(self.table, (group, stream, entry_id))
-            if times is not None:
+            if times is not None and times > 1:
                 await work.put(self.table, (group, stream, entry_id), times - 1)
+            else:
+                await work.delete(self.table, (group, stream, entry_id))
 
     async def clear(self, transaction: Transaction, group: str, stream: str, entry_ids: Collection[str]) -> None:
         """See `SuspectTable.clear`."""

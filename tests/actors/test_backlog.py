@@ -47,7 +47,7 @@ async def test_what_is_known_is_not_taken_in_again_in_whatever_state_it_is() -> 
     backlog.done([one])
     await backlog.take_done(1, 0.0)
     backlog.done([two])
-    backlog.retry(three, 1e9)
+    backlog.postpone(three, 1e9)
     assert backlog.add(entries(1, 2, 3, 4)) == 0
     assert backlog.known() == {"1-0", "2-0", "3-0", "4-0"}
 
@@ -63,7 +63,7 @@ async def test_a_retry_is_due_at_its_time_and_not_before(autojump_clock: MockClo
     backlog = Backlog(10)
     backlog.add(entries(1))
     (entry,) = await backlog.take(1, never)
-    backlog.retry(entry, trio.current_time() + 60)
+    backlog.postpone(entry, trio.current_time() + 60)
     with trio.move_on_after(59.9) as early:
         await backlog.take(1, never)
     assert early.cancelled_caught
@@ -75,7 +75,7 @@ async def test_an_earlier_retry_wakes_those_who_wait_for_a_later_one(autojump_cl
     backlog = Backlog(10)
     backlog.add(entries(1, 2))
     one, two = await backlog.take(2, never)
-    backlog.retry(one, 100)
+    backlog.postpone(one, 100)
     async with trio.open_nursery() as nursery:
 
         @nursery.start_soon
@@ -84,7 +84,7 @@ async def test_an_earlier_retry_wakes_those_who_wait_for_a_later_one(autojump_cl
             assert trio.current_time() == 5
 
         await wait_all_tasks_blocked()
-        backlog.retry(two, 5)
+        backlog.postpone(two, 5)
 
 
 async def test_whoever_is_cancelled_while_waiting_takes_nothing() -> None:
@@ -156,7 +156,7 @@ async def test_the_accounts_are_right_after_thousands_of_rounds(autojump_clock: 
                 backlog.done(settled)
                 added.update((entry.id, True) for entry in settled)
             case 3 if in_work:
-                backlog.retry(in_work.pop(), trio.current_time() + chance.random() * 3)
+                backlog.postpone(in_work.pop(), trio.current_time() + chance.random() * 3)
             case 4 if in_work:
                 backlog.give_back([in_work.pop()])
             case 5:

@@ -1,0 +1,446 @@
+"""The transactions of a handler pool: one attempt at some events, what is written when it fails, and what is written
+before one that may kill its worker.
+
+Everything that an event comes to is decided in PostgreSQL, in one transaction each; only then is its entry
+acknowledged, or its row gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import trio
+from attrs import define, evolve, field, frozen
+
+from .blame import Progress, Stage
+from .calling import call_handlers, plan
+from .dead_letter import Reason
+from .event import Envelope
+from .failures import Counts, Failures, Sentence
+from .handling import Context, Delivery, Entry
+from .lease_table import Lease, LeaseLost
+from .retry_table import RetryOrigin, RetryRow
+from .sorting import Handle, Ignore, Refuse, Verdict, expired, key_of, verdict_of
+from .store import InboxEntry
+
+if TYPE_CHECKING:
+    from .settings import DeliverySettings
+    from .store import Store, Transaction
+    from .system import Group, Stream
+
+__all__ = ["Attempts", "Claim", "Publish"]
+
+Publish = Callable[["Transaction", str, Sequence[Envelope]], Awaitable[None]]
+"""Puts events into the outbox, within a transaction."""
+
+BETWEEN = 5.0
+"""Seconds that a claimed row is kept from others before its attempt begins; an attempt itself has the row locked."""
+
+DEADLY = 3
+"""Times that an entry is taken up, alone, and no orderly end of that is known: then it is poison, and not tried."""
+
+
+class _Apart(Exception):
+    """These events cannot be committed together: one by one."""
+
+
+@frozen
+class Claim:
+    """Rows whose attempt may begin.
+
+    Attributes:
+        entries: made of them.
+        poison: those of them that are not to be tried any more.
+        more: whether others may be due as well.
+        next_in: seconds until the next one is due, as far as is known.
+    """
+
+    entries: list[Entry] = field(factory=list)
+    poison: list[Entry] = field(factory=list)
+    more: bool = False
+    next_in: float | None = None
+
+
+@define
+class _Sorted:
+    """The entries of one attempt, by what is to be done with them."""
+
+    handles: list[Handle] = field(factory=list)
+    refusals: list[Refuse] = field(factory=list)
+    ignored: list[Ignore] = field(factory=list)
+    parked: list[Handle] = field(factory=list)
+
+    @classmethod
+    def of(cls, verdicts: Iterable[Verdict]) -> _Sorted:
+        made = cls()
+        for verdict in verdicts:
+            match verdict:
+                case Handle():
+                    made.handles.append(verdict)
+                case Refuse():
+                    made.refusals.append(verdict)
+                case Ignore():
+                    made.ignored.append(verdict)
+        return made
+
+
+class Attempts:
+    """See the module.
+
+    Args:
+        stream: the declared stream.
+        group: the declared group.
+        partition: the key of the partition whose entries are handled.
+        store: where everything goes.
+        settings: time limits and policies.
+        failures: what failed attempts leave behind.
+        position: the group's position once entries are done; see `Backlog.position`.
+        fence: the lease of an ordered group, if it is in force; None for a shared group.
+        publish: what `Context.publish` does.
+        wall: what time it is, for events that expire.
+        consumer: the instance's name, for people.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        group: Group,
+        partition: str,
+        store: Store,
+        settings: DeliverySettings,
+        failures: Failures,
+        *,
+        position: Callable[[Iterable[Entry]], str | None],
+        fence: Callable[[], Lease | None] | None,
+        publish: Publish | None,
+        wall: Callable[[], datetime],
+        consumer: str,
+    ) -> None:
+        self._stream = stream
+        self._group = group
+        self._partition = partition
+        self._store = store
+        self._settings = settings
+        self._failures = failures
+        self._position = position
+        self._fence = fence
+        self._publish = publish
+        self._wall = wall
+        self._consumer = consumer
+        self._marked: set[str] = set()  # taken up by this process, and not ended
+
+    # An attempt -----------------------------------------------------------------------------------------------------
+
+    async def handle(self, entries: Sequence[Entry], progress: Progress) -> Counts:
+        """Commit the effects of all entries together, with everything else that they come to; what that was.
+
+        Raises:
+            Exception: anything; nothing was committed then, unless the answer to the commit was lost.
+        """
+        now = self._wall()
+        verdicts = [self._verdict(entry) for entry in entries]
+        verdicts = [expired(verdict, now) or verdict for verdict in verdicts]
+        with trio.fail_after(self._time_for(verdicts)):
+            async with self._store.transaction() as transaction:
+                progress.transaction = transaction
+                await self._hold_lease(transaction)
+                sorted_ = _Sorted.of(await self._still_ours(transaction, verdicts))
+                await self._park(transaction, sorted_)
+                fresh = await self._first_time(transaction, sorted_.handles)
+                progress.stage = Stage.HANDLING
+                failed = await self._call(transaction, fresh, alone=len(entries) == 1)
+                # Whoever held the processor beyond the limit has exceeded it, too.
+                await trio.lowlevel.checkpoint()
+                progress.stage = Stage.CLOSING
+                sentences = await self._close(transaction, entries, sorted_, fresh, failed)
+        self._marked.difference_update(entry.id for entry in entries)
+        counts = self._failures.tell(sentences)
+        refused = len(sentences) - len(failed)
+        counts.handled = len(fresh) - len(failed)
+        counts.duplicates = len(sorted_.handles) - len(fresh) + len(sorted_.refusals) - refused
+        counts.ignored = len(sorted_.ignored)
+        counts.parked = len(sorted_.parked)
+        return counts
+
+    async def _hold_lease(self, transaction: Transaction) -> None:
+        if self._fence is None:
+            return
+        lease = self._fence()
+        if lease is None:
+            raise LeaseLost(f"{self._partition} is not ours")
+        await self._store.leases.hold(transaction, lease)
+
+    async def _still_ours(self, transaction: Transaction, verdicts: Sequence[Verdict]) -> list[Verdict]:
+        """Without the rows that somebody else has, or has handled, since they were claimed."""
+        rows = _rows(verdict.entry for verdict in verdicts)
+        if not rows:
+            return list(verdicts)
+        held = {row.id for row in await self._store.retries.hold(transaction, rows)}
+        return [verdict for verdict in verdicts if verdict.entry.retry is None or verdict.entry.retry.id in held]
+
+    async def _park(self, transaction: Transaction, sorted_: _Sorted) -> None:
+        """Put what must wait for an earlier event of its key behind it."""
+        if not self._group.ordered:
+            return
+        keys = {key for handle in sorted_.handles if not handle.entry.retry and (key := key_of(handle)) is not None}
+        if not keys:
+            return
+        waiting = await self._store.retries.keys(transaction, self._group.name, self._partition, keys)
+        if not waiting:
+            return
+        sorted_.parked = [handle for handle in sorted_.handles if key_of(handle) in waiting and not handle.entry.retry]
+        sorted_.handles = [handle for handle in sorted_.handles if handle not in sorted_.parked]
+        # What is over, or has its row already, needs none: it came again because an acknowledgement was lost.
+        fresh = await self._first_time(transaction, sorted_.parked)
+        await self._store.retries.withdraw(
+            transaction, self._group.name, [handle.envelope.event_id for handle in fresh]
+        )
+        await self._store.retries.add(transaction, [self._failures.parked(handle) for handle in fresh])
+
+    async def _first_time(self, transaction: Transaction, handles: Sequence[Handle]) -> list[Handle]:
+        """Those whose event the group has not handled before, one for each event id, in order."""
+        given = [handle for handle in handles if handle.entry.retry is None]
+        rows = [InboxEntry(handle.envelope.event_id, handle.entry.stream, handle.entry.id) for handle in given]
+        left = set(await transaction.first_time(self._group.name, rows)) if rows else set()
+        entered = await self._enter_rows(transaction, [handle for handle in handles if handle.entry.retry is not None])
+        fresh = []
+        for handle in handles:
+            if handle.entry.id in entered:
+                fresh.append(handle)
+            elif handle.entry.retry is None and handle.envelope.event_id in left:
+                left.discard(handle.envelope.event_id)
+                fresh.append(handle)
+        return fresh
+
+    async def _enter_rows(self, transaction: Transaction, handles: Sequence[Handle]) -> set[str]:
+        entered = set()
+        # In one order, so that two transactions that share events wait for each other and never deadlock.
+        for handle in sorted(handles, key=lambda handle: handle.envelope.event_id):
+            row = handle.entry.retry
+            if row is not None and await self._store.retries.enter(transaction, _named(row, handle.envelope)):
+                entered.add(handle.entry.id)
+        return entered
+
+    async def _call(self, transaction: Transaction, fresh: Sequence[Handle], *, alone: bool) -> dict[str, Exception]:
+        """Call the handlers; what failed by itself, by entry id."""
+        calls = plan(fresh, ordered=self._group.ordered)
+        failed = await call_handlers(calls, lambda delivery: self._context(transaction, delivery))
+        if failed and alone:
+            raise next(iter(failed.values()))
+        if failed and not _can_fail_alone(fresh, failed, ordered=self._group.ordered):
+            raise _Apart("what failed by itself cannot be committed beside the others")
+        return failed
+
+    def _context(self, transaction: Transaction, delivery: Delivery[object] | None) -> Context:
+        publish, made = self._publish, Context(
+            connection=transaction.connection, stream=self._stream.key, group=self._group.name, delivery=delivery
+        )  # fmt: skip
+        if publish is not None:
+            made._publish = lambda stream, envelopes: publish(transaction, stream, envelopes)
+        return made
+
+    async def _close(
+        self,
+        transaction: Transaction,
+        entries: Sequence[Entry],
+        sorted_: _Sorted,
+        fresh: Sequence[Handle],
+        failed: dict[str, Exception],
+    ) -> list[Sentence]:
+        """Write what the attempt came to beside the effects; the sentences on those that failed in it."""
+        group = self._group.name
+        by_id = {handle.entry.id: handle for handle in fresh}
+        sentences = [self._failures.judge(by_id[entry_id], error) for entry_id, error in failed.items()]
+        if failed:
+            events = [by_id[entry_id].envelope.event_id for entry_id in failed]
+            await self._store.retries.withdraw(transaction, group, events)
+        for refusal in await self._open(transaction, sorted_.refusals):
+            sentences.append(self._failures.judge(refusal, refusal.error, refusal.reason))
+        if sentences:
+            await self._failures.carry_out(transaction, sentences)
+        await self._finish_rows(transaction, [*sorted_.handles, *sorted_.ignored], failed)
+        await self._clear(transaction, entries)
+        position = self._position(entries) if not _rows(entries) else None
+        if position is not None:
+            await transaction.position(group, self._partition, position)
+        return sentences
+
+    async def _open(self, transaction: Transaction, refusals: Sequence[Refuse]) -> list[Refuse]:
+        """Without the entries that have a row or a letter already: their acknowledgement was lost."""
+        ids = [refusal.entry.id for refusal in refusals if refusal.entry.retry is None]
+        if not ids:
+            return list(refusals)
+        remaining = await self._store.retries.remaining(transaction, self._group.name, self._partition, ids)
+        return [each for each in refusals if each.entry.retry is not None or each.entry.id in remaining]
+
+    async def _finish_rows(
+        self, transaction: Transaction, verdicts: Sequence[Verdict], failed: Collection[str]
+    ) -> None:
+        """Delete the rows that have come to a good end, and settle the letters that they were."""
+        rows = _rows(verdict.entry for verdict in verdicts if verdict.entry.id not in failed)
+        if not rows:
+            return
+        await self._store.retries.delete(transaction, rows)
+        for row in rows:
+            if row.origin in (RetryOrigin.LETTER, RetryOrigin.REPLAY):
+                await self._store.dead_letters.settle(
+                    transaction, row.consumer_group, row.stream, row.entry_id, self._consumer
+                )
+
+    # A failed attempt -----------------------------------------------------------------------------------------------
+
+    async def fail(
+        self, entry: Entry, error: BaseException, progress: Progress, reason: Reason | None = None
+    ) -> Counts:
+        """Write what becomes of an entry whose attempt failed, by its own fault; what that was.
+
+        Whoever else handles the same event at the same time decides; then nothing is written.
+        """
+        verdict = self._verdict(entry)
+        with trio.fail_after(self._settings.handler_timeout):
+            async with self._store.transaction() as transaction:
+                progress.transaction = transaction
+                await self._hold_lease(transaction)
+                progress.stage = Stage.CLOSING
+                is_open = await self._is_open(transaction, verdict)
+                sentence = self._failures.judge(verdict, error, reason)
+                if is_open:
+                    await self._failures.carry_out(transaction, [sentence])
+                await self._clear(transaction, [entry])
+        self._marked.discard(entry.id)
+        return self._failures.tell([sentence]) if is_open else Counts(duplicates=1)
+
+    async def _is_open(self, transaction: Transaction, verdict: Verdict) -> bool:
+        """Whether the event has come to no other end; it cannot, until the end of the transaction."""
+        entry = verdict.entry
+        if entry.retry is not None:
+            return bool(await self._store.retries.hold(transaction, [entry.retry]))
+        if isinstance(verdict, Handle):
+            fresh = await self._first_time(transaction, [verdict])
+            await self._store.retries.withdraw(
+                transaction, self._group.name, [each.envelope.event_id for each in fresh]
+            )
+            return bool(fresh)
+        left = await self._store.retries.remaining(transaction, self._group.name, self._partition, [entry.id])
+        return bool(left)
+
+    # Rows that are due ----------------------------------------------------------------------------------------------
+
+    async def claim(self, limit: int, busy: Collection[str], occupy: Callable[[set[str]], set[str]]) -> Claim:
+        """Claim rows that are due: many that never failed, or one that has, and count them as suspects.
+
+        Args:
+            limit: how many at the most.
+            busy: keys that are in work.
+            occupy: called with the keys of the rows; says which of them are ours from now on. They stay so also if
+                this raises, so whoever calls knows them.
+        """
+        group, key = self._group.name, self._partition
+        async with self._store.transaction() as transaction:
+            await self._hold_lease(transaction)
+            rows = await self._store.retries.take(
+                transaction, group, key, limit=limit, ordered=self._group.ordered, without=busy
+            )
+            if not rows:
+                return Claim(next_in=await self._store.retries.next_due(transaction, group, key))
+            chosen = await self._choose(transaction, rows)
+            if self._group.ordered:
+                ours = occupy({row.event_key for row in chosen if row.event_key is not None})
+                chosen = [row for row in chosen if row.event_key is None or row.event_key in ours]
+            await self._store.retries.claim(transaction, chosen, BETWEEN)
+            poison = await self._mark(transaction, [row.entry_id for row in chosen])
+        entries = [_entry(row) for row in chosen]
+        return Claim(
+            entries=[entry for entry in entries if entry.id not in poison],
+            poison=[entry for entry in entries if entry.id in poison],
+            more=len(chosen) < len(rows) or len(rows) == limit,
+        )
+
+    async def _choose(self, transaction: Transaction, rows: Sequence[RetryRow]) -> list[RetryRow]:
+        """The longest due, with others if nothing is held against it and them."""
+        ids = [row.entry_id for row in rows]
+        known = await self._store.suspects.known(transaction, self._group.name, self._partition, ids)
+        calm = [row for row in rows if not row.attempts and row.entry_id not in known]
+        return calm if calm and calm[0] is rows[0] else [rows[0]]
+
+    async def put_away(self, row: RetryRow, seconds: float) -> None:
+        """Let a row rest: the database does not take what became of it."""
+        async with self._store.transaction() as transaction:
+            await self._hold_lease(transaction)
+            await self._store.retries.claim(transaction, [row], seconds)
+
+    # Suspects -------------------------------------------------------------------------------------------------------
+
+    async def suspect(self, entry: Entry) -> bool:
+        """Count an entry that comes again without an end, before it is handled; False if it is not to be."""
+        if entry.id in self._marked:
+            return True  # by this very process, which lives
+        async with self._store.transaction() as transaction:
+            await self._hold_lease(transaction)
+            poison = await self._mark(transaction, [entry.id])
+        return not poison
+
+    async def absolve(self, entries: Iterable[Entry] | None = None) -> None:
+        """Take back what was counted for entries (for all that have no end) whose attempt others broke off."""
+        ids = self._marked if entries is None else self._marked.intersection(entry.id for entry in entries)
+        ids = set(ids)
+        if not ids:
+            return
+        async with self._store.transaction() as transaction:
+            await self._store.suspects.absolve(transaction, self._group.name, self._partition, ids)
+        self._marked -= ids
+
+    async def _mark(self, transaction: Transaction, ids: Collection[str]) -> set[str]:
+        """Count entries, those that this process has counted left out; those that are poison."""
+        fresh = [each for each in ids if each not in self._marked]
+        if not fresh:
+            return set()
+        # Before it is written: what is taken back once too often does no harm, what is never taken back does.
+        self._marked.update(fresh)
+        times = await self._store.suspects.mark(transaction, self._group.name, self._partition, fresh)
+        return {entry_id for entry_id, count in times.items() if count >= DEADLY}
+
+    async def _clear(self, transaction: Transaction, entries: Iterable[Entry]) -> None:
+        ids = [entry.id for entry in entries if entry.id in self._marked]
+        if ids:
+            await self._store.suspects.clear(transaction, self._group.name, self._partition, ids)
+
+    # Inside ---------------------------------------------------------------------------------------------------------
+
+    def _verdict(self, entry: Entry) -> Verdict:
+        return verdict_of(entry, self._stream, self._group)
+
+    def _time_for(self, verdicts: Iterable[Verdict]) -> float:
+        """Seconds for one transaction: the limit of all, or of the handler that may take longer."""
+        own = (verdict.handler.timeout for verdict in verdicts if isinstance(verdict, Handle))
+        return max(self._settings.handler_timeout, *(limit for limit in own if limit is not None), 0.0)
+
+
+def _can_fail_alone(fresh: Sequence[Handle], failed: Collection[str], *, ordered: bool) -> bool:
+    """Whether the rest can be committed: nothing of a failed key came later, and nothing was handled on order."""
+    halted: set[str] = set()
+    for handle in fresh:
+        key = key_of(handle) if ordered else None
+        if handle.entry.id in failed:
+            if handle.entry.retry is not None and handle.entry.retry.forced:
+                return False  # the inbox may have known it before
+            if key is not None:
+                halted.add(key)
+        elif key in halted:
+            return False
+    return True
+
+
+def _rows(entries: Iterable[Entry]) -> list[RetryRow]:
+    return [entry.retry for entry in entries if entry.retry is not None]
+
+
+def _entry(row: RetryRow) -> Entry:
+    return Entry(row.stream, row.entry_id, row.entry_fields, attempts=row.attempts, retry=row)
+
+
+def _named(row: RetryRow, envelope: Envelope) -> RetryRow:
+    """The row with the id that its event has; a row that somebody else wrote may have none."""
+    return row if row.event_id is not None else evolve(row, event_id=envelope.event_id)
