@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -564,3 +566,26 @@ def test_a_url_or_a_number_that_cannot_be_right_is_refused_before_anything_is_lo
             Publisher(url)
     with pytest.raises(ValueError, match="buffer_size"):
         Publisher(buffer_size=0)
+
+
+def test_the_documented_numbers_are_the_defaults() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "publish-from-another-program.md").read_text()
+    defaults = {name: each.default for name, each in inspect.signature(Publisher).parameters.items()}
+    rows = re.findall(r"^\| (`.*?) \| (.*?) \| .*\|$", page.partition("## Numbers")[2], re.MULTILINE)
+    told = {
+        name: value.strip()
+        for names, values in rows
+        for name, value in zip(re.findall(r"`(\w+)`", names), re.split(r", (?!\d{3})", values), strict=True)
+    }
+    assert set(told) == set(defaults) - {"url", "on_failed"}
+    assert told == {
+        "linger": f"{defaults['linger']} s",
+        "batch_size": str(defaults["batch_size"]),
+        "batch_bytes": f"{defaults['batch_bytes'] // 1_000_000} MB",
+        "buffer_size": f"{defaults['buffer_size']:,}",
+        "buffer_bytes": f"{defaults['buffer_bytes'] // 1_000_000} MB",
+        "request_timeout": f"{defaults['request_timeout']:g} s",
+        "give_up_after": "none",
+        "close_within": f"{defaults['close_within']:g} s",
+        "client": "one of its own",
+    }
