@@ -36,6 +36,7 @@ make_valkey = _redis.make_valkey
 shared_valkey = _redis.shared_valkey
 valkey = _redis.valkey
 redis = _redis.redis
+redis_7_0 = _redis.redis_7_0
 
 _numbers = itertools.count(1)
 
