@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import psycopg
@@ -19,6 +19,7 @@ __all__ = ["End"]
 _PLACES = [(key, group) for key in orders.keys for group in (LEDGER, SHIPPING)] + [
     (key, BOOKING) for key in payments.keys
 ]
+_TELL_EVERY = 10.0
 _STORY = {
     "effect": "select consumer_group, id, number, process, attempt, written_at from effect where event_id = %s",
     "inbox": "select consumer_group, stream, entry_id, handled_at from penstock_inbox where event_id = %s",
@@ -48,16 +49,20 @@ class End:
     redis: RedisSide
     database: Database
 
-    def wait_quiet(self, limit: float, gone: Sequence[str]) -> tuple[float, dict[str, Any]]:
+    def wait_quiet(self, limit: float, gone: Sequence[str], say: Callable[[str], None]) -> tuple[float, dict[str, Any]]:
         """Seconds until nothing was under way, and what still is after `limit` seconds: empty when all is well.
 
-        `gone` are the instances of processes that are gone for good: no consumer of theirs may be left.
+        `gone` are the instances of processes that are gone for good: no consumer of theirs may be left. `say` is told
+        of what is left, now and then.
         """
-        begun = time.monotonic()
+        begun, told = time.monotonic(), 0.0
         while True:
-            rest = self.rest(gone)
-            if not rest or time.monotonic() - begun > limit:
-                return time.monotonic() - begun, rest
+            rest, took = self.rest(gone), time.monotonic() - begun
+            if not rest or took > limit:
+                return took, rest
+            if took - told >= _TELL_EVERY:
+                told = took
+                say(f"under way: {rest}"[:400])
             time.sleep(0.5)
 
     def rest(self, gone: Sequence[str] = ()) -> dict[str, Any]:

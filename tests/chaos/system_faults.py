@@ -172,7 +172,9 @@ class Run:
         assert self.strikes is not None
         end = End(self.redis, self.database)
         gone = [instance_of(each) for each in self.retired]
-        took, rest = await _thread(partial(end.wait_quiet, self.options.quiet_within, gone), abandon_on_cancel=True)
+        took, rest = await _thread(
+            partial(end.wait_quiet, self.options.quiet_within, gone, self._say), abandon_on_cancel=True
+        )
         self._say(f"quiet after {took:.1f} s")
         if rest:
             self._wrong("NOT QUIET", f"after {took:.0f} s: {rest}")
