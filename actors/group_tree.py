@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -59,6 +60,7 @@ class Site:
         postgres_trouble: told of what keeps the database from working for us.
         publish: publishes to a stream within a handler's transaction, in the name of a group.
         chance: random numbers in [0, 1).
+        wall: what time it is; None: as the system's clock says.
         read_within: seconds within which a read that blocks for so many seconds has an end.
         patience: seconds for which a connection that breaks is no trouble yet.
     """
@@ -74,6 +76,7 @@ class Site:
     postgres_trouble: Callable[[Exception], None]
     publish: Callable[[Transaction, str, Sequence[Envelope], str], Awaitable[None]]
     chance: Callable[[], float]
+    wall: Callable[[], datetime] | None = None
     read_within: Callable[[float], float]
     patience: float
 
@@ -159,6 +162,10 @@ class GroupTree:
             publish=lambda transaction, stream, envelopes: site.publish(transaction, stream, envelopes, group.name),
             consumer=site.instance,
             chance=site.chance,
+            partition=key,
+            fence=None if tenure is None else tenure.fence,
+            limiter=self._limiter,
+            wall=site.wall,
         )
         return Partition(name, key, backlog, pool, tenure)
 

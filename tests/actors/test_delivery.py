@@ -110,7 +110,7 @@ class World:
         while True:
             streams = await self.deployment.client().xinfo_groups(STREAM)
             group = next(each for each in streams if each["name"] == GROUP.encode())
-            if group["pending"] == 0 and group["lag"] in (0, None):
+            if group["pending"] == 0 and group["lag"] in (0, None) and not self.store.retries.rows:
                 return
             await trio.sleep(0.05)
 
