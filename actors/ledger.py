@@ -34,7 +34,10 @@ SCAN: Final = 200_000
 """Entries that are read, of all streams together, to find events that PostgreSQL has no trace of."""
 
 _AWAY: Final = "Redis is away, and cannot be asked"
-_UNTRACED: Final = ("in the stream", "its dead letter was published again")
+_IN_STREAM: Final = "in the stream"
+_PUBLISHED_AGAIN: Final = "its dead letter was published again"
+_UNTRACED: Final = (_IN_STREAM, _PUBLISHED_AGAIN)
+"""Reasons of `penstock_fate` that say: ask Redis."""
 
 
 class Fate(enum.StrEnum):
@@ -206,14 +209,11 @@ class Ledger:
         places: dict[UUID, list[Place]] = {}
         missing = []
         for event_id in event_ids:
-            known = {
-                (fate.partition, fate.entry_id)
-                for fate in found.get(event_id, ())
-                if fate.reason == "in the stream" and fate.partition is not None and fate.entry_id is not None
-            }
+            fates = found.get(event_id, ())
+            known = {(fate.partition or "", fate.entry_id or "") for fate in fates if fate.reason == _IN_STREAM}
             for partition, entry_id in sorted(known):
-                places.setdefault(event_id, []).append(await search.at(partition or "", entry_id or ""))
-            if not known:
+                places.setdefault(event_id, []).append(await search.at(partition, entry_id))
+            if not known or any(fate.reason == _PUBLISHED_AGAIN for fate in fates):
                 missing.append(event_id)
         for event_id, place in await search.scan(missing, scan):
             places.setdefault(event_id, []).append(place)
@@ -235,6 +235,8 @@ class Ledger:
                 before = known.get((stream.key, group.name))
                 if before is not None and before.reason not in _UNTRACED:
                     continue
+                if before is not None and before.reason == _PUBLISHED_AGAIN and not place.exists:
+                    continue  # that is where it died
                 fate, reason = _told(await search.state(place, group.name), place, group)
                 known[stream.key, group.name] = EventFate(
                     event_id=event_id,
