@@ -35,7 +35,7 @@ import re
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
 from datetime import datetime
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
 import psycopg
@@ -68,10 +68,12 @@ from ..runtime.supervision import (
 from ..runtime.telemetry import get_logger
 from . import migrations
 from .access_repository import AccessRepository
+from .checking import Checks
 from .cluster_probe import ClusterProbe, probe_of
 from .conditional import ConditionNotMet
 from .declaring import declare_groups
-from .event import Envelope, Origin, SkippedEntry, UndecodableEntry
+from .delivery_view import DeliveryWatch
+from .event import Envelope
 from .group_tree import GroupTree, Site
 from .health_monitor import HealthMonitor, Watch
 from .leasing import Leasing
@@ -80,11 +82,12 @@ from .letter_orders import LetterOrders
 from .letters import LetterDesk
 from .membership import LEAVE_WITHIN, Membership
 from .ownership import Ownership
-from .probes import StreamView, observe
+from .probes import StreamView, Unhealthy, observe
 from .producer import Published, PublishFailed
 from .publish_side import PublishSide
 from .relay import OutboxView
-from .stream_view import last_id_of
+from .stream_table import misdeclared
+from .tailing import tail
 from .upkeep import Upkeep
 
 if TYPE_CHECKING:
@@ -94,7 +97,7 @@ if TYPE_CHECKING:
     from .handler_pool import HandlerPool
     from .member_table import MemberView
     from .settings import ActorSettings
-    from .system import Stream, System
+    from .system import System
 
 __all__ = ["Deployment", "migrate_all"]
 
@@ -110,6 +113,10 @@ PATIENCE = 1.0
 ANSWER_WITHIN = 0.6
 """Seconds that PostgreSQL has for a probe while a statement takes suspiciously long: a healthy one took 0.24 s at the
 most on a machine that was six times overloaded, and a frozen one is noticed within a second."""
+
+
+LOOK_AGAIN = 5.0
+"""Seconds between two looks whether somebody has mended a declaration that does not fit the streams."""
 
 
 class Deployment:
@@ -137,10 +144,12 @@ class Deployment:
         producer: the producer.
         pools: the handler pools, by group and partition (``GROUP@KEY``).
         backlogs: their backlogs.
+        checks: the start-up checks, and what they found.
         upkeep: what keeps streams and tables in order: retention, the loss detector.
         backends: as given.
         letters: the desk of dead letters; None without a real database.
         ledger: what came of events; None without a real database.
+        delivery: how delivery stands; None without a real database.
     """
 
     def __init__(
@@ -160,6 +169,7 @@ class Deployment:
         self.instance = instance
         self.process = uuid4() if seed is None else _repeatable_uuid(f"{instance}/{seed}")
         self._random = random.Random(seed)  # noqa: S311 - jitter, no secret
+        self._wall = wall
         self.gates = Gates(Journal(wall))
         for name in ("redis", "postgres"):
             self.gates.add(name, shut="not probed yet")
@@ -169,9 +179,13 @@ class Deployment:
         pool = backends.pool
         self.letters = LetterDesk(pool, system) if pool else None
         self.ledger = Ledger(pool, system, self.client, self.gates["redis"]) if pool else None
+        self.delivery = (
+            DeliveryWatch(system, pool, backends.store, self.letters, self.process) if pool and self.letters else None
+        )
         self.pools: dict[str, HandlerPool] = {}
         self.backlogs: dict[str, Backlog] = {}
         self._client: AnyRedis | None = None
+        self._misdeclared = ""
         self._streams: dict[str, StreamView] = {}
         self.upkeep = Upkeep(
             system,
@@ -272,17 +286,8 @@ class Deployment:
             KeyError: no stream of that key is declared.
             redis.exceptions.RedisError: Redis is away.
         """
-        declared = self.system.streams[stream]
-        async with self.client().dedicated(key=stream) as connection:
-            if last_id == "$":
-                # Once, and not at every read: what comes between two reads would be passed over.
-                last_id = await last_id_of(self.client(), stream)
-            while True:
-                reply = await connection.xread({stream: last_id}, count=100, block=1000)
-                for entry_id, envelope in _decoded(declared, reply):
-                    last_id = entry_id
-                    if envelope is not None:
-                        yield entry_id, envelope
+        async for entry in tail(self.client(), self.system.streams[stream], last_id):
+            yield entry
 
     @property
     def access(self) -> AccessRepository:
@@ -399,6 +404,7 @@ class Deployment:
             postgres_trouble=self._postgres_watch.trouble,
             publish=self.publishing.publish_within,
             chance=self._random.random,
+            wall=self._wall,
             read_within=self._read_within,
             patience=PATIENCE if self._cluster_probe else 0.0,
         )
@@ -445,8 +451,24 @@ class Deployment:
         if applied:
             log.info("migrations applied", count=len(applied), last=applied[-1])
         child.note(f"{len(applied)} applied" if applied else "up to date")
+        await self._check_partitions()
         child.started()
         self.gates["schema"].open()
+        while self._misdeclared:
+            await trio.sleep(LOOK_AGAIN)
+            await self._check_partitions()
+
+    async def _check_partitions(self) -> None:
+        """Hold what needs Redis while a stream is declared with other partitions than it was made with."""
+        before, self._misdeclared = self._misdeclared, await misdeclared(self.backends.store, self.system)
+        if self._misdeclared and self._misdeclared != before:
+            log.error("a stream is declared otherwise than it was made", mend=self._misdeclared)
+            self._redis_watch.trouble(Unhealthy(self._misdeclared))
+
+    async def _probe_redis(self) -> None:
+        if self._misdeclared:
+            raise Unhealthy(self._misdeclared)
+        await self.checks()
 
     # Redis ----------------------------------------------------------------------------------------------------------
 
@@ -469,7 +491,7 @@ class Deployment:
         options, health = self.backends.redis_options, self.settings.health
         probe = probe_of(
             options,
-            tuple(self.system.streams),
+            tuple(self._partitions()),
             connect=self.backends.redis_connect,
             memory=self.gates["redis-memory"],
             within=health.timeout,
@@ -478,7 +500,10 @@ class Deployment:
             self._cluster_probe = probe
             probe.on_change = _tell_nodes
         rest = REST_AT_MOST if self._may_move else None
-        return Watch(self.gates["redis"], probe, health, options.address, rest_at_most=rest)
+        self.checks = Checks(
+            self.system, probe, self.gates["redis"], allow=self.settings.checks.allow, wall=self._wall
+        )
+        return Watch(self.gates["redis"], self._probe_redis, health, options.address, rest_at_most=rest)
 
     # News -----------------------------------------------------------------------------------------------------------
 
@@ -573,16 +598,3 @@ def _has_broken(error: Exception) -> bool:
     """Whether it tells of a connection that was there, and is no more."""
     ends = (EOFError, trio.BrokenResourceError, trio.ClosedResourceError, ConnectionResetError, BrokenPipeError)
     return isinstance(error, RedisUnavailable) and isinstance(error.__cause__, ends)
-
-
-def _decoded(stream: Stream, reply: Any) -> list[tuple[str, Envelope | None]]:
-    found: list[tuple[str, Envelope | None]] = []
-    for _, entries in reply.items() if isinstance(reply, dict) else reply or ():
-        for entry_id, fields in entries:
-            text = entry_id.decode()
-            try:
-                readable = {name.decode(): value.decode() for name, value in fields.items()}
-                found.append((text, stream.decode(readable, Origin(stream.key, text))))
-            except (UndecodableEntry, SkippedEntry, UnicodeDecodeError):
-                found.append((text, None))
-    return found

@@ -24,6 +24,7 @@ from .member_table import MemberTable, PostgresMembers
 from .outbox_table import OutboxTable, PostgresOutbox
 from .replay_table import PostgresReplays, ReplayTable
 from .retry_table import PostgresRetries, RetryTable
+from .stream_table import PostgresStreams, StreamTable
 from .suspect_table import PostgresSuspects, SuspectTable
 
 __all__ = ["InboxEntry", "PostgresStore", "Store", "Transaction"]
@@ -95,6 +96,11 @@ class Store(Protocol):
     @property
     def members(self) -> MemberTable:
         """Which processes there are."""
+        ...
+
+    @property
+    def streams(self) -> StreamTable:
+        """With how many partitions streams were made."""
         ...
 
     @property
@@ -214,6 +220,7 @@ class PostgresStore:
         self.replays: ReplayTable = PostgresReplays()
         self.leases: LeaseTable = PostgresLeases()
         self.members: MemberTable = PostgresMembers()
+        self.streams: StreamTable = PostgresStreams()
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:

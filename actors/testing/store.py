@@ -26,6 +26,7 @@ from .memory import MemoryTransactions, MemoryWork, Table
 from .outbox import MemoryOutbox
 from .replays import MemoryReplays
 from .retries import MemoryRetries
+from .streams import MemoryStreams
 from .suspects import MemorySuspects
 
 __all__ = ["Effect", "MemoryConnection", "MemoryStore", "MemoryTransaction"]
@@ -48,6 +49,7 @@ class MemoryStore:
         replays: ranges of streams that somebody ordered to be replayed.
         leases: who has which partition of an ordered group.
         members: which processes there are.
+        streams: with how many partitions streams were made.
     """
 
     def __init__(self) -> None:
@@ -58,6 +60,7 @@ class MemoryStore:
         self.replays = MemoryReplays()
         self.leases = MemoryLeases()
         self.members = MemoryMembers()
+        self.streams = MemoryStreams()
         self.inbox_table: Table[tuple[str, UUID], InboxEntry] = Table("inbox")
         self.position_table: Table[tuple[str, str], str] = Table("position")
         self.letter_table = self.dead_letters.table
