@@ -23,7 +23,7 @@ from .replies import json_reply
 from .running import RunningSystem
 from .views import iso
 
-__all__ = ["letters"]
+__all__ = ["group_json", "letters", "order_json"]
 
 ANSWER_WITHIN = 15.0
 """Seconds that the database has for an answer."""
@@ -61,7 +61,7 @@ def letters(deployment: RunningSystem) -> Blueprint:
         which = _filter(given)
         with _desk(deployment) as desk:
             found = await desk.groups(which, limit=limit)
-        return json_reply({"groups": [_group_json(each) for each in found]})
+        return json_reply({"groups": [group_json(each) for each in found]})
 
     @routes.get("/<int:number>")
     async def get_dead_letter(number: int) -> TrioResponse:
@@ -135,17 +135,17 @@ def letters(deployment: RunningSystem) -> Blueprint:
         given.end()
         with _desk(deployment) as desk:
             found = await desk.orders(limit=limit)
-        return json_reply({"orders": [_order_json(each) for each in found]})
+        return json_reply({"orders": [order_json(each) for each in found]})
 
     @routes.get("/orders/<uuid:number>")
     async def get_replay_order(number: UUID) -> TrioResponse:
         with _desk(deployment) as desk:
-            return json_reply(_order_json(await desk.order(number)))
+            return json_reply(order_json(await desk.order(number)))
 
     @routes.post("/orders/<uuid:number>/cancel")
     async def cancel_replay_order(number: UUID) -> TrioResponse:
         with _desk(deployment) as desk:
-            return json_reply(_order_json(await desk.cancel(number, by=asker())))
+            return json_reply(order_json(await desk.cancel(number, by=asker())))
 
     return routes
 
@@ -206,7 +206,7 @@ def _target(given: Given) -> Literal["group", "stream"]:
 
 def _ordered(order: LetterOrder) -> TrioResponse:
     location = f"/api/v1/dead-letters/orders/{order.id}"
-    return json_reply(_order_json(order), 202, headers={"Location": location})
+    return json_reply(order_json(order), 202, headers={"Location": location})
 
 
 def _time(moment: datetime | None) -> str | None:
@@ -270,7 +270,8 @@ def _audit_json(entry: AuditEntry) -> dict[str, Any]:
     }
 
 
-def _group_json(group: LetterGroup) -> dict[str, Any]:
+def group_json(group: LetterGroup) -> dict[str, Any]:
+    """Letters that died alike."""
     return {
         "fingerprint": group.fingerprint,
         "reason": group.reason,
@@ -297,7 +298,8 @@ def _preview_json(preview: ReplayPreview) -> dict[str, Any]:
     }
 
 
-def _order_json(order: LetterOrder) -> dict[str, Any]:
+def order_json(order: LetterOrder) -> dict[str, Any]:
+    """An order to replay letters."""
     return {
         "id": str(order.id),
         "state": order.state,

@@ -8,24 +8,21 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 from typing import Any
 
 import trio
-from attrs import Factory, define, evolve, field, frozen
+from attrs import Factory, define, field
 
 from ..actors.access import AccessRecord
-from ..runtime.masking import mask_text
-from ..runtime.postgres import PostgresUnavailable
-from ..runtime.telemetry import get_logger
+from ..actors.delivery_view import DeliveryView
+from .delivery import delivery_json, outbox_json
+from .looking import Look
 from .replies import dump
 from .running import RunningSystem
 from .sse import Event, Places
-from .views import cluster_json, iso, readiness, shut_gate, stream_json, tree_json
+from .views import cluster_json, iso, readiness, stream_json, tree_json
 
 __all__ = ["LiveFeed"]
-
-log = get_logger(__name__)
 
 AT_MOST_EVERY = 0.2
 """Seconds between two states: what happens faster is seen together."""
@@ -36,25 +33,10 @@ AT_LEAST_EVERY = 2.0
 ACCESS_EVERY = 1.0
 """Seconds between two questions for the last access events."""
 
-ACCESS_WITHIN = 3.0
-"""Seconds that the database has to answer that question."""
-
 ACCESS_ROWS = 20
 
-
-@frozen
-class _LastAccess:
-    """The last access events as far as they are known.
-
-    Attributes:
-        events: newest first.
-        observed_at: when they were asked for; None: never yet.
-        stale: why they are not up to date; empty when they are.
-    """
-
-    events: Sequence[AccessRecord] = ()
-    observed_at: datetime | None = None
-    stale: str = ""
+DELIVERY_EVERY = 2.0
+"""Seconds between two questions for how delivery stands."""
 
 
 @define(eq=False)
@@ -75,7 +57,15 @@ class LiveFeed:
     _changed: trio.Event = field(factory=trio.Event)
     _wanted: trio.Event = field(factory=trio.Event)
     _stirred: trio.Event = field(factory=trio.Event)
-    _access: _LastAccess = field(factory=_LastAccess)
+    _access: Look[Sequence[AccessRecord]] = field(init=False)
+    _delivery: Look[DeliveryView] = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        deployment = self.deployment
+        access = None if deployment.access is None else self._recent_access
+        self._access = Look(deployment, "the last access events", access, ACCESS_EVERY, ())
+        delivery = None if deployment.delivery is None else self._delivery_now
+        self._delivery = Look(deployment, "how delivery stands", delivery, DELIVERY_EVERY, DeliveryView())
 
     @property
     def is_full(self) -> bool:
@@ -108,7 +98,8 @@ class LiveFeed:
         """Keep the state; until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._follow_tree)
-            nursery.start_soon(self._follow_access)
+            for look in (self._access, self._delivery):
+                nursery.start_soon(look.follow, lambda: self._wanted, lambda: self._stirred.set())
             nursery.start_soon(self._publish_states)
 
     async def _publish_states(self) -> None:
@@ -126,34 +117,11 @@ class LiveFeed:
                 await news.next()
                 self._stirred.set()
 
-    async def _follow_access(self) -> None:
-        while True:
-            await self._wanted.wait()
-            before = self._access
-            self._access = await self._ask_for_access()
-            if (before.events, before.stale) != (self._access.events, self._access.stale):
-                self._stirred.set()
-            await trio.sleep(ACCESS_EVERY)
+    async def _recent_access(self) -> Sequence[AccessRecord]:
+        return () if self.deployment.access is None else await self.deployment.access.recent(ACCESS_ROWS)
 
-    async def _ask_for_access(self) -> _LastAccess:
-        deployment, last = self.deployment, self._access
-        gate = shut_gate(deployment.gates, "postgres")
-        if gate is not None:
-            return evolve(last, stale=f"the database is away: {mask_text(gate.cause)}")
-        if deployment.access is None:
-            return evolve(last, stale="this system runs without a database")
-        try:
-            with trio.fail_after(ACCESS_WITHIN):
-                events = await deployment.access.recent(ACCESS_ROWS)
-        except trio.TooSlowError:
-            return evolve(last, stale=f"the database did not answer within {ACCESS_WITHIN:g} s")
-        except PostgresUnavailable as error:
-            return evolve(last, stale=mask_text(str(error)))
-        except Exception as error:
-            # The page is for the worst of nights: whatever is wrong with the table must not take the tree off it.
-            log.warning("the last access events cannot be read", exc_info=error)
-            return evolve(last, stale=f"they cannot be read: {type(error).__name__}")
-        return _LastAccess(events, deployment.tree.journal.wall())
+    async def _delivery_now(self) -> DeliveryView:
+        return DeliveryView() if self.deployment.delivery is None else await self.deployment.delivery.look()
 
     def _publish(self) -> None:
         state = self._current()
@@ -175,6 +143,8 @@ class LiveFeed:
             "streams": [stream_json(stream, snapshot.time, clock) for stream in streams],
             "cluster": None if cluster is None else cluster_json(cluster, snapshot.time, clock),
             "access": self._access_json(),
+            "outbox": outbox_json(deployment.outbox()),
+            "delivery": self._delivery_json(),
         }
 
     def _access_json(self) -> dict[str, Any]:
@@ -190,6 +160,15 @@ class LiveFeed:
                     "status": event.response_status,
                     "ms": None if event.response_time is None else round(event.response_time * 1000),
                 }
-                for event in last.events
+                for event in last.value
             ],
+        }
+
+    def _delivery_json(self) -> dict[str, Any]:
+        last = self._delivery
+        seen = last.observed_at or self.deployment.tree.journal.wall()
+        return {
+            "stale": last.stale or None,
+            "observedAt": None if last.observed_at is None else iso(last.observed_at),
+            **delivery_json(last.value, seen),
         }

@@ -9,15 +9,17 @@ from zoneinfo import ZoneInfo
 
 from ..actors.access import AccessCategory, AccessRecord, AccessSummary, CategoryChange
 from ..actors.cluster_view import ClusterView
+from ..actors.delivery_view import DeliveryView
 from ..actors.event import Envelope
 from ..actors.ledger import Ledger
 from ..actors.letters import LetterDesk
 from ..actors.probes import StreamView
 from ..actors.producer import Published, PublishFailed
+from ..actors.relay import OutboxView
 from ..actors.system import System
 from ..runtime.supervision import Gates, Tree
 
-__all__ = ["AccessStore", "RunningSystem", "ZoneSettings"]
+__all__ = ["AccessStore", "DeliveryLook", "RunningSystem", "ZoneSettings"]
 
 
 class ZoneSettings(Protocol):
@@ -54,6 +56,14 @@ class AccessStore(Protocol):
 
     async def recent(self, limit: int, /) -> list[AccessRecord]:
         """The last ones, newest first."""
+        ...
+
+
+class DeliveryLook(Protocol):
+    """Says how delivery stands."""
+
+    async def look(self) -> DeliveryView:
+        """How it stands now. Raises `PostgresUnavailable` while the database is away."""
         ...
 
 
@@ -96,6 +106,11 @@ class RunningSystem(Protocol):
         ...
 
     @property
+    def delivery(self) -> DeliveryLook | None:
+        """How delivery stands; None for a system without a database."""
+        ...
+
+    @property
     def ledger(self) -> Ledger | None:
         """What came of events; None for a system without a database."""
         ...
@@ -106,6 +121,10 @@ class RunningSystem(Protocol):
 
     def capture(self, envelope: Envelope, /) -> bool:
         """Take an access event without waiting; False: dropped, and counted."""
+        ...
+
+    def outbox(self) -> Sequence[OutboxView]:
+        """What waited in the outbox when it was last looked at, by stream."""
         ...
 
     def streams(self) -> Sequence[StreamView]:

@@ -22,11 +22,13 @@ from penstock.actors.access import (
     CategorySummary,
 )
 from penstock.actors.cluster_view import ClusterView
+from penstock.actors.delivery_view import DeliveryView
 from penstock.actors.event import Envelope, event
 from penstock.actors.ledger import Ledger
 from penstock.actors.letters import LetterDesk
 from penstock.actors.probes import GroupView, StreamView
 from penstock.actors.producer import Published, PublishFailed
+from penstock.actors.relay import OutboxView
 from penstock.actors.system import System
 from penstock.runtime.postgres import PostgresUnavailable
 from penstock.runtime.supervision import Backoff, Child, ChildSpec, Gates, Strategy, Supervisor, Tree
@@ -149,6 +151,17 @@ class FakeAccess:
         )
 
 
+@define
+class FakeDelivery:
+    """How delivery stands."""
+
+    view: DeliveryView = field(factory=DeliveryView)
+
+    async def look(self) -> DeliveryView:
+        await trio.lowlevel.checkpoint()
+        return self.view
+
+
 class FakeDeployment:
     """See the module. `failure` makes publishes fail; what was published and captured is kept."""
 
@@ -162,6 +175,8 @@ class FakeDeployment:
         self.access: FakeAccess | None = FakeAccess()
         self.letters: LetterDesk | None = None
         self.ledger: Ledger | None = None
+        self.delivery: FakeDelivery | None = FakeDelivery()
+        self.waiting: list[OutboxView] = []
         self.published: list[tuple[str, Envelope]] = []
         self.captured: list[Envelope] = []
         self.failure: Callable[[Envelope], PublishFailed | None] = lambda _: None
@@ -243,6 +258,9 @@ class FakeDeployment:
             StreamView(key="EVENT_STREAM", length=1204, last_id="1700000000000-3", observed_at=seen, groups=(group,)),
             StreamView(key="order-events", length=len(self.published), last_id="0-0", observed_at=seen),
         ]
+
+    def outbox(self) -> list[OutboxView]:
+        return self.waiting
 
     def cluster(self) -> ClusterView | None:
         return self.nodes

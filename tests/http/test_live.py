@@ -11,7 +11,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from penstock.http.live import ACCESS_WITHIN, AT_LEAST_EVERY, AT_MOST_EVERY, LiveFeed
+from penstock.http.live import AT_LEAST_EVERY, AT_MOST_EVERY, LiveFeed
+from penstock.http.looking import WITHIN
 from penstock.http.sse import HEARTBEAT, Event, event_stream
 
 
@@ -110,7 +111,7 @@ async def test_without_the_database_the_last_access_events_are_stale_and_the_res
                 deployment.access.recent = _frozen
             else:
                 deployment.access.broken = True
-            with trio.fail_after(ACCESS_WITHIN + 2 * AT_LEAST_EVERY):
+            with trio.fail_after(WITHIN + 2 * AT_LEAST_EVERY):
                 while not (state := _state(await anext(events)))["access"]["stale"]:
                     pass
             assert [event["endpoint"] for event in state["access"]["events"]] == ["/x"]
