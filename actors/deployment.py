@@ -73,7 +73,6 @@ from .cluster_probe import ClusterProbe, probe_of
 from .conditional import ConditionNotMet
 from .declaring import declare_groups
 from .delivery_view import DeliveryWatch
-from .delivery_view import DeliveryWatch
 from .event import Envelope
 from .group_tree import GroupTree, Site
 from .health_monitor import HealthMonitor, Watch
@@ -151,7 +150,6 @@ class Deployment:
         letters: the desk of dead letters; None without a real database.
         ledger: what came of events; None without a real database.
         delivery: how delivery stands; None without a real database.
-        delivery: how delivery stands; None without a real database.
     """
 
     def __init__(
@@ -181,9 +179,6 @@ class Deployment:
         pool = backends.pool
         self.letters = LetterDesk(pool, system) if pool else None
         self.ledger = Ledger(pool, system, self.client, self.gates["redis"]) if pool else None
-        self.delivery = (
-            DeliveryWatch(system, pool, backends.store, self.letters, self.process) if pool and self.letters else None
-        )
         self.delivery = (
             DeliveryWatch(system, pool, backends.store, self.letters, self.process) if pool and self.letters else None
         )

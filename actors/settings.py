@@ -11,11 +11,13 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from attrs import field, frozen
 
 from ..runtime.settings import PostgresSettings, RedisSettings, above_zero, at_least
+from .checks import NAMES as CHECKS
 from .schedule import Schedule
 
 __all__ = [
     "ActorSettings",
     "CaptureSettings",
+    "CheckSettings",
     "DeliverySettings",
     "HealthSettings",
     "PublishSettings",
@@ -154,6 +156,24 @@ class PublishSettings:
     look_every: float = field(default=1.0, validator=above_zero)
 
 
+def _checks(instance: object, attribute: Any, value: list[str]) -> None:
+    for name in value:
+        if name not in CHECKS:
+            raise ValueError(f"must name checks ({', '.join(CHECKS)}), and {name!r} is none")
+
+
+@frozen(kw_only=True)
+class CheckSettings:
+    """The start-up checks of servers.
+
+    Attributes:
+        allow: checks that may fail without anything being held: `version`, `eviction`, `append-only`, `access`,
+            `clock`, `slots` or `groups`. What they find is a warning then.
+    """
+
+    allow: list[str] = field(factory=list, validator=_checks)
+
+
 @frozen(kw_only=True)
 class ActorSettings:
     """The settings of one event system.
@@ -167,6 +187,7 @@ class ActorSettings:
         retention: what is deleted, and when.
         health: how Redis and PostgreSQL are probed.
         capture: the capture of requests.
+        checks: what the servers must be like.
     """
 
     zone: str = field(default="Asia/Seoul", validator=_zone)
@@ -177,6 +198,7 @@ class ActorSettings:
     retention: RetentionSettings = field(factory=RetentionSettings)
     health: HealthSettings = field(factory=HealthSettings)
     capture: CaptureSettings = field(factory=CaptureSettings)
+    checks: CheckSettings = field(factory=CheckSettings)
 
     @property
     def zone_info(self) -> ZoneInfo:

@@ -1,0 +1,144 @@
+"""When the start-up checks are made, and what follows: the probe that opens the gate ``redis`` makes them, too."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import redis.exceptions
+import trio
+
+from ..runtime.redis import Redis, RedisOptions, open_client
+from ..runtime.telemetry import get_logger
+from .checks import Finding, Severity, access_findings, declared_findings, server_findings
+from .cluster_probe import ClusterProbe
+from .probes import RedisProbe, Unhealthy
+
+if TYPE_CHECKING:
+    from ..runtime.supervision import Gate
+    from .system import System
+
+__all__ = ["Checks", "look_at_redis"]
+
+log = get_logger(__name__)
+
+AGAIN: Final = 300.0
+"""Seconds between two rounds of checks while all is well: somebody may change a server's settings at any time."""
+
+WITHIN: Final = 0.5
+"""Seconds that a round may take; a server that is slower than that is looked at another time."""
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+async def look_at_redis(
+    probe: RedisProbe | ClusterProbe, keys: Sequence[str], wall: Callable[[], datetime] = _now
+) -> list[Finding]:
+    """One round of checks of the servers behind a probe that has just found them well.
+
+    Args:
+        probe: of a cluster, one that has run: each master that it saw is looked at.
+        keys: the streams' keys.
+        wall: our clock, aware.
+
+    Raises:
+        redis.exceptions.RedisError: as the link or a server says.
+    """
+    findings: list[Finding] = []
+    if isinstance(probe, RedisProbe):
+        async with open_client(probe.options, connect=probe.connect) as client:
+            findings += await server_findings(client, probe.options.address, wall)
+            return [*findings, *await access_findings(client, keys, probe.options.address)]
+    for node in probe.view.masters if probe.view is not None else ():
+        if not node.failed:
+            async with _node(probe, probe.node_options(node.address)) as server:
+                findings += await server_findings(server, node.address, wall)
+    async with open_client(probe.options, connect=probe.connect) as cluster:
+        return [*findings, *await access_findings(cluster, keys, probe.options.address)]
+
+
+def _node(probe: ClusterProbe, options: RedisOptions) -> Redis:
+    connect = None if probe.connect is None else partial(probe.connect, options.host, options.port)
+    return Redis(options, connect=connect)
+
+
+class Checks:
+    """A probe of Redis with the start-up checks behind it.
+
+    Args:
+        system: what was declared.
+        probe: raises `Unhealthy` unless Redis can do its work.
+        gate: which it opens; while that is shut, everything is checked before.
+        allow: names of checks whose findings are never more than warnings.
+        wall: our clock, aware.
+    """
+
+    def __init__(
+        self,
+        system: System,
+        probe: RedisProbe | ClusterProbe,
+        gate: Gate,
+        *,
+        allow: Sequence[str] = (),
+        wall: Callable[[], datetime] | None = None,
+    ) -> None:
+        self._keys = [key for stream in system.streams.values() for key in stream.keys]
+        self._probe: Callable[[], Awaitable[None]] = probe
+        self._look: Callable[[], Awaitable[list[Finding]]] = partial(look_at_redis, probe, self._keys, wall or _now)
+        self._gate = gate
+        self._allow = frozenset(allow)
+        self._declared = declared_findings(system)
+        self._found: list[Finding] = []
+        self._told: set[str] = set()
+        self._at = -math.inf
+        for finding in self._declared:
+            self._tell(finding)
+
+    @property
+    def warnings(self) -> list[Finding]:
+        """What somebody should mend: of the declaration, and of the servers when they were looked at last."""
+        return [each for each in (*self._declared, *self._found) if each.severity is not Severity.GOOD]
+
+    async def __call__(self) -> None:
+        """Raise `Unhealthy` unless Redis can do its work, and keeps what it is given."""
+        await self._probe()
+        if self._gate.is_open and trio.current_time() - self._at < AGAIN:
+            return
+        found = await self._round()
+        if found is None:
+            return
+        self._found, self._at = found, trio.current_time()
+        refusals = [each for each in found if self._refuses(each)]
+        for finding in found:
+            self._tell(finding)
+        if refusals:
+            self._at = -math.inf  # look again with the next probe: somebody may be at it
+            raise Unhealthy("; ".join(str(each) for each in refusals))
+
+    async def _round(self) -> list[Finding] | None:
+        """None where a server could not be looked at: the probe has just found it well, and will look again."""
+        found = None
+        with trio.move_on_after(WITHIN):
+            try:
+                found = await self._look()
+            except redis.exceptions.RedisError as error:
+                log.debug("start-up checks not made", error=str(error))
+        return found
+
+    def _refuses(self, finding: Finding) -> bool:
+        return finding.severity is Severity.REFUSE and finding.name not in self._allow
+
+    def _tell(self, finding: Finding) -> None:
+        """Once for each thing that is wrong; again if it was mended in between."""
+        place = f"{finding.name} {finding.where}"
+        if finding.severity is Severity.GOOD:
+            self._told.discard(place)
+        elif place not in self._told:
+            self._told.add(place)
+            facts: dict[str, Any] = {"check": finding.name, "found": finding.found, "mend": finding.mend}
+            (log.error if self._refuses(finding) else log.warning)("start-up check", where=finding.where, **facts)

@@ -1,0 +1,261 @@
+"""Start-up checks: what a server must be so that nothing is lost on it, and what somebody should mend.
+
+They are made over fresh connections before the gate ``redis`` is opened, and every few minutes while it is open. What
+would lose events keeps the gate shut, with what to do about it as its cause; it is looked at again with each probe,
+so nobody has to restart anything. The rest is a warning: in the log once, in ``/readyz``, in ``penstock check``.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+import redis.exceptions
+from attrs import frozen
+
+from ..runtime.redis import RedisUnavailable
+from ..runtime.redis.slots import slot_of
+from .probes import probe_key
+
+if TYPE_CHECKING:
+    from ..runtime.redis import AnyRedis, Redis
+    from .system import System
+
+__all__ = ["NAMES", "Finding", "Severity", "access_findings", "declared_findings", "server_findings", "skew_finding"]
+
+
+class Severity(enum.StrEnum):
+    """What follows from a finding."""
+
+    GOOD = "good"
+    WARN = "warn"
+    """Somebody should mend it."""
+
+    REFUSE = "refuse"
+    """Events could be lost, or cannot be handled: nothing is done until it is mended."""
+
+
+NAMES: Final = ("version", "eviction", "append-only", "access", "clock", "slots", "groups")
+"""The checks, as the setting ``checks.allow`` names them."""
+
+OLDEST: Final = (6, 2)
+"""The oldest Redis that knows the commands that we use: XAUTOCLAIM, exclusive ranges, XTRIM MINID, XADD NOMKSTREAM."""
+
+SKEW: Final = 1.0
+"""Seconds by which clocks may differ: entry ids are Redis's time, and retention and replays compare them with ours."""
+
+
+@frozen(kw_only=True)
+class Finding:
+    """What a check has found.
+
+    Attributes:
+        name: of the check, one of `NAMES`.
+        where: the server, the stream or the group.
+        severity: what follows from it.
+        found: what was found, in words.
+        mend: what to do about it; empty if it is good.
+    """
+
+    name: str
+    where: str
+    severity: Severity
+    found: str
+    mend: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.found}" + (f"; {self.mend}" if self.mend else "")
+
+
+# The declaration -----------------------------------------------------------------------------------------------------
+
+
+def declared_findings(system: System) -> list[Finding]:
+    """What can be said of a declaration without any server."""
+    return [*_slots(system), *_groups(system)]
+
+
+def _slots(system: System) -> Iterable[Finding]:
+    for stream in system.streams.values():
+        for key in stream.keys:
+            tag = key[key.index("{") + 1 : key.index("}")] if re.search(r"\{[^{}]+\}", key) else key
+            beside = f"{{{tag}}}:condition:x"
+            if slot_of(beside) == slot_of(key) == slot_of(probe_key(key)):
+                continue
+            yield Finding(
+                name="slots",
+                where=key,
+                severity=Severity.WARN,
+                found="a key beside this stream cannot be in its slot, so that publish_if will not work on a cluster",
+                mend="leave braces out of the stream's key",
+            )
+
+
+def _groups(system: System) -> Iterable[Finding]:
+    streams: dict[str, list[str]] = {}
+    for stream in system.streams.values():
+        for group in stream.groups:
+            streams.setdefault(group, []).append(stream.key)
+    for group, keys in streams.items():
+        if len(keys) > 1:
+            yield Finding(
+                name="groups",
+                where=group,
+                severity=Severity.WARN,
+                found=f"{' and '.join(keys)} have a group of this name; an event id that is in both is one effect",
+                mend="give the groups names of their own",
+            )
+
+
+# A server ------------------------------------------------------------------------------------------------------------
+
+
+async def server_findings(server: Redis, where: str, wall: Callable[[], datetime]) -> list[Finding]:
+    """How one server is set up: its version, what it keeps, its clock.
+
+    Args:
+        server: a client of this server alone.
+        where: its address, without secrets.
+        wall: our clock, aware.
+
+    Raises:
+        redis.exceptions.RedisError: as the link or the server says.
+    """
+    info: Mapping[str, Any] = await server.info()
+    return [_version(info, where), _eviction(info, where), _append_only(info, where), await _clock(server, where, wall)]
+
+
+def _version(info: Mapping[str, Any], where: str) -> Finding:
+    redis_version = str(info.get("redis_version", "0"))
+    name = f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {redis_version}"
+    numbers = tuple(int(part) for part in re.findall(r"\d+", redis_version)[:2])
+    if numbers >= OLDEST:
+        return Finding(name="version", where=where, severity=Severity.GOOD, found=name)
+    return Finding(
+        name="version",
+        where=where,
+        severity=Severity.REFUSE,
+        found=f"it is {name}, which lacks commands that are needed",
+        mend="use Redis 6.2 or newer, or Valkey 8 or newer",
+    )
+
+
+def _eviction(info: Mapping[str, Any], where: str) -> Finding:
+    policy, limit = str(info.get("maxmemory_policy", "noeviction")), int(info.get("maxmemory", 0))
+    if policy == "noeviction":
+        return Finding(name="eviction", where=where, severity=Severity.GOOD, found="noeviction")
+    evicts = policy.startswith("allkeys") and limit > 0
+    found = f"maxmemory-policy is {policy}" + (", so a full server throws away whole streams" if evicts else "")
+    return Finding(
+        name="eviction",
+        where=where,
+        severity=Severity.REFUSE if evicts else Severity.WARN,
+        found=found,
+        mend="CONFIG SET maxmemory-policy noeviction, and write it into the server's configuration",
+    )
+
+
+def _append_only(info: Mapping[str, Any], where: str) -> Finding:
+    if int(info.get("aof_enabled", 0)):
+        return Finding(name="append-only", where=where, severity=Severity.GOOD, found="append-only file on")
+    return Finding(
+        name="append-only",
+        where=where,
+        severity=Severity.WARN,
+        found="the append-only file is off: a crash of the server takes what came after its last snapshot",
+        mend="CONFIG SET appendonly yes, and write it into the server's configuration",
+    )
+
+
+async def _clock(server: Redis, where: str, wall: Callable[[], datetime]) -> Finding:
+    before = wall()
+    seconds, microseconds = await server.time()
+    after = wall()
+    theirs = datetime.fromtimestamp(int(seconds), UTC) + timedelta(microseconds=int(microseconds))
+    return skew_finding(where, theirs, before, after)
+
+
+def skew_finding(where: str, theirs: datetime, before: datetime, after: datetime) -> Finding:
+    """Whether a server's clock, read between two readings of ours, differs too much; the way counts for nobody."""
+    early, late = (before - theirs).total_seconds(), (theirs - after).total_seconds()
+    off = max(early, late)
+    if off <= SKEW:
+        return Finding(name="clock", where=where, severity=Severity.GOOD, found="its clock is ours")
+    return Finding(
+        name="clock",
+        where=where,
+        severity=Severity.WARN,
+        found=f"its clock is {off:.1f} s {'behind' if early > late else 'ahead of'} ours",
+        mend="let both hosts follow the same time servers (NTP)",
+    )
+
+
+# Access --------------------------------------------------------------------------------------------------------------
+
+_GROUP: Final = "penstock-probe"
+"""A group that never exists: what is asked of it changes nothing."""
+
+
+def _questions(key: str) -> Sequence[tuple[str, tuple[str, ...]]]:
+    """Each command that is used on a stream, in a form that changes nothing; rights are looked at before all else."""
+    return (
+        ("XADD", (probe_key(key), "NOMKSTREAM", "*", "probe", "1")),
+        ("XADD", (key, "no-id", "probe", "1")),
+        ("XREADGROUP", ("GROUP", _GROUP, "probe", "COUNT", "1", "STREAMS", key, ">")),
+        ("XREAD", ("COUNT", "1", "STREAMS", key, "$")),
+        ("XRANGE", (key, "-", "+", "COUNT", "1")),
+        ("XACK", (key, _GROUP, "0-1")),
+        ("XPENDING", (key, _GROUP)),
+        ("XCLAIM", (key, _GROUP, "probe", "0", "0-1")),
+        ("XINFO", ("STREAM", key)),
+        ("XINFO", ("GROUPS", key)),
+        ("XGROUP", ("CREATE", key, _GROUP, "no-id")),
+        ("XGROUP", ("SETID", key, _GROUP, "0")),
+        ("XGROUP", ("DELCONSUMER", key, _GROUP, "probe")),
+        ("XTRIM", (key, "MINID", "0")),
+        ("EVAL", ("return redis.call('XLEN', KEYS[1])", "1", key)),
+    )
+
+
+async def access_findings(client: AnyRedis, keys: Sequence[str], where: str) -> list[Finding]:
+    """Whether our user may do on each stream what has to be done; a command that is refused for another reason may.
+
+    Raises:
+        RedisUnavailable: the link is lost.
+    """
+    denied: dict[str, list[str]] = {}
+    for key in keys:
+        for command in await _denied(client, key):
+            denied.setdefault(command, []).append(key)
+    if not denied:
+        return [Finding(name="access", where=where, severity=Severity.GOOD, found="its user has all rights needed")]
+    commands = ", ".join(denied)
+    streams = sorted({key for keys_of in denied.values() for key in keys_of})
+    wanted = " ".join(f"+{command.lower().replace(' ', '|')}" for command in denied)
+    return [
+        Finding(
+            name="access",
+            where=where,
+            severity=Severity.REFUSE,
+            found=f"our user may not run {commands} on {', '.join(streams)}",
+            mend=f"ACL SETUSER … ~* +@stream +@scripting (or {wanted}, and the streams' keys)",
+        )
+    ]
+
+
+async def _denied(client: AnyRedis, key: str) -> list[str]:
+    questions = _questions(key)
+    pipeline = client.pipeline(transaction=False)
+    for command, words in questions:
+        pipeline.execute_command(command, *words)
+    replies = await pipeline.execute(raise_on_error=False)
+    denied = []
+    for (command, words), reply in zip(questions, replies, strict=True):
+        if isinstance(reply, RedisUnavailable):
+            raise reply
+        if isinstance(reply, redis.exceptions.NoPermissionError) or str(reply).startswith("NOPERM"):
+            denied.append(f"{command} {words[0]}" if command in ("XINFO", "XGROUP") else command)
+    return list(dict.fromkeys(denied))

@@ -1,0 +1,251 @@
+"""The start-up checks: as tables, on a real Valkey, and behind the gate in virtual time."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import trio
+from attrs import evolve, frozen
+
+from penstock.actors.checking import AGAIN, Checks, look_at_redis
+from penstock.actors.checks import Finding, Severity, access_findings, declared_findings, skew_finding
+from penstock.actors.checks import _append_only as append_only
+from penstock.actors.checks import _eviction as eviction
+from penstock.actors.checks import _version as version
+from penstock.actors.probes import RedisProbe, Unhealthy
+from penstock.actors.settings import CheckSettings
+from penstock.actors.system import System
+from penstock.runtime.redis import Redis, RedisOptions
+from penstock.runtime.supervision import Gates
+from penstock.runtime.testing.redis import InProcessRedis
+
+GOOD, WARN, REFUSE = Severity.GOOD, Severity.WARN, Severity.REFUSE
+
+
+@pytest.mark.parametrize(
+    ("info", "severity"),
+    [
+        ({"redis_version": "7.2.4", "valkey_version": "9.0.1"}, GOOD),
+        ({"redis_version": "8.6.0"}, GOOD),
+        ({"redis_version": "6.2.0"}, GOOD),
+        ({"redis_version": "6.0.16"}, REFUSE),
+        ({"redis_version": "5.0.7"}, REFUSE),
+    ],
+)
+def test_versions(info: dict[str, str], severity: Severity) -> None:
+    assert version(info, "here").severity is severity
+
+
+@pytest.mark.parametrize(
+    ("policy", "limit", "severity"),
+    [
+        ("noeviction", 1, GOOD),
+        ("allkeys-lru", 1, REFUSE),
+        ("allkeys-random", 0, WARN),
+        ("volatile-lru", 1, WARN),
+    ],
+)
+def test_eviction_policies(policy: str, limit: int, severity: Severity) -> None:
+    assert eviction({"maxmemory_policy": policy, "maxmemory": limit}, "here").severity is severity
+
+
+@pytest.mark.parametrize(("enabled", "severity"), [(1, GOOD), (0, WARN)])
+def test_the_append_only_file(enabled: int, severity: Severity) -> None:
+    assert append_only({"aof_enabled": enabled}, "here").severity is severity
+
+
+@pytest.mark.parametrize(
+    ("off", "severity", "words"),
+    [(0.9, GOOD, ""), (-0.9, GOOD, ""), (2.5, WARN, "2.5 s ahead of"), (-4, WARN, "4.0 s behind")],
+)
+def test_clocks(off: float, severity: Severity, words: str) -> None:
+    now = datetime(2026, 5, 4, tzinfo=UTC)
+    finding = skew_finding("here", now + timedelta(seconds=off), now, now)
+    assert finding.severity is severity
+    assert words in finding.found
+
+
+def test_the_way_to_a_slow_server_is_no_skew() -> None:
+    now = datetime(2026, 5, 4, tzinfo=UTC)
+    finding = skew_finding("here", now + timedelta(seconds=3), now, now + timedelta(seconds=4))
+    assert finding.severity is GOOD
+
+
+def test_a_group_name_used_twice_is_a_warning() -> None:
+    system = System("shop")
+    for key in ("orders", "refunds"):
+        system.stream(key).group("audit")
+    (finding,) = declared_findings(system)
+    assert (finding.name, finding.where, finding.severity) == ("groups", "audit", WARN)
+    assert "orders and refunds" in finding.found
+
+
+@pytest.mark.parametrize("key", ["orders", "{shop}:orders", "EVENT_STREAM", "a:b"])
+def test_ordinary_keys_have_company_in_their_slot(key: str) -> None:
+    system = System("shop")
+    system.stream(key, partitions=1)
+    assert declared_findings(system) == []
+
+
+def test_a_key_that_nothing_can_stand_beside_is_a_warning() -> None:
+    system = System("shop")
+    system.stream("}orders")
+    (finding,) = declared_findings(system)
+    assert (finding.name, finding.severity) == ("slots", WARN)
+
+
+# Rights
+
+
+async def _findings(redis: Redis, valkey: Any, *rules: str, key: str = "orders") -> list[Finding]:
+    await redis.execute_command("ACL", "SETUSER", "app", "reset", "on", ">secret", *rules)
+    async with Redis(evolve(valkey.options, username="app", password="secret")) as link:
+        return await access_findings(link, [key], "here")
+
+
+async def test_a_user_with_all_rights_may(redis: Redis, valkey: Any) -> None:
+    (finding,) = await _findings(redis, valkey, "~orders", "~{orders}:*", "+@stream", "+eval", "+evalsha")
+    assert finding.severity is GOOD
+
+
+async def test_what_a_user_may_not_is_named_and_how_to_mend_it(redis: Redis, valkey: Any) -> None:
+    rules = ("~orders", "~{orders}:*", "+@stream", "-xclaim", "-xgroup|setid")
+    (finding,) = await _findings(redis, valkey, *rules)
+    assert finding.severity is REFUSE
+    assert finding.found == "our user may not run XCLAIM, XGROUP SETID, EVAL on orders"
+    assert "+xclaim +xgroup|setid +eval" in finding.mend
+
+
+async def test_a_key_that_is_not_ours_is_noticed(redis: Redis, valkey: Any) -> None:
+    (finding,) = await _findings(redis, valkey, "~other", "+@all")
+    assert finding.severity is REFUSE
+    assert "XADD, XREADGROUP" in finding.found
+
+
+@pytest.mark.parametrize("exists", [False, True])
+async def test_asking_changes_nothing(redis: Redis, valkey: Any, exists: bool) -> None:
+    if exists:
+        await redis.xgroup_create("orders", "payment", id="0", mkstream=True)
+        for number in range(5):
+            await redis.xadd("orders", {"n": number})
+        await redis.xreadgroup("payment", "c", {"orders": ">"}, count=2)
+    before = await redis.execute_command("XINFO", "STREAM", "orders", "FULL") if exists else None
+    keys = await redis.keys()
+    await access_findings(redis, ["orders"], "here")
+    assert await redis.keys() == keys
+    if exists:
+        assert await redis.execute_command("XINFO", "STREAM", "orders", "FULL") == before
+
+
+async def test_a_round_on_a_real_server(redis: Redis, valkey: Any) -> None:
+    await redis.config_set("maxmemory", 100_000_000)
+    await redis.config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        found = await look_at_redis(RedisProbe(valkey.options, ["orders"]), ["orders"])
+    finally:
+        await redis.config_set("maxmemory-policy", "noeviction")
+        await redis.config_set("maxmemory", 0)
+    severities = {finding.name: finding.severity for finding in found}
+    assert severities == {
+        "version": GOOD,
+        "eviction": REFUSE,
+        "append-only": WARN,
+        "clock": GOOD,
+        "access": GOOD,
+    }
+
+
+# Behind the gate
+
+
+@frozen
+class _Told:
+    """A round with a given outcome, and how often it was made."""
+
+    found: list[Finding]
+    rounds: list[float]
+
+    async def __call__(self) -> list[Finding]:
+        await trio.lowlevel.checkpoint()
+        self.rounds.append(trio.current_time())
+        return list(self.found)
+
+
+def _checks(
+    monkeypatch: pytest.MonkeyPatch, found: list[Finding], allow: tuple[str, ...] = ()
+) -> tuple[Checks, _Told, Gates]:
+    gates = Gates()
+    gates.add("redis", settle=0.0, shut="not probed yet")
+    told = _Told(found, [])
+    checks = Checks(System("shop"), RedisProbe(RedisOptions(), []), gates["redis"], allow=allow)
+    monkeypatch.setattr(checks, "_probe", trio.lowlevel.checkpoint)
+    monkeypatch.setattr(checks, "_look", told)
+    return checks, told, gates
+
+
+BAD = Finding(name="eviction", where="here", severity=REFUSE, found="allkeys-lru", mend="noeviction")
+
+
+async def test_what_would_lose_events_is_refused_until_it_is_mended(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks, told, _ = _checks(monkeypatch, [BAD])
+    for _ in range(2):
+        with pytest.raises(Unhealthy, match="here: allkeys-lru; noeviction"):
+            await checks()
+    told.found[:] = [evolve(BAD, severity=GOOD)]
+    await checks()
+    assert len(told.rounds) == 3
+    assert checks.warnings == []
+
+
+async def test_what_is_allowed_is_only_a_warning(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks, _, _ = _checks(monkeypatch, [BAD], allow=("eviction",))
+    await checks()
+    assert checks.warnings == [BAD]
+
+
+async def test_while_all_is_well_it_looks_again_every_few_minutes(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks, told, gates = _checks(monkeypatch, [])
+    await checks()
+    gates["redis"].open()
+    for _ in range(70):
+        await checks()
+        await trio.sleep(10)
+    assert len(told.rounds) == 3
+    told.found[:] = [BAD]
+    await trio.sleep(AGAIN)
+    with pytest.raises(Unhealthy):
+        await checks()
+
+
+async def test_a_server_that_cannot_be_looked_at_is_looked_at_another_time(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks, told, _ = _checks(monkeypatch, [])
+    hang: Callable[[], Awaitable[Any]] = trio.sleep_forever
+    monkeypatch.setattr(checks, "_look", hang)
+    await checks()
+    monkeypatch.setattr(checks, "_look", told)
+    await checks()
+    assert len(told.rounds) == 1
+
+
+async def test_the_in_process_redis_answers_them(autojump_clock: trio.testing.MockClock) -> None:
+    async with InProcessRedis() as server:
+        found = await look_at_redis(RedisProbe(RedisOptions(), [], server.connect), ["orders"])
+    assert {finding.name for finding in found} == {"version", "eviction", "append-only", "clock", "access"}
+    assert all(finding.severity is GOOD for finding in found if finding.name in ("version", "access"))
+
+
+def test_what_may_be_allowed_is_a_check() -> None:
+    CheckSettings(allow=["clock"])
+    with pytest.raises(ValueError, match="'clocks' is none"):
+        CheckSettings(allow=["clocks"])
