@@ -1,14 +1,16 @@
-"""The retention actor: runs a `Sweep` by cron, and makes up for a run that was missed."""
+"""The retention actor: runs a `Sweep` by cron, makes up for a run that was missed, and runs one by order."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
+from uuid import UUID, uuid4
 
 import psycopg
 import redis.exceptions
 import trio
+from attrs import define, field
 
 from ..runtime import postgres
 from ..runtime import redis as redis_link
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from .settings import RetentionSettings
     from .system import System
 
-__all__ = ["Retention", "keep_schedule"]
+__all__ = ["Retention", "RetentionOrder", "keep_schedule"]
 
 log = get_logger(__name__)
 
@@ -35,6 +37,29 @@ _LOOK_AGAIN: Final = 60.0
 _PASSING: Final = (postgres.Fault.OUTAGE, postgres.Fault.RETRY)
 
 _LASTING: Final = (redis_link.Kind.CONFIG, redis_link.Kind.DOWNGRADE, redis_link.Kind.BUG)
+
+
+REMEMBERED: Final = 20
+"""Orders that are remembered at the most."""
+
+
+@define(eq=False, kw_only=True)
+class RetentionOrder:
+    """A run that somebody ordered. It is forgotten with the process; what it did is in ``penstock_retention_run``.
+
+    Attributes:
+        dry_run: nothing is to be deleted.
+        id: of the order.
+        state: ``waiting``, ``running``, ``done`` or ``failed``.
+        report: what it did.
+        error: why it failed.
+    """
+
+    dry_run: bool
+    id: UUID = field(factory=uuid4)
+    state: Literal["waiting", "running", "done", "failed"] = "waiting"
+    report: RetentionReport | None = None
+    error: str | None = None
 
 
 class Retention:
@@ -50,7 +75,9 @@ class Retention:
         wall: the wall clock, aware.
 
     Attributes:
-        sweep: what does the work; `Sweep.run` is a run by order.
+        sweep: what does the work.
+        orders: the runs that were ordered here, oldest first.
+        settings: as given.
     """
 
     def __init__(
@@ -65,12 +92,49 @@ class Retention:
         wall: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self.sweep = Sweep(system, client, pool, settings, instance=instance, wall=wall)
+        self.orders: list[RetentionOrder] = []
+        self.settings = settings
         self._schedule = Schedule(settings.cron, zone)
         self._wall = wall
+        self._ordered = trio.Event()
+
+    @property
+    def next_run(self) -> datetime:
+        """When it is due next; aware."""
+        return self._schedule.next(self._wall())
+
+    def order(self, *, dry_run: bool) -> RetentionOrder:
+        """Order a run now; it is worked off by the actor, and what it says changes meanwhile. Never blocks."""
+        order = RetentionOrder(dry_run=dry_run)
+        self.orders = [*self.orders[1 - REMEMBERED :], order]
+        self._ordered.set()
+        return order
 
     async def __call__(self, child: Child) -> None:
         """Work until cancelled; see `keep_schedule`."""
-        await keep_schedule(child, self.sweep.run_due, self._schedule, self._wall)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._obey)
+            await keep_schedule(child, self.sweep.run_due, self._schedule, self._wall)
+
+    async def _obey(self) -> None:
+        while True:
+            await self._ordered.wait()
+            self._ordered = trio.Event()
+            for order in [each for each in self.orders if each.state == "waiting"]:
+                await self._run(order)
+
+    async def _run(self, order: RetentionOrder) -> None:
+        order.state, order.error = "running", "it was interrupted"
+        try:
+            order.report = await self.sweep.run(dry_run=order.dry_run)
+        except (RetentionBusy, redis.exceptions.RedisError, psycopg.Error) as error:
+            order.error = str(error)
+            log.warning("ordered retention failed", error=str(error))
+        else:
+            order.error = None
+            _tell(order.report)
+        finally:
+            order.state = "done" if order.error is None else "failed"
 
 
 async def keep_schedule(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..runtime.supervision import ChildSpec
 from .losses import LossDetector
+from .pending_view import Pending, pending_of
 from .replay import Replays
 from .retention import Retention
 from .trimmer import Trimmer
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from ..runtime.redis import AnyRedis
     from ..runtime.supervision import Gates
     from .backends import Backends
+    from .loss_table import RecordedLoss
     from .settings import ActorSettings
     from .system import System
 
@@ -57,6 +59,7 @@ class Upkeep:
         made_room: Callable[[], None],
         wall: Callable[[], datetime] | None,
     ) -> None:
+        self._system, self._client, self._store = system, client, backends.store
         self._settings = settings.retention
         self.losses = LossDetector(client, backends.store)
         self.replays = Replays(system, client, backends.store)
@@ -81,3 +84,19 @@ class Upkeep:
             yield ChildSpec(id="trimmer", body=self._trimmer, requires=("redis",))
         if self.retention is not None:
             yield ChildSpec(id="retention", body=self.retention, requires=("redis", "postgres", "schema"))
+
+    async def pending(
+        self, stream: str, group: str, *, limit: int = 100, consumer: str | None = None, idle: float = 0.0
+    ) -> Pending:
+        """What is pending for a group of a declared stream; see `pending_of`.
+
+        Raises:
+            KeyError: no stream of that key is declared.
+            redis.exceptions.RedisError: as the link says.
+        """
+        keys = self._system.streams[stream].keys
+        return await pending_of(self._client(), keys, group, limit=limit, consumer=consumer, idle=idle)
+
+    async def recent_losses(self, limit: int = 100) -> list[RecordedLoss]:
+        """The last entries that were lost to somebody's trimming, newest first; raises `PostgresUnavailable`."""
+        return await self._store.losses.recent(limit)

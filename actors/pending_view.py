@@ -1,0 +1,129 @@
+"""Pending entries: what was given to the consumers of a group, and not acknowledged yet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import redis.exceptions
+from attrs import frozen
+
+from ..runtime.redis import Kind, classify
+from .handling import entry_order
+
+if TYPE_CHECKING:
+    from ..runtime.redis import AnyRedis
+
+__all__ = ["ConsumerView", "Pending", "PendingEntry", "pending_of"]
+
+
+@frozen(kw_only=True)
+class PendingEntry:
+    """An entry in somebody's hands.
+
+    Attributes:
+        key: the stream's key; of one with several partitions, the partition's.
+        entry_id: its id.
+        consumer: who has it.
+        idle: seconds since it was given to that consumer, or since the consumer said that it is still at it.
+        deliveries: how often it was given to anybody.
+    """
+
+    key: str
+    entry_id: str
+    consumer: str
+    idle: float
+    deliveries: int
+
+
+@frozen(kw_only=True)
+class ConsumerView:
+    """A consumer of a group.
+
+    Attributes:
+        key: the stream's key, or the partition's.
+        name: its name.
+        pending: how many entries it has.
+        idle: seconds since it last asked for something.
+    """
+
+    key: str
+    name: str
+    pending: int
+    idle: float
+
+
+@frozen(kw_only=True)
+class Pending:
+    """What is pending for a group.
+
+    Attributes:
+        total: how many entries, of all partitions.
+        entries: the oldest of them, by id.
+        consumers: who is there, with and without entries.
+    """
+
+    total: int
+    entries: tuple[PendingEntry, ...]
+    consumers: tuple[ConsumerView, ...]
+
+
+async def pending_of(
+    client: AnyRedis,
+    keys: Sequence[str],
+    group: str,
+    *,
+    limit: int,
+    consumer: str | None = None,
+    idle: float = 0.0,
+) -> Pending:
+    """What is pending for a group in a stream's partitions.
+
+    Args:
+        client: the link.
+        keys: of the partitions.
+        group: its name; where it is not there, nothing is pending.
+        limit: entries in the answer at the most.
+        consumer: only what this one has.
+        idle: only what nobody has touched for so many seconds.
+
+    Raises:
+        redis.exceptions.RedisError: as the link says.
+    """
+    total, entries, consumers = 0, [], []
+    for key in keys:
+        try:
+            summary: Any = await client.xpending(key, group)
+            who: Any = await client.xinfo_consumers(key, group)
+            found: Any = await client.xpending_range(
+                key, group, "-", "+", limit, consumername=consumer, idle=int(idle * 1000) or None
+            )
+        except redis.exceptions.ResponseError as error:
+            if classify(error).kind is not Kind.REPAIR and "no such key" not in str(error).lower():
+                raise
+            continue
+        total += int(summary["pending"])
+        entries += [_entry(key, each) for each in found]
+        consumers += [_consumer(key, each) for each in who]
+    entries.sort(key=lambda entry: entry_order(entry.entry_id))
+    return Pending(total=total, entries=tuple(entries[:limit]), consumers=tuple(consumers))
+
+
+def _entry(key: str, found: Any) -> PendingEntry:
+    return PendingEntry(
+        key=key,
+        entry_id=_text(found["message_id"]),
+        consumer=_text(found["consumer"]),
+        idle=int(found["time_since_delivered"]) / 1000,
+        deliveries=int(found["times_delivered"]),
+    )
+
+
+def _consumer(key: str, found: Any) -> ConsumerView:
+    return ConsumerView(
+        key=key, name=_text(found["name"]), pending=int(found["pending"]), idle=int(found["idle"]) / 1000
+    )
+
+
+def _text(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
