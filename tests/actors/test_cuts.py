@@ -74,7 +74,9 @@ async def scenario(cut: Cut, part: str, gate: str) -> None:
         ("listener-1", "redis"),
         ("listener-1", "postgres"),
         ("_serve_captured", "redis"),
-        ("_serve_requests", "redis"),
+        ("Lane.serve", "redis"),
+        ("Lane.serve", "postgres"),
+        ("Lane._send", "redis"),
     ],
 )
 def test_a_cut_at_every_step_costs_nothing(part: str, gate: str) -> None:
