@@ -186,8 +186,12 @@ def _filter(given: Given) -> LetterFilter:
 
 
 def _ids(given: Given) -> tuple[int, ...] | None:
-    one = given.number("id", 1, _INT8)
-    return None if one is None else (one,)
+    one, many = given.number("id", 1, _INT8), given.items("ids")
+    if one is not None and many is not None:
+        wrong("id and ids: one of them.")
+    if many is not None and not all(type(each) is int and 1 <= each <= _INT8 for each in many[:ORDER_LIMIT]):
+        wrong("ids: must be a list of whole numbers from 1.")
+    return tuple(many[:ORDER_LIMIT]) if many is not None else None if one is None else (one,)
 
 
 def _required_filter(given: Given) -> LetterFilter:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -106,14 +106,21 @@ class Remote:
             raise CommandError(answer.complaint)
         return answer.json()
 
-    def request(self, method: str, path: str, body: bytes | None = None, content_type: str = "") -> Answer:
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        content_type: str = "",
+        headers: Mapping[str, str] | None = None,
+    ) -> Answer:
         """One request and its answer, whatever the status.
 
         Raises:
             CommandError: nothing listens there, or the connection broke.
         """
-        headers = {"Content-Type": content_type} if content_type else {}
-        with self._answer(method, path, body, headers) as response:
+        sent = {**({"Content-Type": content_type} if content_type else {}), **(headers or {})}
+        with self._answer(method, path, body, sent) as response:
             wait = response.headers.get("Retry-After", "0")
             return Answer(response.status, float(wait) if wait.isdecimal() else 0.0, response.read())
 
