@@ -409,7 +409,9 @@ async def test_what_one_call_publishes_stays_in_order_while_its_slot_moves(autoj
         assert isinstance(statistics, ClusterStatistics)
         assert statistics.asked > 1
         assert statistics.moved > 1
-        assert await site.stored() == site.accepted
+        await site.app.settled()
+        # What took too long went by way of the outbox, too.
+        assert list(dict.fromkeys(await site.stored())) == site.accepted
         assert site.refused == 0
 
 
