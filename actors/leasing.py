@@ -95,7 +95,7 @@ class Tenure:
         while self._users:
             await self._left.wait()
         self.backlog.clear()
-        self.lease = None
+        self.lease, self.is_leaving = None, False
 
     async def drain(self) -> None:
         """Block until what was read is handled and acknowledged, `DRAIN_WITHIN` seconds at the most."""

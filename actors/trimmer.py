@@ -105,7 +105,8 @@ class Trimmer:
                     report = await trim(self._client(), stream, oldest, key=key, most=self._settings.max_entries)
                 except RedisUnavailable:
                     raise
-                except redis.exceptions.ResponseError as error:
+                except redis.exceptions.RedisError as error:
+                    # A refusal; some of them (LOADING, NOAUTH) have classes beside ResponseError.
                     # The daily run tells of it loudly; here it would be each minute.
                     report = StreamReport(stream=key, error=str(error))
                 reports.append(report)
