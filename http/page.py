@@ -1,4 +1,4 @@
-"""The page: three files and an icon, read once, served from memory."""
+"""The page: four files and an icon, read once, served from memory."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ _TYPES = {
     "index.html": "text/html; charset=utf-8",
     "page.css": "text/css; charset=utf-8",
     "page.js": "text/javascript; charset=utf-8",
+    "delivery.js": "text/javascript; charset=utf-8",
     "icon.svg": "image/svg+xml",
 }
 
@@ -36,7 +37,7 @@ def page() -> Blueprint:
     async def get_page() -> TrioResponse:
         return await _send(files["index.html"])
 
-    @routes.get("/static/<any('page.css','page.js','icon.svg'):name>")
+    @routes.get("/static/<any('page.css','page.js','delivery.js','icon.svg'):name>")
     async def get_static_file(name: str) -> TrioResponse:
         return await _send(files[name])
 

@@ -18,6 +18,7 @@ const STATES = {
   ended: ['■', 'still'],
 };
 
+const LEASE = 'lease '; // gates of this name are open where this process has the partition
 const GATE_NAMES = { redis: 'Redis', postgres: 'PostgreSQL' };
 
 let state = null; // what was heard last
@@ -129,7 +130,9 @@ function verdict() {
   walk(state.tree, (child) => {
     if (child.kind === 'worker') (children[child.state] ??= []).push(child);
   });
-  const shut = state.gates.filter((gate) => !gate.open);
+  // A partition that another process has is nobody's outage.
+  const shut = state.gates.filter((gate) => !gate.open && !gate.name.startsWith(LEASE));
+  children.held = children.held.filter((child) => !child.heldBy?.startsWith(LEASE));
   if (state.tree.state === 'stopping') return { mood: 'busy', sign: '◑', title: 'stopping', text: 'Penstock is stopping, in order.' };
   if (children.stuck.length) return stuck(children.stuck);
   if (shut.length) return outage(shut, children.held.length);
@@ -139,10 +142,14 @@ function verdict() {
   if (coming) return { mood: 'busy', sign: '◔', title: 'starting', text: `Penstock is starting: ${count(coming, 'child is', 'children are')} not up yet.` };
   const failed = state.cluster ? state.cluster.nodes.filter((node) => node.failed) : [];
   if (failed.length) return thinner(failed);
+  const trouble = deliveryTrouble();
+  if (trouble) return trouble;
+  const dead = state.delivery.letters.dead;
+  const undecided = dead ? `; ${count(dead, 'dead letter waits', 'dead letters wait')} for a decision` : '';
   return {
     mood: 'good',
     sign: '✓',
-    text: `All is well: ${count(children.running.length, 'child', 'children')} at work, ${count(state.gates.length, 'gate')} open.`,
+    text: `All is well: ${count(children.running.length, 'child', 'children')} at work, ${count(state.gates.filter((gate) => !gate.name.startsWith(LEASE)).length, 'gate')} open${undecided}.`,
   };
 }
 
@@ -152,6 +159,8 @@ function outage(shut, held) {
   const cause = first.cause ? `: ${ending(first.cause)}` : '';
   const parts = [`${what} for ${duration(since(first.since))}${cause}`];
   if (others.length) parts.push(`also shut: ${others.map((gate) => GATE_NAMES[gate.name] ?? gate.name).join(', ')}`);
+  const spooled = state.outbox.reduce((sum, each) => sum + each.waiting, 0);
+  if (first.name.startsWith('redis') && spooled) parts.push(`${count(spooled, 'accepted event waits', 'accepted events wait')} in the outbox`);
   parts.push(held === 0 ? 'no child is held' : `${count(held, 'child is', 'children are')} held`);
   parts.push('the system keeps answering');
   return {
@@ -159,7 +168,7 @@ function outage(shut, held) {
     sign: '▲',
     title: first.name in GATE_NAMES ? `${GATE_NAMES[first.name]} away` : `${first.name} shut`,
     text: `${parts.join('; ')}.`,
-    news: `${what}${cause}; ${parts.slice(1).join('; ')}.`,
+    news: `${what}${cause}; ${parts.slice(1).filter((part) => !part.endsWith('in the outbox')).join('; ')}.`,
   };
 }
 
@@ -214,7 +223,7 @@ function drawConnection(lost) {
 // Sections ------------------------------------------------------------------------------------------------------------
 
 function drawGates(gates) {
-  const shown = gates.map(({ seconds, ...gate }) => gate);
+  const shown = gates.filter((gate) => !gate.name.startsWith(LEASE)).map(({ seconds, ...gate }) => gate);
   redraw('gates', shown, () => {
     $('gates').replaceChildren(
       ...shown.map((gate) =>
@@ -291,24 +300,28 @@ function troublesOf(child) {
 }
 
 function drawStreams(streams) {
-  const shown = streams.map(({ observedAt, ...stream }) => stream);
+  const shown = streams.map(({ observedAt, ...stream }) => ({
+    ...stream,
+    groups: stream.groups.map((group) => ({ ...group, ...ofGroup(group.name, stream.key) })),
+  }));
   redraw('streams', shown, () => {
     const rows = shown.flatMap((stream) => [
       element('tr', {},
         element('th', { scope: 'row', class: 'stream-name', title: `last id ${stream.lastId}` }, stream.key),
         element('td', { class: 'number' }, numbers.format(stream.length)),
-        ...(stream.groups.length ? [element('td', { colspan: 3 })] : [element('td', { colspan: 3, class: 'nothing' }, 'no group yet')])),
+        ...(stream.groups.length ? [element('td', { colspan: 4 })] : [element('td', { colspan: 4, class: 'nothing' }, 'no group yet')])),
       ...stream.groups.map((group) =>
         element('tr', {},
-          element('th', { scope: 'row', class: 'group-name' }, group.name),
+          element('th', { scope: 'row', class: 'group-name' }, group.name, ownerOf(group)),
           element('td'),
           group.lag === null
             ? element('td', { class: 'number nothing', title: 'Redis cannot tell' }, 'unknown')
             : element('td', { class: 'number' }, numbers.format(group.lag)),
           element('td', { class: 'number' }, numbers.format(group.pending)),
+          retryingOf(group),
           element('td', { class: `number ${group.consumers ? '' : 'alarm'}` }, group.consumers ? numbers.format(group.consumers) : 'none'))),
     ]);
-    if (!rows.length) rows.push(element('tr', {}, element('td', { colspan: 5, class: 'nothing' }, 'Not looked at yet.')));
+    if (!rows.length) rows.push(element('tr', {}, element('td', { colspan: 6, class: 'nothing' }, 'Not looked at yet.')));
     $('streams').tBodies[0].replaceChildren(...rows);
   });
 }
@@ -351,6 +364,12 @@ function setAge(id, text, stale) {
   age.toggleAttribute('data-stale', stale);
 }
 
+/** Of what is asked of the database: when it was answered last, if it is not now. */
+function setStale(id, { stale, observedAt }) {
+  const seen = observedAt ? `as seen ${duration(since(observedAt))} ago, ` : '';
+  setAge(id, stale ? `${seen}${stale}` : '', Boolean(stale));
+}
+
 function drawAges() {
   if (document.body.classList.contains('lost')) return; // nobody knows whether they still hold
   for (const each of document.querySelectorAll('[data-since]')) {
@@ -364,9 +383,9 @@ function drawAges() {
   setAge('streams-age', oldStreams ? `as seen ${duration(oldest)} ago` : '', oldStreams);
   const nodesAge = state.cluster ? since(state.cluster.observedAt) : 0;
   setAge('cluster-age', nodesAge > STALE_S ? `as seen ${duration(nodesAge)} ago` : '', nodesAge > STALE_S);
-  const { stale, observedAt } = state.access;
-  const seen = observedAt ? `as seen ${duration(since(observedAt))} ago, ` : '';
-  setAge('access-age', stale ? `${seen}${stale}` : '', Boolean(stale));
+  setStale('access-age', state.access);
+  setStale('letters-age', state.delivery);
+  setStale('members-age', state.delivery);
 }
 
 function draw() {
@@ -377,6 +396,7 @@ function draw() {
   drawStreams(state.streams);
   drawCluster(state.cluster);
   drawAccess(state.access);
+  drawDelivery();
   tick();
 }
 
