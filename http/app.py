@@ -16,6 +16,7 @@ from .ingest import ingest
 from .ledger import ledger
 from .letters import letters
 from .live import LiveFeed
+from .origin import refuse_other_sites
 from .page import page
 from .problems import install
 from .running import RunningSystem
@@ -66,6 +67,7 @@ def create_app(deployment: RunningSystem, settings: HttpSettings, *, draining: t
     ):
         app.register_blueprint(routes)
     app.before_request(_note_method_name)
+    app.before_request(refuse_other_sites)
     inside = cast("ASGI", app.asgi_app)
     recorder = AccessRecorder(Boundary(inside), deployment, settings.capture_body_limit)
     app.asgi_app = recorder  # type: ignore[method-assign, assignment]

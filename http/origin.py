@@ -1,0 +1,34 @@
+"""Requests that change something come from programs, or from our own page: not from whatever page somebody looks at.
+
+There is no log-in, and a browser lets any page send requests to an address on loopback. What such a page may not read
+it could still bring about: a dead letter discarded, say. A browser says where a request comes from, so this is refused.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from quart import request
+
+from .problems import Problem
+
+__all__ = ["refuse_other_sites"]
+
+_SAFE = ("GET", "HEAD", "OPTIONS")
+
+
+async def refuse_other_sites() -> None:
+    """Raise a 403 `Problem` if a page of another origin would change something; programs say nothing of origins."""
+    if request.method in _SAFE or _is_from_here():
+        return
+    detail = "A page of another origin must not change anything here; programs may, for they send no such headers."
+    raise Problem(403, "cross-site", "From another site", detail)
+
+
+def _is_from_here() -> bool:
+    # Where a browser says it, it is its own word (Fetch Metadata), and right behind a proxy, too.
+    site = request.headers.get("Sec-Fetch-Site")
+    if site is not None:
+        return site in ("same-origin", "none")
+    origin = request.headers.get("Origin")
+    return origin is None or urlsplit(origin).netloc == request.headers.get("Host")
