@@ -71,6 +71,13 @@ def rules(system: System, tables: Iterable[OldRows], cutoff: datetime, streams: 
             for stream in streams
             if stream.error is None
         ],
+        *[
+            Rule(_LETTERS, _SETTLED, [stream.stream, cutoff, stream.first_id, stream.first_id])
+            for stream in streams
+            if stream.error is None
+        ],
+        Rule(_LETTER_AUDIT, _OF_NO_LETTER + _by_age(_LETTER_AUDIT), [cutoff]),
+        Rule(_LETTER_ORDERS, _OF_SYSTEM + _by_age(_LETTER_ORDERS), [system.name, cutoff]),
         Rule(_LOSSES, _OF_STREAMS + _by_age(_LOSSES), [keys, cutoff]),
         Rule(_SUSPECTS, _OF_STREAMS + _by_age(_SUSPECTS), [keys, cutoff]),
         Rule(_REPLAYS, _OF_SYSTEM + _by_age(_REPLAYS), [system.name, cutoff]),
@@ -101,6 +108,22 @@ _GONE: Final = sql.SQL(
     )
     """
 )
+
+_LETTERS: Final = OldRows("penstock_dead_letter", "settled_at")
+# Only settled ones, and like an inbox row not before the entry has left its stream: to a group that was lost and made
+# again, a letter says that the entry is over.
+_SETTLED: Final = sql.SQL(
+    """
+    stream = %s and settled_at < %s and status in ('replayed', 'discarded')
+    and (%s::text is null or string_to_array(entry_id, '-')::numeric[] < string_to_array(%s, '-')::numeric[])
+    """
+)
+
+_LETTER_AUDIT: Final = OldRows("penstock_dead_letter_audit", "at")
+_OF_NO_LETTER: Final = sql.SQL(
+    "not exists (select from penstock_dead_letter letter where letter.id = penstock_dead_letter_audit.letter_id) and "
+)
+_LETTER_ORDERS: Final = OldRows("penstock_dead_letter_order", "finished_at")
 
 _LOSSES: Final = OldRows("penstock_loss", "detected_at")
 _SUSPECTS: Final = OldRows("penstock_suspect", "updated_at", ("consumer_group", "stream", "entry_id"))
