@@ -117,7 +117,7 @@ class VirtualDeployment(Generic[R]):
 
     async def _is_settled(self) -> bool:
         needed = [gate for gate in self.deployment.gates.values() if not gate.name.startswith(LEASE_GATE)]
-        if not all(gate.is_open for gate in needed) or self.store.outbox.rows:
+        if not all(gate.is_open for gate in needed) or (self.store.outbox.rows or self.store.retries.rows):
             return False
         client = self.deployment.client()
         read = [stream for stream in self.deployment.system.streams.values() if stream.groups]
