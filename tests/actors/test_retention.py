@@ -311,6 +311,46 @@ async def test_an_inbox_row_goes_when_its_entry_cannot_come_again(
     assert await _count(pool, "penstock_inbox") == 3
 
 
+async def _letter(pool: Pool, entry_id: str, status: str, days: int = 61) -> None:
+    settled_at = None if status in ("dead", "replaying") else NOW - timedelta(days=days)
+    await _rows(
+        pool,
+        "insert into penstock_dead_letter"
+        " (stream, entry_id, consumer_group, consumer, reason, fields, deliveries, dead_at, status, settled_at)"
+        " values (%s, %s, %s, 'c', 'permanent', '{}', 1, %s, %s, %s)",
+        KEY,
+        entry_id,
+        GROUP,
+        NOW - timedelta(days=99),
+        status,
+        settled_at,
+    )
+
+
+async def test_a_dead_letter_goes_when_it_is_settled_and_its_entry_cannot_come_again(
+    redis: Redis, pool: Pool, make_sweep: Callable[..., Sweep]
+) -> None:
+    ids = await _fill(redis, old=12)
+    await _read(redis, 12, acknowledge=5)
+    for entry_id, status in ((ids[0], "dead"), (ids[1], "replaying"), (ids[2], "replayed"), (ids[3], "discarded")):
+        await _letter(pool, entry_id, status)
+    await _letter(pool, ids[4], "discarded", days=59)
+    await _letter(pool, ids[5], "discarded")  # its entry is still there
+    await _rows(
+        pool,
+        "insert into penstock_dead_letter_audit (letter_id, action, at, by)"
+        " select id, 'noted', %s, 'kim' from penstock_dead_letter",
+        NOW - timedelta(days=70),
+    )
+    report = await make_sweep().run()
+    assert report.rows["penstock_dead_letter"] == 2
+    left = await _rows(pool, "select entry_id, status from penstock_dead_letter order by id")
+    assert left == [(ids[0], "dead"), (ids[1], "replaying"), (ids[4], "discarded"), (ids[5], "discarded")]
+    # A history goes with its letter.
+    assert report.rows["penstock_dead_letter_audit"] == 2
+    assert await _count(pool, "penstock_dead_letter_audit") == 4
+
+
 async def test_the_inbox_of_an_empty_stream_goes_by_age(
     redis: Redis, pool: Pool, make_sweep: Callable[..., Sweep]
 ) -> None:
