@@ -93,8 +93,10 @@ from .upkeep import Upkeep
 if TYPE_CHECKING:
     from .backends import Backends
     from .backlog import Backlog
+    from .checks import Finding
     from .cluster_view import ClusterView
     from .handler_pool import HandlerPool
+    from .losses import Loss
     from .member_table import MemberView
     from .settings import ActorSettings
     from .system import System
@@ -269,6 +271,10 @@ class Deployment:
         """What waits in the outbox, by stream, as it was last seen."""
         return self.publishing.outbox()
 
+    def losses(self) -> list[Loss]:
+        """What this process has met with of what was trimmed unread; ``penstock_loss`` has all of it."""
+        return self.upkeep.losses.found
+
     def capture(self, envelope: Envelope, stream: str = "EVENT_STREAM") -> bool:
         """Take along an event that is recorded beside somebody's request; see `Producer.capture`.
 
@@ -310,6 +316,10 @@ class Deployment:
     def members(self) -> Sequence[MemberView]:
         """The processes, of this and other systems on the same database, as they were last seen. Never blocks."""
         return self.membership.members()
+
+    def warnings(self) -> list[Finding]:
+        """What the start-up checks found that somebody should mend."""
+        return self.checks.warnings
 
     def cluster(self) -> ClusterView | None:
         """The Redis Cluster as it was last seen; None where there is none, or it was not seen yet."""
@@ -407,6 +417,7 @@ class Deployment:
             wall=self._wall,
             read_within=self._read_within,
             patience=PATIENCE if self._cluster_probe else 0.0,
+            look=self.upkeep.losses.look,
         )
         return [
             GroupTree(site, stream, group)

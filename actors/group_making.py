@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     Connection = DedicatedRedis | ClusterConnection
 
-__all__ = ["GroupMaking", "text_of"]
+__all__ = ["GroupMaking", "look_away", "text_of"]
 
 log = get_logger(__name__)
 
@@ -29,6 +29,11 @@ BREATH = 0.1
 """Seconds before a read is tried again that failed for a reason which should be gone by now."""
 
 
+async def look_away(stream: str) -> None:
+    """Look for no losses."""
+    await trio.lowlevel.checkpoint()
+
+
 class GroupMaking:
     """The group of one stream, as far as its existence is concerned.
 
@@ -37,22 +42,35 @@ class GroupMaking:
         group: the group's name.
         start: where a new group starts.
         position: the last position of the group that the database knows, or None.
+        look: called with the stream before anybody reads on after a pause: what was lost can be seen only until then.
     """
 
-    def __init__(self, stream: str, group: str, start: str, position: Callable[[], Awaitable[str | None]]) -> None:
+    def __init__(
+        self,
+        stream: str,
+        group: str,
+        start: str,
+        position: Callable[[], Awaitable[str | None]],
+        look: Callable[[str], Awaitable[object]] = look_away,
+    ) -> None:
         self._stream = stream
         self._group = group
         self._declared_start = start
         self._position = position
+        self._look = look
         self._repaired_at = -REPAIR_PAUSE
 
     async def make(self, connection: Connection) -> None:
-        """Make the group unless it is there.
+        """Make the group unless it is there, and look for what it has lost.
 
         Raises:
             redis.exceptions.RedisError: what the link or the server said.
-            PostgresUnavailable: the position cannot be read.
+            PostgresUnavailable: the position cannot be read, or a loss not be written down.
         """
+        await self._make(connection)
+        await self._look(self._stream)
+
+    async def _make(self, connection: Connection) -> None:
         if await self._is_there(connection):
             return  # and no attempt to make it, which a full server would refuse
         start = await self._start(connection)

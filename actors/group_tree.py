@@ -23,7 +23,7 @@ from attrs import frozen
 
 from ..runtime.supervision import Body, Child, ChildSpec, Gates, Strategy, Supervisor
 from .backlog import Backlog
-from .group_making import GroupMaking
+from .group_making import GroupMaking, look_away
 from .handler_pool import HandlerPool
 from .keeper import Keeper
 from .leasing import LEASE_GATE, Tenure
@@ -63,6 +63,7 @@ class Site:
         wall: what time it is; None: as the system's clock says.
         read_within: seconds within which a read that blocks for so many seconds has an end.
         patience: seconds for which a connection that breaks is no trouble yet.
+        look: notes what a stream has lost, before somebody reads on in it.
     """
 
     client: Callable[[], AnyRedis]
@@ -79,6 +80,7 @@ class Site:
     wall: Callable[[], datetime] | None = None
     read_within: Callable[[float], float]
     patience: float
+    look: Callable[[str], Awaitable[object]] = look_away
 
 
 @frozen
@@ -231,7 +233,9 @@ class GroupTree:
 
     def _making(self, key: str) -> GroupMaking:
         store, group = self._site.store, self._group
-        return GroupMaking(key, group.name, group.start, lambda: store.stored_position(group.name, key))
+        return GroupMaking(
+            key, group.name, group.start, lambda: store.stored_position(group.name, key), look=self._site.look
+        )
 
     def _keeper(self, partition: Partition) -> Keeper:
         site = self._site

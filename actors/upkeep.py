@@ -43,6 +43,7 @@ class Upkeep:
 
     Attributes:
         losses: finds what others trimmed unread.
+        reclaim_idle: seconds after which what a consumer has left lying is taken over.
         replays: where replays are ordered and worked off.
         retention: the daily run; None where it is switched off, or there is no real database.
     """
@@ -61,6 +62,7 @@ class Upkeep:
     ) -> None:
         self._system, self._client, self._store = system, client, backends.store
         self._settings = settings.retention
+        self.reclaim_idle = settings.delivery.reclaim_idle
         self.losses = LossDetector(client, backends.store)
         self.replays = Replays(system, client, backends.store)
         self.retention: Retention | None = None

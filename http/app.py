@@ -19,8 +19,11 @@ from .live import LiveFeed
 from .origin import refuse_other_sites
 from .page import page
 from .problems import install
+from .replays import replays
+from .retention import retention
 from .running import RunningSystem
 from .settings import HttpSettings
+from .streams import streams
 
 __all__ = ["HttpApp", "create_app"]
 
@@ -63,6 +66,9 @@ def create_app(deployment: RunningSystem, settings: HttpSettings, *, draining: t
         admin(deployment),
         letters(deployment),
         ledger(deployment),
+        streams(deployment),
+        replays(deployment),
+        retention(deployment),
         page(),
     ):
         app.register_blueprint(routes)

@@ -13,6 +13,7 @@ from quart_trio.wrappers import TrioResponse
 
 from ..runtime.masking import mask_text
 from ..runtime.telemetry import get_logger
+from .delivery import losses_json, outbox_json
 from .lifecycle import lifecycle_events
 from .live import LiveFeed
 from .problems import Problem
@@ -20,7 +21,8 @@ from .replies import dump, json_reply
 from .running import RunningSystem
 from .settings import HttpSettings
 from .sse import Event, Places, event_stream
-from .views import cluster_json, iso, readiness, shut_gate, stream_json, tree_json
+from .streams import warning_json
+from .views import cluster_json, iso, readiness, shut_gate, tree_json
 
 __all__ = ["health", "live", "tail", "tree_events"]
 
@@ -41,6 +43,9 @@ def health(deployment: RunningSystem) -> Blueprint:
     async def readyz() -> TrioResponse:
         snapshot, cluster = deployment.tree.snapshot(), deployment.cluster()
         ready, state = readiness(snapshot, deployment.streams())
+        state["warnings"] = [warning_json(each) for each in deployment.warnings()]
+        state["outbox"] = outbox_json(deployment.outbox())
+        state["losses"] = losses_json(deployment.losses())
         if cluster is not None:
             state["cluster"] = cluster_json(cluster, snapshot.time, trio.current_time())
         if ready:
@@ -52,12 +57,6 @@ def health(deployment: RunningSystem) -> Blueprint:
     @routes.get("/api/v1/tree")
     async def get_tree() -> TrioResponse:
         return json_reply(tree_json(deployment.tree.snapshot()))
-
-    @routes.get("/api/v1/streams")
-    async def get_streams() -> TrioResponse:
-        now, clock = deployment.tree.journal.wall(), trio.current_time()
-        found = [stream_json(stream, now, clock) for stream in deployment.streams()]
-        return json_reply({"time": iso(now), "streams": found})
 
     return routes
 

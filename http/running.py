@@ -8,15 +8,18 @@ from typing import Protocol
 from zoneinfo import ZoneInfo
 
 from ..actors.access import AccessCategory, AccessRecord, AccessSummary, CategoryChange
+from ..actors.checks import Finding
 from ..actors.cluster_view import ClusterView
 from ..actors.delivery_view import DeliveryView
 from ..actors.event import Envelope
 from ..actors.ledger import Ledger
 from ..actors.letters import LetterDesk
+from ..actors.losses import Loss
 from ..actors.probes import StreamView
 from ..actors.producer import Published, PublishFailed
 from ..actors.relay import OutboxView
 from ..actors.system import System
+from ..actors.upkeep import Upkeep
 from ..runtime.supervision import Gates, Tree
 
 __all__ = ["AccessStore", "DeliveryLook", "RunningSystem", "ZoneSettings"]
@@ -115,6 +118,15 @@ class RunningSystem(Protocol):
         """What came of events; None for a system without a database."""
         ...
 
+    @property
+    def upkeep(self) -> Upkeep | None:
+        """What keeps streams in order: replays, retention, losses; None where there is none."""
+        ...
+
+    def warnings(self) -> Sequence[Finding]:
+        """What the start-up checks found that somebody should mend."""
+        ...
+
     async def publish(self, stream: str, envelopes: Sequence[Envelope], /) -> list[Published | PublishFailed]:
         """One result an envelope, in order; an outage is a result, not an error."""
         ...
@@ -125,6 +137,10 @@ class RunningSystem(Protocol):
 
     def outbox(self) -> Sequence[OutboxView]:
         """What waited in the outbox when it was last looked at, by stream."""
+        ...
+
+    def losses(self) -> Sequence[Loss]:
+        """What this process has met with of what was trimmed unread."""
         ...
 
     def streams(self) -> Sequence[StreamView]:

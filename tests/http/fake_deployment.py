@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
+from typing import Any
 from uuid import uuid4
 from zoneinfo import ZoneInfo
 
@@ -21,11 +22,13 @@ from penstock.actors.access import (
     CategoryNotFound,
     CategorySummary,
 )
+from penstock.actors.checks import Finding
 from penstock.actors.cluster_view import ClusterView
 from penstock.actors.delivery_view import DeliveryView
 from penstock.actors.event import Envelope, event
 from penstock.actors.ledger import Ledger
 from penstock.actors.letters import LetterDesk
+from penstock.actors.losses import Loss
 from penstock.actors.probes import GroupView, StreamView
 from penstock.actors.producer import Published, PublishFailed
 from penstock.actors.relay import OutboxView
@@ -175,8 +178,11 @@ class FakeDeployment:
         self.access: FakeAccess | None = FakeAccess()
         self.letters: LetterDesk | None = None
         self.ledger: Ledger | None = None
+        self.upkeep: Any = None
+        self.findings: list[Finding] = []
         self.delivery: FakeDelivery | None = FakeDelivery()
         self.waiting: list[OutboxView] = []
+        self.lost: list[Loss] = []
         self.published: list[tuple[str, Envelope]] = []
         self.captured: list[Envelope] = []
         self.failure: Callable[[Envelope], PublishFailed | None] = lambda _: None
@@ -261,6 +267,12 @@ class FakeDeployment:
 
     def outbox(self) -> list[OutboxView]:
         return self.waiting
+
+    def losses(self) -> list[Loss]:
+        return self.lost
+
+    def warnings(self) -> list[Finding]:
+        return self.findings
 
     def cluster(self) -> ClusterView | None:
         return self.nodes

@@ -1,0 +1,196 @@
+"""Streams, their groups, and what is pending in them: ``/api/v1/streams``, ``/groups``, ``/losses``, ``/checks``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import redis.exceptions
+import trio
+from quart import Blueprint
+from quart_trio.wrappers import TrioResponse
+
+from ..actors.checks import Finding
+from ..actors.loss_table import RecordedLoss
+from ..actors.pending_view import ConsumerView, Pending, PendingEntry
+from ..actors.stream_view import GroupView, StreamView
+from ..actors.system import Stream, System
+from ..actors.upkeep import Upkeep
+from ..runtime.masking import mask_text
+from .asking import asking, given_query
+from .problems import Problem
+from .replies import json_reply
+from .running import RunningSystem
+from .views import iso, shut_gate, stream_json
+
+__all__ = ["streams", "warning_json"]
+
+ANSWER_WITHIN = 10.0
+"""Seconds for an answer."""
+
+PAGE_LIMIT = 1_000
+"""Entries in one answer at the most."""
+
+_WEEK = 7 * 86_400.0
+
+
+def streams(deployment: RunningSystem) -> Blueprint:
+    """The routes."""
+    routes = Blueprint("streams", __name__, url_prefix="/api/v1")
+
+    @routes.get("/streams")
+    async def get_streams() -> TrioResponse:
+        now, clock = deployment.tree.journal.wall(), trio.current_time()
+        found = [_stream_json(deployment.system, view, stream_json(view, now, clock)) for view in deployment.streams()]
+        return json_reply({"time": iso(now), "streams": found})
+
+    @routes.get("/groups")
+    async def get_groups() -> TrioResponse:
+        now = deployment.tree.journal.wall()
+        found = list(_groups(deployment.system, deployment.streams()))
+        return json_reply({"time": iso(now), "groups": found})
+
+    @routes.get("/streams/<path:stream>/groups/<path:group>/pending")
+    async def get_pending(stream: str, group: str) -> TrioResponse:
+        declared = _declared(deployment.system, stream)
+        given = given_query()
+        limit = given.number("limit", 1, PAGE_LIMIT) or 100
+        consumer, idle = given.text("consumer"), given.number("idle", 0, int(_WEEK)) or 0
+        given.end()
+        if group not in declared.groups:
+            known = ", ".join(sorted(declared.groups)) or "none"
+            detail = f"The stream {stream} has no group {group!r}; its groups are: {known}."
+            raise Problem(404, "unknown-group", "Unknown group", detail)
+        with _redis(deployment) as upkeep:
+            found = await upkeep.pending(stream, group, limit=limit, consumer=consumer, idle=idle)
+        return json_reply({"stream": stream, "group": group, **_pending_json(found, upkeep.reclaim_idle)})
+
+    @routes.get("/losses")
+    async def get_losses() -> TrioResponse:
+        given = given_query()
+        limit = given.number("limit", 1, PAGE_LIMIT) or 100
+        given.end()
+        with asking(deployment, deployment.upkeep, ANSWER_WITHIN) as upkeep:
+            found = await upkeep.recent_losses(limit)
+        return json_reply({"losses": [_loss_json(each) for each in found]})
+
+    @routes.get("/checks")
+    async def get_checks() -> TrioResponse:
+        return json_reply({"warnings": [warning_json(each) for each in deployment.warnings()]})
+
+    return routes
+
+
+def _declared(system: System, stream: str) -> Stream:
+    if stream in system.streams:
+        return system.streams[stream]
+    known = sorted(system.streams)
+    detail = f"There is no stream {stream!r}; the streams are: {', '.join(known) or 'none'}."
+    raise Problem(404, "unknown-stream", "Unknown stream", detail, members={"streams": known})
+
+
+@contextmanager
+def _redis(deployment: RunningSystem) -> Iterator[Upkeep]:
+    """Answer for Redis: at once while it is known to be away, in any case within `ANSWER_WITHIN`."""
+    gate = shut_gate(deployment.gates, "redis")
+    if gate is not None or deployment.upkeep is None:
+        why = f" since {iso(gate.since)}: {mask_text(gate.cause)}" if gate is not None else ""
+        raise _away(f"Redis is away{why}.")
+    try:
+        with trio.fail_after(ANSWER_WITHIN):
+            yield deployment.upkeep
+    except trio.TooSlowError:
+        raise _away(f"Redis did not answer within {ANSWER_WITHIN:g} s.") from None
+    except redis.exceptions.RedisError as error:
+        raise _away(f"Redis could not be asked: {mask_text(str(error))}.") from None
+
+
+def _away(detail: str) -> Problem:
+    return Problem(503, "redis-away", "Redis is away", detail, headers={"Retry-After": "1"})
+
+
+# What is answered ----------------------------------------------------------------------------------------------------
+
+
+def _stream_json(system: System, view: StreamView, shown: dict[str, Any]) -> dict[str, Any]:
+    declared = system.stream_of(view.key)
+    return {
+        **shown,
+        "stream": view.key if declared is None else declared.key,
+        "firstId": view.first_id,
+        "entriesAdded": view.entries_added,
+    }
+
+
+def _groups(system: System, views: Iterable[StreamView]) -> Iterator[dict[str, Any]]:
+    """A group in all partitions of its stream together; one that nobody declared is shown, too."""
+    by_key = {view.key: view for view in views}
+    for stream in system.streams.values():
+        partitions = [by_key[key] for key in stream.keys if key in by_key]
+        names = dict.fromkeys([*stream.groups, *(group.name for view in partitions for group in view.groups)])
+        for name in names:
+            found = [group for view in partitions for group in view.groups if group.name == name]
+            yield _group_json(stream, name, found)
+
+
+def _group_json(stream: Stream, name: str, found: list[GroupView]) -> dict[str, Any]:
+    declared = stream.groups.get(name)
+    lags = [group.lag for group in found]
+    return {
+        "stream": stream.key,
+        "name": name,
+        "declared": declared is not None,
+        "ordered": declared is not None and declared.ordered,
+        "partitions": len(found),
+        "lag": None if None in lags or not lags else sum(lag for lag in lags if lag is not None),
+        "pending": sum(group.pending for group in found),
+        "consumers": sum(group.consumers for group in found),
+        "lastDeliveredId": found[0].last_delivered_id if len(found) == 1 else None,
+    }
+
+
+def _pending_json(pending: Pending, reclaim_idle: float) -> dict[str, Any]:
+    return {
+        "total": pending.total,
+        "entries": [_entry_json(each, reclaim_idle) for each in pending.entries],
+        "consumers": [_consumer_json(each) for each in pending.consumers],
+    }
+
+
+def _entry_json(entry: PendingEntry, reclaim_idle: float) -> dict[str, Any]:
+    return {
+        "key": entry.key,
+        "entryId": entry.entry_id,
+        "consumer": entry.consumer,
+        "idle": entry.idle,
+        "deliveries": entry.deliveries,
+        # S3's words: in its consumer's hands, or left lying until another one takes it over.
+        "state": "DELIVERED" if entry.idle < reclaim_idle else "PENDING",
+    }
+
+
+def _consumer_json(consumer: ConsumerView) -> dict[str, Any]:
+    return {"key": consumer.key, "name": consumer.name, "pending": consumer.pending, "idle": consumer.idle}
+
+
+def _loss_json(loss: RecordedLoss) -> dict[str, Any]:
+    return {
+        "stream": loss.stream,
+        "group": loss.group,
+        "afterId": loss.after_id,
+        "beforeId": loss.before_id,
+        "entries": loss.entries,
+        "detectedAt": iso(loss.detected_at),
+    }
+
+
+def warning_json(finding: Finding) -> dict[str, Any]:
+    """What a start-up check found."""
+    return {
+        "check": finding.name,
+        "where": mask_text(finding.where),
+        "severity": finding.severity.value,
+        "found": mask_text(finding.found),
+        "mend": finding.mend,
+    }
