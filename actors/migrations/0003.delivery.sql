@@ -45,6 +45,44 @@ $$;
 create trigger penstock_outbox_news after insert on penstock_outbox
     referencing new table as added for each statement execute function penstock_outbox_news();
 
+-- Publishes an event within whatever transaction it is called in; its id. The entry has the standard form; `stream` is the
+-- key of a declared stream.
+create function penstock_publish(
+    stream      text,
+    event_type  text,
+    data        jsonb,
+    key         text        default null,
+    event_id    uuid        default null,
+    "timestamp" timestamptz default clock_timestamp(),
+    traceparent text        default null
+) returns uuid language plpgsql as $$
+declare
+    random bytea := uuid_send(gen_random_uuid());
+    made   uuid  := event_id;
+begin
+    if jsonb_typeof(data) is distinct from 'object' or coalesce(stream, '') = '' or coalesce(event_type, '') = '' then
+        raise exception 'penstock_publish needs a stream, an event type, and data that are a JSON object'
+            using errcode = 'invalid_parameter_value';
+    end if;
+    if made is null then
+        -- UUIDv7 (RFC 9562): 48 bits of Unix time in milliseconds, then random bits.
+        random := substring(int8send((extract(epoch from clock_timestamp()) * 1000)::bigint) from 3)
+                  || substring(random from 7);
+        made := encode(set_byte(random, 6, (get_byte(random, 6) & 15) | 112), 'hex')::uuid;
+    end if;
+    insert into penstock_outbox (stream, event_id, event_key, fields, kind, created_by) values (
+        stream, made, key,
+        convert_to(json_strip_nulls(json_build_object(
+            'eventId', made, 'eventType', event_type,
+            'timestamp', to_char("timestamp" at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"'),
+            'data', data::text, 'key', key, 'traceparent', traceparent
+        ))::text, 'UTF8'),
+        'transaction', 'penstock_publish'
+    );
+    return made;
+end
+$$;
+
 -- Events whose attempt failed, and in ordered groups what stands behind them under the same key. Their entries are
 -- acknowledged: this row is what is left of them. Rows of one key are handled in the order of id.
 create table penstock_retry (
