@@ -3,7 +3,10 @@
 One event, a JSON array of them, or one a line (NDJSON). A single event is accepted or refused with its own status.
 Of many, each has its own result, in order, and a bad one keeps none of the others back; only when an outage lets none
 of them through is the request as a whole refused, so that a client may simply send it again: the ids that it needs for
-that, so that nothing happens twice, are in the answer.
+that, so that nothing happens twice, are in the answer. While Redis is away events are accepted into the outbox; an
+outage that refuses is one of Redis and PostgreSQL.
+
+With ``?condition=NAME`` a single event is accepted only while that condition holds.
 """
 
 from __future__ import annotations
@@ -64,10 +67,12 @@ def ingest(deployment: RunningSystem, settings: HttpSettings) -> Blueprint:
         body = await request.get_data(cache=False, as_text=False, parse_form_data=False)
         if not body.strip():
             raise Problem(400, "empty-body", "Empty body", "The body is empty; it must hold at least one event.")
-        if media_type in _NDJSON_TYPES:
+        if media_type in _NDJSON_TYPES and "condition" not in request.args:
             batch = await _read_lines(body, declared, traceparent, settings.max_items)
             return await _publish_many(deployment, declared, batch)
         value = parse(decode(body))
+        if (condition := request.args.get("condition")) is not None:
+            return await _publish_if(deployment, declared, _one(value, declared, traceparent), condition)
         if isinstance(value, list):
             batch = await _read_array(value, declared, traceparent, settings.max_items)
             return await _publish_many(deployment, declared, batch)
@@ -160,6 +165,25 @@ async def _publish_one(deployment: RunningSystem, stream: Stream, envelope: Enve
     if isinstance(result, Published):
         return json_reply(_accepted(result), 202)
     raise _refused(deployment, result)
+
+
+def _one(value: Any, stream: Stream, traceparent: str | None) -> Envelope:
+    if isinstance(value, list):
+        raise Problem(400, "one-event-only", "One event only", "With a condition a request holds a single event.")
+    return read_event(value, stream, traceparent)
+
+
+async def _publish_if(deployment: RunningSystem, stream: Stream, envelope: Envelope, condition: str) -> TrioResponse:
+    if not condition:
+        raise Problem(400, "invalid-condition", "Invalid condition", "The parameter 'condition' has no value.")
+    result = await deployment.publish_if(stream.key, envelope, condition)
+    if isinstance(result, Published):
+        return json_reply(_accepted(result), 202)
+    if isinstance(result, PublishFailed):
+        raise _refused(deployment, result)
+    detail = f"The event was not published, for the condition {condition!r} of the stream does not hold."
+    members = {"eventId": str(envelope.event_id), "condition": condition}
+    raise Problem(409, "condition-not-met", "Condition not met", detail, members=members)
 
 
 async def _publish_many(deployment: RunningSystem, stream: Stream, batch: _Batch) -> TrioResponse:

@@ -10,6 +10,7 @@ from zoneinfo import ZoneInfo
 from ..actors.access import AccessCategory, AccessRecord, AccessSummary, CategoryChange
 from ..actors.checks import Finding
 from ..actors.cluster_view import ClusterView
+from ..actors.conditional import ConditionNotMet
 from ..actors.delivery_view import DeliveryView
 from ..actors.event import Envelope
 from ..actors.ledger import Ledger
@@ -129,6 +130,12 @@ class RunningSystem(Protocol):
 
     async def publish(self, stream: str, envelopes: Sequence[Envelope], /) -> list[Published | PublishFailed]:
         """One result an envelope, in order; an outage is a result, not an error."""
+        ...
+
+    async def publish_if(
+        self, stream: str, envelope: Envelope, condition: str, /
+    ) -> Published | ConditionNotMet | PublishFailed:
+        """One event, if a condition holds; an outage is a result, not an error."""
         ...
 
     def capture(self, envelope: Envelope, /) -> bool:

@@ -24,6 +24,7 @@ from penstock.actors.access import (
 )
 from penstock.actors.checks import Finding
 from penstock.actors.cluster_view import ClusterView
+from penstock.actors.conditional import ConditionNotMet
 from penstock.actors.delivery_view import DeliveryView
 from penstock.actors.event import Envelope, event
 from penstock.actors.ledger import Ledger
@@ -185,6 +186,8 @@ class FakeDeployment:
         self.lost: list[Loss] = []
         self.published: list[tuple[str, Envelope]] = []
         self.captured: list[Envelope] = []
+        self.conditions: set[str] = set()
+        self.spooling = False
         self.failure: Callable[[Envelope], PublishFailed | None] = lambda _: None
         self.capture_error: Exception | None = None
         self.news = trio.Event()
@@ -248,8 +251,21 @@ class FakeDeployment:
                 self.published.append((stream, envelope))
                 self.news.set()
                 self.news = trio.Event()
-            results.append(failed or Published(envelope.event_id, f"1700000000000-{len(self.published)}"))
+            results.append(failed or self._published(envelope))
         return results
+
+    def _published(self, envelope: Envelope) -> Published:
+        if self.spooling:
+            return Published(envelope.event_id, None, "outbox")
+        return Published(envelope.event_id, f"1700000000000-{len(self.published)}")
+
+    async def publish_if(
+        self, stream: str, envelope: Envelope, condition: str
+    ) -> Published | ConditionNotMet | PublishFailed:
+        if condition not in self.conditions:
+            await trio.lowlevel.checkpoint()
+            return ConditionNotMet(envelope.event_id, condition)
+        return (await self.publish(stream, [envelope]))[0]
 
     def capture(self, envelope: Envelope) -> bool:
         if self.capture_error is not None:

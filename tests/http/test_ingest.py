@@ -279,6 +279,38 @@ async def test_a_body_beyond_the_limit_is_413(make_app: Any) -> None:
     assert "http.body_limit" in problem["detail"]
 
 
+# Conditions ----------------------------------------------------------------------------------------------------------
+
+
+async def test_an_event_with_a_condition_is_accepted_while_it_holds(client: Any, deployment: Any) -> None:
+    deployment.conditions.add("open")
+    answer = await client.post(f"{ORDERS}?condition=open", json=ORDER)
+    assert answer.status_code == 202
+    assert (await answer.get_json())["durable"] == "redis"
+    event_id = str(uuid4())
+    answer = await client.post(f"{ORDERS}?condition=shut", json={**ORDER, "eventId": event_id})
+    problem = await _problem(answer, 409, "condition-not-met")
+    assert (problem["eventId"], problem["condition"]) == (event_id, "shut")
+    assert len(deployment.published) == 1
+
+
+@pytest.mark.parametrize(
+    ("query", "body", "problem"),
+    [("condition=open", [ORDER], "one-event-only"), ("condition=", ORDER, "invalid-condition")],
+)
+async def test_a_condition_is_for_one_event_and_has_a_name(
+    client: Any, deployment: Any, query: str, body: Any, problem: str
+) -> None:
+    await _problem(await client.post(f"{ORDERS}?{query}", json=body), 400, problem)
+    assert deployment.published == []
+
+
+async def test_an_outage_with_a_condition_is_503(client: Any, deployment: Any) -> None:
+    deployment.conditions.add("open")
+    deployment.shut_redis()
+    await _problem(await client.post(f"{ORDERS}?condition=open", json=ORDER), 503, "unavailable")
+
+
 # Outages -------------------------------------------------------------------------------------------------------------
 
 
@@ -296,6 +328,15 @@ async def test_with_redis_away_one_event_is_503_and_says_what_is_away_since_when
     assert gate["since"] <= gate["since"][:4] + "-12-31T24"
     assert "redis" in problem["detail"]
     assert "hunter2" not in json.dumps(problem)
+
+
+async def test_what_is_in_the_outbox_is_accepted_without_an_entry_id(client: Any, deployment: Any) -> None:
+    deployment.spooling = True
+    answer = await client.post(ORDERS, json=ORDER)
+    assert answer.status_code == 202
+    result = await answer.get_json()
+    assert (result["entryId"], result["durable"]) == (None, "outbox")
+    assert UUID(result["eventId"])
 
 
 async def test_an_unknown_outcome_is_said(client: Any, deployment: Any) -> None:
