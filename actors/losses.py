@@ -106,6 +106,11 @@ class LossDetector:
         self._expected: dict[str, dict[str, str]] = {}
         self._told: dict[tuple[str, str], Loss] = {}
 
+    @property
+    def found(self) -> list[Loss]:
+        """The last loss of each group and partition that this process has met with, and written down."""
+        return list(self._told.values())
+
     async def look(self, stream: str) -> StreamView:
         """The stream as it is now; its losses are written down, and lags that Redis has lost count of are mended.
 

@@ -9,6 +9,7 @@ from typing import Any
 from ..actors.delivery_view import DeliveryView, RetryView
 from ..actors.lease_table import LeaseView
 from ..actors.loss_table import RecordedLoss
+from ..actors.losses import Loss
 from ..actors.member_table import MemberView
 from ..actors.relay import OutboxView
 from ..actors.replay_table import Replay
@@ -16,7 +17,7 @@ from ..runtime.masking import mask_text
 from .letters import group_json, order_json
 from .views import iso
 
-__all__ = ["delivery_json", "outbox_json"]
+__all__ = ["delivery_json", "losses_json", "outbox_json"]
 
 
 def outbox_json(waiting: Iterable[OutboxView]) -> list[dict[str, Any]]:
@@ -30,6 +31,11 @@ def outbox_json(waiting: Iterable[OutboxView]) -> list[dict[str, Any]]:
         }
         for each in waiting
     ]
+
+
+def losses_json(found: Iterable[Loss]) -> list[dict[str, Any]]:
+    """What this process has met with of what was trimmed unread."""
+    return [{"stream": each.stream, "group": each.group, "entries": each.entries} for each in found]
 
 
 def delivery_json(view: DeliveryView, seen: datetime) -> dict[str, Any]:

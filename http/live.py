@@ -20,6 +20,7 @@ from .looking import Look
 from .replies import dump
 from .running import RunningSystem
 from .sse import Event, Places
+from .streams import warning_json
 from .views import cluster_json, iso, readiness, stream_json, tree_json
 
 __all__ = ["LiveFeed"]
@@ -143,6 +144,7 @@ class LiveFeed:
             "streams": [stream_json(stream, snapshot.time, clock) for stream in streams],
             "cluster": None if cluster is None else cluster_json(cluster, snapshot.time, clock),
             "access": self._access_json(),
+            "warnings": [warning_json(each) for each in deployment.warnings()],
             "outbox": outbox_json(deployment.outbox()),
             "delivery": self._delivery_json(),
         }

@@ -31,6 +31,7 @@ function deliveryTrouble() {
 // Sections ------------------------------------------------------------------------------------------------------------
 
 function drawDelivery() {
+  drawWarnings(state.warnings);
   drawOutbox(state.outbox);
   drawLetters(state.delivery);
   drawReplays(state.delivery);
@@ -62,6 +63,17 @@ function ownerOf({ lease }) {
 
 function empty(columns, text) {
   return element('tr', {}, element('td', { colspan: columns, class: 'nothing' }, text));
+}
+
+/** What the start-up checks found that somebody should mend. */
+function drawWarnings(warnings) {
+  $('warnings-panel').hidden = !warnings.length;
+  redraw('warnings', warnings, () => {
+    $('warnings').replaceChildren(
+      ...warnings.map((each) =>
+        element('li', { data: { check: each.check } },
+          element('strong', {}, each.where), `: ${each.found}`, each.mend ? element('p', {}, each.mend) : null)));
+  });
 }
 
 function drawOutbox(outbox) {
@@ -121,10 +133,10 @@ function drawReplays({ orders, replays }) {
           element('td', {}, button('Stop', () => stopOrder(order), 'Stop this replay')))),
       ...replays.map((replay) =>
         element('tr', {},
-          element('td', {}, `${replay.stream} to ${replay.toGroup ? 'the group' : 'the stream'} ${replay.target}`),
+          element('td', {}, replay.state === 'waiting' ? 'Waits for its turn: ' : '', `${replay.stream} to ${replay.toGroup ? 'the group' : 'the stream'} ${replay.target}`),
           element('td', {}, ...progressOf(replay.replayed, replay.total)),
           element('td', {}, replay.orderedAt ? running(replay.orderedAt, '{} ago') : '', replay.orderedBy ? ` by ${replay.orderedBy}` : ''),
-          element('td', {}, replay.state === 'waiting' ? 'waits for its turn' : ''))));
+          element('td', {}, button('Stop', () => stopReplay(replay), 'Stop this replay')))));
   });
 }
 
@@ -274,6 +286,11 @@ async function discardLetters(filter) {
 async function stopOrder(order) {
   const now = await call('POST', `${DEAD_LETTERS}/orders/${order.id}/cancel`);
   tell(now.state === 'cancelled' ? `Stopped after ${numbers.format(now.moved)} of ${count(now.total, 'letter')}.` : 'It had ended already.');
+}
+
+async function stopReplay(replay) {
+  const now = await call('POST', `/api/v1/replays/${replay.id}/cancel`);
+  tell(`Stopped after ${count(now.replayed, 'event')}.`);
 }
 
 async function showLetter(number) {

@@ -15,6 +15,7 @@ from uuid import UUID, uuid4
 import pytest
 from attrs import define, evolve
 
+from penstock.actors.checks import Finding, Severity
 from penstock.actors.dead_letter import DeadLetter
 from penstock.actors.declaring import declare_groups
 from penstock.actors.delivery_view import DeliveryView, DeliveryWatch, RetryView
@@ -175,6 +176,19 @@ async def test_the_banner_says_what_waits_for_somebody(browser: Any, serving: An
         site.deployment.shut_redis()
         await page.wait_until(f"{BANNER}.includes('3 accepted events wait in the outbox')")
         assert "Redis has been away" in await page.evaluate(BANNER)
+
+
+async def test_what_the_start_up_checks_found_is_shown_until_it_is_mended(browser: Any, serving: Any) -> None:
+    async with serving() as site:
+        finding = Finding("eviction", "redis 127.0.0.1:6379", Severity.WARN, "evicts <i>keys</i>", "set noeviction")
+        site.deployment.findings = [finding]
+        page = await browser.open(site.url)
+        await page.wait_until("!document.querySelector('#warnings-panel').hidden")
+        shown = await page.text("#warnings")
+        assert "redis 127.0.0.1:6379: evicts <i>keys</i>" in shown
+        assert "set noeviction" in shown
+        site.deployment.findings = []
+        await page.wait_until("document.querySelector('#warnings-panel').hidden")
 
 
 async def test_partitions_of_other_processes_are_no_outage(browser: Any, serving: Any) -> None:

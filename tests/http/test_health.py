@@ -10,6 +10,8 @@ import pytest
 import trio
 
 from penstock.actors.cluster_view import ClusterView, NodeView
+from penstock.actors.losses import Loss
+from penstock.actors.relay import OutboxView
 from penstock.http.commands.tree import _note
 from penstock.http.views import child_json
 from penstock.runtime.mailbox import Mailbox
@@ -39,6 +41,20 @@ async def test_ready_while_all_gates_are_open_with_the_lag(client: Any, deployme
     assert answer.status_code == 200
     assert (body["status"], body["state"], body["gates"], body["held"]) == ("ready", "running", [], [])
     assert body["lag"] == [{"stream": "EVENT_STREAM", "group": "EVENT_GROUP", "lag": 7, "pending": 0}]
+
+
+async def test_what_waits_in_the_outbox_and_what_was_lost_is_told_and_is_no_reason_not_to_be_ready(
+    client: Any, deployment: Any
+) -> None:
+    deployment.waiting = [OutboxView(stream="order-events", waiting=12, oldest=3.25, blocked="NOPERM for user:pw@host")]
+    deployment.lost = [Loss(group="g", stream="order-events", after_id="1-0", before_id="8-0", entries=7)]
+    answer = await client.get("/readyz")
+    body = await _json(answer)
+    assert answer.status_code == 200
+    (waiting,) = body["outbox"]
+    assert (waiting["stream"], waiting["waiting"], waiting["oldest"]) == ("order-events", 12, 3.25)
+    assert waiting["blocked"].startswith("NOPERM")
+    assert body["losses"] == [{"stream": "order-events", "group": "g", "entries": 7}]
 
 
 async def test_not_ready_names_the_gate_its_cause_since_when_and_who_is_held(client: Any, deployment: Any) -> None:
