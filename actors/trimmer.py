@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final
 import redis.exceptions
 import trio
 
-from ..runtime.redis import RedisUnavailable
 from ..runtime.telemetry import get_logger
 from .trimming import StreamReport, trim
 
@@ -63,9 +62,6 @@ class Trimmer:
 
     async def __call__(self, child: Child) -> None:
         """Trim for ever. Cancellation: what was trimmed stays so, and nothing is half done.
-
-        Raises:
-            RedisUnavailable: the link is lost.
         """
         child.started()
         while True:
@@ -103,11 +99,9 @@ class Trimmer:
             for key in stream.keys:
                 try:
                     report = await trim(self._client(), stream, oldest, key=key, most=self._settings.max_entries)
-                except RedisUnavailable:
-                    raise
                 except redis.exceptions.RedisError as error:
-                    # A refusal; some of them (LOADING, NOAUTH) have classes beside ResponseError.
-                    # The daily run tells of it loudly; here it would be each minute.
+                    # A refusal, or a node of a cluster that is just not there. The daily run tells of it loudly; here
+                    # it would be each minute.
                     report = StreamReport(stream=key, error=str(error))
                 reports.append(report)
         return reports
