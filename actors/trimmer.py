@@ -61,8 +61,7 @@ class Trimmer:
         self._wall = wall
 
     async def __call__(self, child: Child) -> None:
-        """Trim for ever. Cancellation: what was trimmed stays so, and nothing is half done.
-        """
+        """Trim for ever. Cancellation: what was trimmed stays so, and nothing is half done."""
         child.started()
         while True:
             if self._memory.is_open:
