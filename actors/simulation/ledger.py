@@ -180,13 +180,21 @@ class Ledger:
             return True
         if isinstance(verdict, Handle) and (group, verdict.envelope.event_id) in self.store.inbox_table.rows:
             return True
-        return (group, key, entry_id) in self.store.letter_table.rows or self._has_retry(group, key, entry_id)
+        event_id = verdict.envelope.event_id if isinstance(verdict, Handle) else None
+        return self._is_buried(group, key, entry_id) or self._has_retry(group, (key, entry_id), event_id)
 
-    def _has_retry(self, group: str, key: str, entry_id: str) -> bool:
-        return (group, key, entry_id) in self.store.retries._entries.rows
+    def _is_buried(self, group: str, key: str, entry_id: str) -> bool:
+        return (group, key, entry_id) in self.store.letter_table.rows
 
-    def unfinished(self) -> str | None:
-        """Why the system is not quiet yet; None if it is: nothing unread, pending, in the outbox or to be retried."""
+    def _has_retry(self, group: str, place: tuple[str, str], event_id: UUID | None) -> bool:
+        """Whether the event waits for another attempt, by this entry or by another one of it."""
+        return any(
+            row.consumer_group == group and ((row.stream, row.entry_id) == place or row.event_id == event_id)
+            for row in self.store.retries.rows
+        )
+
+    def unfinished(self, *, unread: bool = True) -> str | None:
+        """Why the system is not quiet yet; None if it is: nothing pending, in the outbox, to be retried, or `unread`."""
         outbox = self.store.outbox.table.rows
         if outbox:
             return f"{len(outbox)} rows in the outbox"
@@ -197,7 +205,7 @@ class Ledger:
                 return f"there is no group {group.name} of {key}"
             if found.pel:
                 return f"{len(found.pel)} entries of {key} are pending in {group.name}: {sorted(found.pel)[0]}"
-            if found.last_delivered_key != found.stream._last_id:
+            if unread and found.last_delivered_key != found.stream._last_id:
                 return f"{group.name} has not read {key} to its end"
         return None
 
@@ -248,7 +256,7 @@ class Ledger:
         end = (group.name, event_id)
         dead = any((letter.consumer_group, letter.event_id) == end for letter in self.store.letters)
         taken = [place for place in copies if place in self.trimmed]
-        if not done and not dead and not taken and not self._is_buried(group, copies):
+        if not done and not dead and not taken and not any(self._is_buried(group.name, *place) for place in copies):
             self.broken(f"{event_id} has come to no end in {group.name}: it is lost")
         if done and self._effects[group.name, event_id] != 1:
             self.broken(f"{event_id} is done in {group.name} with {self._effects[group.name, event_id]} effects")
@@ -257,9 +265,6 @@ class Ledger:
         # Two entries of one event are two deliveries: the first may die, and the second succeed.
         if done and dead and len(copies) == 1:
             self.broken(f"{event_id} has an effect and a dead letter in {group.name}")
-
-    def _is_buried(self, group: Group, copies: Sequence[tuple[str, str]]) -> bool:
-        return any((group.name, *place) in self.store.letter_table.rows for place in copies)
 
     def _check_fault(self, group: str, event_id: UUID, deliveries: int) -> None:
         """Only the event's own fault kills it."""

@@ -32,10 +32,11 @@ PASSING: Final[tuple[Callable[[], Exception], ...]] = (
     lambda: psycopg.errors.DeadlockDetected("deadlock detected"),
     lambda: ExceptionGroup("two tasks failed", [OSError("a"), psycopg.OperationalError("b")]),
 )
-LASTING: Final[tuple[Callable[[], Exception], ...]] = (
+LASTING: Final[tuple[Callable[[], BaseException], ...]] = (
     lambda: Permanent("never"),
     lambda: ExceptionGroup("tasks failed", [Permanent("never"), RuntimeError("and more")]),
     lambda: psycopg.errors.UniqueViolation("there is one"),
+    lambda: SystemExit(3),
 )
 
 
@@ -43,7 +44,7 @@ LASTING: Final[tuple[Callable[[], Exception], ...]] = (
 class _Fate:
     """What an event meets in a group, attempt by attempt; afterwards the handler is left alone."""
 
-    errors: tuple[Callable[[], Exception], ...] = ()
+    errors: tuple[Callable[[], BaseException], ...] = ()
     for_ever: bool = False
     pause: float = 0.0
     late: bool = False
@@ -103,7 +104,9 @@ class Stumbling:
                 try:
                     fate = self._fate(group, event_id)
                     await self._stumble(group, event_id, fate, late=False)
-                except Exception as error:  # noqa: BLE001 - as a batch handler does for one of its events
+                except (Exception, SystemExit) as error:  # as a batch handler does for one of its events
+                    if not isinstance(error, Exception):
+                        raise
                     self._note(group, [event_id], error, memory, began)
                     context.fail(delivery, error)
                 else:
@@ -160,7 +163,7 @@ class Stumbling:
         if memory.is_lost:
             return
         timed_out = trio.current_time() - began >= self.time_limit - 0.001
-        if isinstance(error, Exception) or timed_out:
+        if isinstance(error, Exception | SystemExit) or timed_out:
             self.ledger.failures.update((group.name, event_id) for event_id in event_ids)
 
     time_limit: float = 10.0

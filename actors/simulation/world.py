@@ -30,7 +30,7 @@ from .stumbling import Stumbling
 
 __all__ = ["Node", "World"]
 
-QUIET_WITHIN: Final = 600.0
+QUIET_WITHIN: Final = 300.0
 """Seconds, after the last fault has passed, within which everything must have come to its end."""
 
 PATIENCE: Final = 20.0

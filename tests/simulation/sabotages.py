@@ -1,0 +1,175 @@
+"""Deliberately broken variants of the system: what a simulation must catch, or it proves nothing.
+
+Each is a context manager that breaks one promise in one place while its block runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+from penstock.actors.attempts import Attempts
+from penstock.actors.backlog import Backlog
+from penstock.actors.blame import Progress
+from penstock.actors.detours import Detours
+from penstock.actors.group_making import GroupMaking
+from penstock.actors.handler_pool import HandlerPool
+from penstock.actors.relay import Relay
+from penstock.actors.testing import MemoryTransaction
+from penstock.actors.testing.retries import MemoryRetries
+
+Sabotage = Callable[[], Any]
+
+
+@contextmanager
+def acknowledged_before_the_commit() -> Iterator[None]:
+    """Entries are acknowledged when they are taken, as with Celery's default."""
+    real = HandlerPool._attempt
+
+    async def attempt(self: HandlerPool, entries: Sequence[Any]) -> Any:
+        if entries[0].retry is None:
+            self._backlog.done(entries)
+        return await real(self, entries)
+
+    with patch.object(HandlerPool, "_attempt", attempt):
+        yield
+
+
+@contextmanager
+def inbox_off() -> Iterator[None]:
+    """What the inbox knows is handled all the same."""
+    real = MemoryTransaction.first_time
+
+    async def first_time(self: MemoryTransaction, group: str, entries: Sequence[Any]) -> set[Any]:
+        await real(self, group, entries)
+        return {entry.event_id for entry in entries}
+
+    async def enter(self: MemoryRetries, transaction: Any, row: Any) -> bool:
+        await real_enter(self, transaction, row)
+        return True
+
+    real_enter = MemoryRetries.enter
+    with patch.object(MemoryTransaction, "first_time", first_time), patch.object(MemoryRetries, "enter", enter):
+        yield
+
+
+@contextmanager
+def retries_burn_in_outages() -> Iterator[None]:
+    """An outage of the database costs the event an attempt."""
+    with patch.object(Progress, "blames", lambda self, error, *, database_is_up: True):
+        yield
+
+
+@contextmanager
+def lost_groups_begin_at_the_end() -> Iterator[None]:
+    """A group that was lost is made again at ``$``."""
+
+    async def start(self: GroupMaking, connection: Any) -> str:
+        return "$"
+
+    with patch.object(GroupMaking, "_start", start):
+        yield
+
+
+@contextmanager
+def acknowledged_before_the_letter() -> Iterator[None]:
+    """A failed event's entry is acknowledged before its row or its letter is committed."""
+    real = HandlerPool._fail
+
+    async def fail(self: HandlerPool, entry: Any, error: BaseException, *rest: Any) -> Any:
+        if entry.retry is None:
+            self._backlog.done([entry])
+        return await real(self, entry, error, *rest)
+
+    with patch.object(HandlerPool, "_fail", fail):
+        yield
+
+
+@contextmanager
+def outbox_overtaken() -> Iterator[None]:
+    """New events go straight to Redis while earlier ones wait in the outbox."""
+    with patch.object(Detours, "is_on", lambda self, stream: False):
+        yield
+
+
+@contextmanager
+def lease_not_fenced() -> Iterator[None]:
+    """Whoever was the owner of a partition once may commit."""
+
+    async def hold(self: Attempts, transaction: Any) -> None:
+        return
+
+    with patch.object(Attempts, "_hold_lease", hold):
+        yield
+
+
+@contextmanager
+def rows_deleted_before_redis_has_them() -> Iterator[None]:
+    """The relay deletes a burst in a transaction of its own, and then adds it."""
+    real = Relay._burst
+
+    async def burst(self: Relay, stream: str, after: int, refused: dict[str, str]) -> Any:
+        async with self._store.transaction() as transaction:
+            stored = await self._store.outbox.take(transaction, stream, 500, after)
+            await self._store.outbox.remove(transaction, [each.id for each in stored or ()])
+        if not stored:
+            return 0, None
+        results = await self._sender.add([self._add_of(each) for each in stored])
+        return len(results), None
+
+    assert real is not None
+    with patch.object(Relay, "_burst", burst):
+        yield
+
+
+@contextmanager
+def keys_not_halted() -> Iterator[None]:
+    """In an ordered group, what comes behind a failed event of its key goes on."""
+
+    async def park(self: Attempts, transaction: Any, sorted_: Any) -> None:
+        return
+
+    with patch.object(Attempts, "_park", park):
+        yield
+
+
+@contextmanager
+def positions_run_ahead() -> Iterator[None]:
+    """The stored position is that of the last entry that was read."""
+    with patch.object(Backlog, "position", lambda self, finishing: self._last):
+        yield
+
+
+@contextmanager
+def publishes_are_believed() -> Iterator[None]:
+    """An event counts as accepted whatever Redis says."""
+    from penstock.actors.lane import Lane
+    from penstock.actors.outgoing import Published
+
+    async def put(self: Lane, entries: Sequence[Any], background: Any) -> list[Any]:
+        results = await real(self, entries, background)
+        return [
+            each if isinstance(each, Published) else Published(entry.event_id, None, "outbox")
+            for entry, each in zip(entries, results, strict=True)
+        ]
+
+    real = Lane.put
+    with patch.object(Lane, "put", put):
+        yield
+
+
+SABOTAGES: tuple[Sabotage, ...] = (
+    acknowledged_before_the_commit,
+    inbox_off,
+    retries_burn_in_outages,
+    lost_groups_begin_at_the_end,
+    acknowledged_before_the_letter,
+    outbox_overtaken,
+    lease_not_fenced,
+    rows_deleted_before_redis_has_them,
+    keys_not_halted,
+    positions_run_ahead,
+    publishes_are_believed,
+)
