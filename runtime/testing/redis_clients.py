@@ -34,6 +34,8 @@ connected_slaves:{replicas}
 # Cluster
 cluster_enabled:{cluster}
 """
+_OF_VALKEY: Final = "redis_version:7.2.4\nserver_name:valkey\nvalkey_version:9.1.2\n"
+_OF_REDIS: Final = "redis_version:8.6.0\n"
 _FIXED_CONFIG: Final = {
     "appendonly": "no",
     "cluster-enabled": "no",
@@ -134,6 +136,8 @@ class ClientCommands(PubSubCommands):
             blocked=len(self.engine.data.blocked),
             **self._gatekeeper.facts(),
         )
+        if self.engine.idempotent:
+            text = text.replace(_OF_VALKEY, _OF_REDIS)
         return Verbatim(text.replace("\n", "\r\n").encode())
 
     def config_get(self, *patterns: bytes) -> dict[bytes, bytes]:

@@ -124,10 +124,15 @@ class Engine(FakeServer):
         channels: who listens to what.
         peers: the other nodes of a cluster, which get what is published here.
         users: name -> password; without "default", nobody needs to log in.
+        idempotent: whether it is a Redis 8.6 instead, whose XADD takes IDMP.
     """
 
-    def __init__(self, users: Mapping[str, str] | None = None) -> None:
-        super().__init__(version=(8, 0), server_type="valkey")
+    def __init__(self, users: Mapping[str, str] | None = None, *, idempotent: bool = False) -> None:
+        if idempotent:
+            super().__init__(version=(8, 6), server_type="redis")
+        else:
+            super().__init__(version=(8, 0), server_type="valkey")
+        self.idempotent = idempotent
         self.data = Data()
         self.channels = Channels()
         self.peers: list[Engine] = []
