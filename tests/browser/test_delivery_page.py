@@ -180,7 +180,13 @@ async def test_the_banner_says_what_waits_for_somebody(browser: Any, serving: An
 
 async def test_what_the_start_up_checks_found_is_shown_until_it_is_mended(browser: Any, serving: Any) -> None:
     async with serving() as site:
-        finding = Finding("eviction", "redis 127.0.0.1:6379", Severity.WARN, "evicts <i>keys</i>", "set noeviction")
+        finding = Finding(
+            name="eviction",
+            where="redis 127.0.0.1:6379",
+            severity=Severity.WARN,
+            found="evicts <i>keys</i>",
+            mend="set noeviction",
+        )
         site.deployment.findings = [finding]
         page = await browser.open(site.url)
         await page.wait_until("!document.querySelector('#warnings-panel').hidden")
