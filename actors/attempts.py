@@ -177,8 +177,15 @@ class Attempts:
         rows = _rows(verdict.entry for verdict in verdicts)
         if not rows:
             return list(verdicts)
-        held = {row.id for row in await self._store.retries.hold(transaction, rows)}
-        return [verdict for verdict in verdicts if verdict.entry.retry is None or verdict.entry.retry.id in held]
+        ordered = self._group.ordered
+        held = {row.id for row in await self._store.retries.hold(transaction, rows, ordered=ordered)}
+        # In order, one that somebody else has just in hand holds back what stands behind it.
+        halted = {row.event_key for row in rows if row.id not in held and ordered} - {None}
+        return [
+            verdict
+            for verdict in verdicts
+            if (row := verdict.entry.retry) is None or (row.id in held and row.event_key not in halted)
+        ]
 
     async def _park(self, transaction: Transaction, sorted_: _Sorted) -> None:
         """Put what must wait for an earlier event of its key behind it."""
@@ -349,13 +356,14 @@ class Attempts:
             if self._group.ordered:
                 ours = occupy({row.event_key for row in chosen if row.event_key is not None})
                 chosen = [row for row in chosen if row.event_key is None or row.event_key in ours]
+                chosen += await self._followers(transaction, chosen, limit)
             await self._store.retries.claim(transaction, chosen, BETWEEN)
             poison = await self._mark(transaction, [row.entry_id for row in chosen])
         entries = [_entry(row) for row in chosen]
         return Claim(
             entries=[entry for entry in entries if entry.id not in poison],
             poison=[entry for entry in entries if entry.id in poison],
-            more=len(chosen) < len(rows) or len(rows) == limit,
+            more=len(chosen) < len(rows) or len(chosen) == limit,
         )
 
     async def _choose(self, transaction: Transaction, rows: Sequence[RetryRow]) -> list[RetryRow]:
@@ -364,6 +372,16 @@ class Attempts:
         known = await self._store.suspects.known(transaction, self._group.name, self._partition, ids)
         calm = [row for row in rows if not row.attempts and row.entry_id not in known]
         return calm if calm and calm[0] is rows[0] else [rows[0]]
+
+    async def _followers(self, transaction: Transaction, chosen: Sequence[RetryRow], limit: int) -> list[RetryRow]:
+        """What waits behind rows that never failed, to be handled with them: one at a time, a long queue never ends."""
+        if not chosen or any(row.attempts for row in chosen):
+            return []
+        behind = await self._store.retries.following(transaction, chosen, limit - len(chosen))
+        ids = [row.entry_id for row in (*chosen, *behind)]
+        known = await self._store.suspects.known(transaction, self._group.name, self._partition, ids)
+        halted = {row.event_key for row in (*chosen, *behind) if row.entry_id in known}
+        return [row for row in behind if row.event_key not in halted]
 
     async def put_away(self, row: RetryRow, seconds: float) -> None:
         """Let a row rest: the database does not take what became of it."""

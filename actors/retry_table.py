@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol, cast
 from uuid import UUID
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..runtime.postgres import Connection
     from .store import Transaction
 
-__all__ = ["PostgresRetries", "RetryFailure", "RetryOrigin", "RetryRow", "RetryTable"]
+__all__ = ["PostgresRetries", "RetryFailure", "RetryOrigin", "RetryRow", "RetryTable", "unbroken"]
 
 
 class RetryOrigin(enum.StrEnum):
@@ -143,8 +143,20 @@ class RetryTable(Protocol):
         """
         ...
 
-    async def hold(self, transaction: Transaction, rows: Sequence[RetryRow]) -> list[RetryRow]:
-        """Lock the rows that still are as they were read (same attempts); those that somebody else has are left out."""
+    async def following(self, transaction: Transaction, rows: Sequence[RetryRow], limit: int) -> list[RetryRow]:
+        """Up to `limit` rows that stand right behind `rows`, each the first of its key, in order.
+
+        Of each key only so far as they never failed and are due. They are not locked.
+        """
+        ...
+
+    async def hold(
+        self, transaction: Transaction, rows: Sequence[RetryRow], *, ordered: bool = False
+    ) -> list[RetryRow]:
+        """Lock the rows that still are as they were read (same attempts); those that somebody else has are left out.
+
+        With `ordered`, also those before which another row of their key stands that is none of `rows`.
+        """
         ...
 
     async def claim(self, transaction: Transaction, rows: Sequence[RetryRow], within: float) -> None:
@@ -232,6 +244,27 @@ where (id, attempts) in (select * from unnest(%s::bigint[], %s::integer[]))
 order by id for update skip locked
 """  # noqa: S608 - our own names
 
+_HOLD_ORDERED = f"""
+select {_COLUMNS} from penstock_retry
+where (id, attempts) in (select * from unnest(%(ids)s::bigint[], %(attempts)s::integer[])) and not exists (
+    select from penstock_retry earlier
+    where earlier.consumer_group = penstock_retry.consumer_group and earlier.stream = penstock_retry.stream
+    and earlier.event_key = penstock_retry.event_key and earlier.id < penstock_retry.id and earlier.id <> all(%(ids)s)
+)
+order by id for update skip locked
+"""  # noqa: S608 - our own names
+
+_FOLLOWING = f"""
+select {_COLUMNS} from penstock_retry
+where consumer_group = %s and stream = %s and event_key = any(%s::text[]) and id <> all(%s)
+order by id limit %s
+"""  # noqa: S608 - our own names
+
+_CLAIM = """
+update penstock_retry set due_at = now() + make_interval(secs => %s)
+where id in (select id from penstock_retry where id = any(%s) order by id for update skip locked)
+"""
+
 _NEXT = """
 select extract(epoch from min(due_at) - now())::float8 from penstock_retry
 where consumer_group = %s and stream = %s and due_at > now()
@@ -293,15 +326,30 @@ class PostgresRetries:
         cursor = await _on(transaction).execute(_TAKE_ORDERED if ordered else _TAKE, values)
         return [_read(row) for row in await cursor.fetchall()]
 
-    async def hold(self, transaction: Transaction, rows: Sequence[RetryRow]) -> list[RetryRow]:
+    async def following(self, transaction: Transaction, rows: Sequence[RetryRow], limit: int) -> list[RetryRow]:
+        """See `RetryTable.following`."""
+        keys = [row.event_key for row in rows if row.event_key is not None]
+        if not keys or limit <= 0:
+            return []
+        first = rows[0]
+        values = (first.consumer_group, first.stream, keys, [row.id for row in rows], limit)
+        cursor = await _on(transaction).execute(_FOLLOWING, values)
+        return unbroken(_read(row) for row in await cursor.fetchall())
+
+    async def hold(
+        self, transaction: Transaction, rows: Sequence[RetryRow], *, ordered: bool = False
+    ) -> list[RetryRow]:
         """See `RetryTable.hold`."""
-        cursor = await _on(transaction).execute(_HOLD, ([row.id for row in rows], [row.attempts for row in rows]))
+        ids, attempts = [row.id for row in rows], [row.attempts for row in rows]
+        if ordered:
+            cursor = await _on(transaction).execute(_HOLD_ORDERED, {"ids": ids, "attempts": attempts})
+        else:
+            cursor = await _on(transaction).execute(_HOLD, (ids, attempts))
         return [_read(row) for row in await cursor.fetchall()]
 
     async def claim(self, transaction: Transaction, rows: Sequence[RetryRow], within: float) -> None:
         """See `RetryTable.claim`."""
-        statement = "update penstock_retry set due_at = now() + make_interval(secs => %s) where id = any(%s)"
-        await _on(transaction).execute(statement, (within, [row.id for row in rows]))
+        await _on(transaction).execute(_CLAIM, (within, [row.id for row in rows]))
 
     async def withdraw(self, transaction: Transaction, group: str, event_ids: Collection[UUID]) -> None:
         """See `RetryTable.withdraw`."""
@@ -360,6 +408,18 @@ class PostgresRetries:
         statement = "select count(*) from penstock_retry where consumer_group = %s and stream = %s"
         row = await (await _on(transaction).execute(statement, (group, stream))).fetchone()
         return int(row[0]) if row is not None else 0
+
+
+def unbroken(rows: Iterable[RetryRow]) -> list[RetryRow]:
+    """The rows, in order, of each key up to the first that has failed or is not due."""
+    chosen: list[RetryRow] = []
+    broken: set[str | None] = set()
+    for row in rows:
+        if row.attempts or row.due_in > 0:
+            broken.add(row.event_key)
+        elif row.event_key not in broken:
+            chosen.append(row)
+    return chosen
 
 
 def _on(transaction: Transaction) -> Connection[Any]:

@@ -10,7 +10,7 @@ from uuid import UUID
 import trio
 from attrs import evolve, frozen
 
-from ..retry_table import RetryRow
+from ..retry_table import RetryRow, unbroken
 from ..store import InboxEntry, Transaction
 from ..texts import storable
 from .memory import MemoryWork, Table
@@ -89,10 +89,24 @@ class MemoryRetries:
                     taken.append(now.read())
         return taken
 
-    async def hold(self, transaction: Transaction, rows: Sequence[RetryRow]) -> list[RetryRow]:
+    async def following(self, transaction: Transaction, rows: Sequence[RetryRow], limit: int) -> list[RetryRow]:
+        """See `RetryTable.following`."""
+        work = _work(transaction)
+        await _statement(work)
+        keys, ids = {row.event_key for row in rows if row.event_key is not None}, {row.id for row in rows}
+        stored = self._of(work, rows[0].consumer_group, rows[0].stream) if keys else []
+        behind = [each.read() for each in stored if each.row.event_key in keys and each.row.id not in ids]
+        return unbroken(sorted(behind, key=lambda row: row.id)[: max(0, limit)])
+
+    async def hold(
+        self, transaction: Transaction, rows: Sequence[RetryRow], *, ordered: bool = False
+    ) -> list[RetryRow]:
         """See `RetryTable.hold`."""
         work, held = _work(transaction), []
         await _statement(work)
+        if ordered:
+            ids = {row.id for row in rows}
+            rows = [row for row in rows if not self._waits(work, row, but=ids)]
         for row in sorted(rows, key=lambda row: row.id):
             # Looked at before it is locked, too: what does not fit is not locked.
             if self._as_read(work, row) and await work.lock(self._table, row.id, skip=True):
@@ -200,10 +214,10 @@ class MemoryRetries:
             if stored.row.consumer_group == group and stored.row.stream == stream
         ]
 
-    def _waits(self, work: MemoryWork, row: RetryRow) -> bool:
-        """Whether a row of the same key goes before."""
-        return any(
-            other.row.event_key == row.event_key and other.row.id < row.id
+    def _waits(self, work: MemoryWork, row: RetryRow, but: Collection[int] = ()) -> bool:
+        """Whether a row of the same key goes before, other than those of `but`."""
+        return row.event_key is not None and any(
+            other.row.event_key == row.event_key and other.row.id < row.id and other.row.id not in but
             for other in self._of(work, row.consumer_group, row.stream)
         )
 

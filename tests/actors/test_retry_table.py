@@ -196,6 +196,59 @@ async def test_in_order_a_key_goes_on_when_its_first_row_is_gone(store: Store) -
     assert await due(store, ordered=True) == ["2-0"]
 
 
+async def test_in_order_rows_follow_the_first_of_their_key_until_one_has_failed(store: Store) -> None:
+    await add(
+        store,
+        row(1, event_key="a", attempts=0),
+        row(2, event_key="b", attempts=0),
+        row(3, event_key="a", attempts=0),
+        row(4, event_key="b", attempts=1),
+        row(5, event_key="a", attempts=0),
+        row(6, event_key="b", attempts=0),
+        row(7, event_key="a", attempts=0, due_in=60),
+        row(8, event_key="a", attempts=0),
+        row(9, event_key="c", attempts=0),
+        row(10, attempts=0),
+    )
+    async with taken(store, limit=2, ordered=True) as heads:
+        assert [each.entry_id for each in heads] == ["1-0", "2-0"]
+        async with store.transaction() as transaction:
+            behind = await store.retries.following(transaction, heads, 10)
+            assert [each.entry_id for each in behind] == ["3-0", "5-0"]
+            assert [each.entry_id for each in await store.retries.following(transaction, heads, 1)] == ["3-0"]
+            assert await store.retries.following(transaction, heads, 0) == []
+
+
+async def test_in_order_a_row_is_not_held_while_another_stands_before_it(store: Store) -> None:
+    await add(store, row(1, event_key="a"), row(2, event_key="a"), row(3, event_key="a"), row(4))
+    async with taken(store, limit=4) as rows:
+        pass
+
+    async def held(*given: RetryRow) -> list[str]:
+        async with store.transaction() as transaction:
+            return [each.entry_id for each in await store.retries.hold(transaction, given, ordered=True)]
+
+    assert await held(*rows) == ["1-0", "2-0", "3-0", "4-0"]
+    assert await held(*rows[1:]) == ["4-0"]
+    assert await held(rows[0], rows[2]) == ["1-0"]
+    async with store.transaction() as transaction:
+        await store.retries.delete(transaction, rows[:1])
+    assert await held(*rows) == ["2-0", "3-0", "4-0"]
+
+
+async def test_a_claimed_row_is_nobody_elses_for_a_while(store: Store) -> None:
+    await add(store, row(1), row(2))
+    async with store.transaction() as transaction:
+        rows = await store.retries.take(transaction, GROUP, STREAM, limit=1)
+        await store.retries.claim(transaction, rows, 60)
+    assert await due(store) == ["2-0"]
+    async with store.transaction() as transaction:
+        (held,) = await store.retries.hold(transaction, rows)
+        assert 50 < held.due_in <= 60
+        await store.retries.claim(transaction, rows, -1)
+    assert await due(store) == ["2-0", "1-0"]
+
+
 async def test_keys_that_wait_are_known_by_group_and_partition(store: Store) -> None:
     await add(store, row(1, event_key="a\0"), row(2, event_key="b", stream="{orders:2}"), row(3))
     async with store.transaction() as transaction:
@@ -225,6 +278,15 @@ async def test_a_row_enters_the_inbox_once_unless_it_is_forced(store: Store) -> 
     async with store.transaction() as transaction:
         assert await store.retries.enter(transaction, row(2, forced=True))
         assert not await store.retries.enter(transaction, row(2))
+
+
+async def test_an_event_that_was_withdrawn_is_new_again(store: Store) -> None:
+    entries = [InboxEntry(UUID(int=number), STREAM, f"{number}-0") for number in (1, 2)]
+    async with store.transaction() as transaction:
+        await transaction.first_time(GROUP, entries)
+        await store.retries.withdraw(transaction, GROUP, [UUID(int=1), UUID(int=9)])
+    async with store.transaction() as transaction:
+        assert await transaction.first_time(GROUP, entries) == {UUID(int=1)}
 
 
 async def test_entries_that_wait_or_are_dead_do_not_remain(store: Store) -> None:
@@ -257,9 +319,13 @@ async def test_a_suspect_is_counted_until_it_is_cleared(store: Store) -> None:
     assert await mark("2-0", "1-0") == {"1-0": 1, "2-0": 1}
     assert await mark("1-0") == {"1-0": 2}
     async with store.transaction() as transaction:
+        assert await store.suspects.known(transaction, GROUP, STREAM, ["1-0", "9-0"]) == {"1-0": 2}
         await store.suspects.absolve(transaction, GROUP, STREAM, ["1-0", "9-0"])
         await store.suspects.clear(transaction, GROUP, STREAM, ["2-0", "9-0"])
     assert await mark("1-0", "2-0") == {"1-0": 2, "2-0": 1}
+    async with store.transaction() as transaction:
+        await store.suspects.absolve(transaction, GROUP, STREAM, ["2-0"])
+        assert await store.suspects.known(transaction, GROUP, STREAM, ["1-0", "2-0"]) == {"1-0": 2}
     async with store.transaction() as transaction:
         assert await store.suspects.mark(transaction, "other", STREAM, ["1-0"]) == {"1-0": 1}
 
