@@ -36,6 +36,9 @@ HEALED_WITHIN: Final = 1.0
 """Seconds within which the link to a cluster has to get over what is no outage: slots that move, masters that change
 places. Longer than a planned failover takes, and short, for whoever publishes waits meanwhile."""
 
+ABANDON_MARGIN: Final = 5.0
+"""Seconds beyond a handler's limit after which a transaction is taken for that of a frozen process."""
+
 log = get_logger(__name__)
 
 
@@ -107,7 +110,7 @@ class Backends:
         )
         made = cls(
             redis_options=redis_options(settings, redis_url),
-            store=PostgresStore(pool),
+            store=PostgresStore(pool, abandon_after=settings.delivery.handler_timeout + ABANDON_MARGIN),
             probe_postgres=PostgresProbe(options),
             migrate=lambda where, prefix: migrate(options, where, table_prefix=prefix),
             pool=pool,

@@ -16,7 +16,7 @@ from attrs import frozen
 if TYPE_CHECKING:
     from .store import Transaction
 
-__all__ = ["Lease", "LeaseLost", "LeaseTable", "LeaseView", "PostgresLeases"]
+__all__ = ["Lease", "LeaseLost", "LeaseTable", "LeaseView", "PostgresLeases", "abandoned_as"]
 
 
 class LeaseLost(Exception):
@@ -105,12 +105,18 @@ class LeaseTable(Protocol):
         ...
 
 
+def abandoned_as(seconds: float) -> str:
+    """How PostgreSQL is told after how many seconds without a statement it should end a transaction."""
+    return str(round(seconds * 1000))
+
+
 _HOLD = """
-select from penstock_lease
+select set_config('idle_in_transaction_session_timeout', %s, true) from penstock_lease
 where consumer_group = %s and stream = %s and owner = %s and epoch = %s and expires_at > clock_timestamp()
 for key share
 """
-# KEY SHARE: a renewal goes on beside it, a new owner (FOR UPDATE) does not.
+# KEY SHARE: a renewal goes on beside it, a new owner (FOR UPDATE) does not. A process that is frozen from here on
+# must not hold the partition for ever.
 
 _MAKE = """
 insert into penstock_lease (consumer_group, stream, expires_at) values (%s, %s, '-infinity') on conflict do nothing
@@ -152,12 +158,19 @@ from penstock_lease order by consumer_group, stream
 
 
 class PostgresLeases:
-    """`LeaseTable` on PostgreSQL."""
+    """`LeaseTable` on PostgreSQL.
+
+    Args:
+        abandon_after: see `PostgresStore`.
+    """
+
+    def __init__(self, abandon_after: float = 35.0) -> None:
+        self._abandoned = abandoned_as(abandon_after)
 
     async def hold(self, transaction: Transaction, lease: Lease) -> None:
         """See `LeaseTable.hold`."""
         place = (lease.consumer_group, lease.stream, lease.owner, lease.epoch)
-        cursor = await transaction.connection.execute(_HOLD, place)
+        cursor = await transaction.connection.execute(_HOLD, (self._abandoned, *place))
         if await cursor.fetchone() is None:
             raise LeaseLost(f"{lease.stream} is not ours any more for {lease.consumer_group}, epoch {lease.epoch}")
 

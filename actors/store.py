@@ -17,7 +17,7 @@ from psycopg.rows import TupleRow
 
 from ..runtime.postgres import Connection, Pool, PostgresUnavailable
 from .dead_letter import DeadLetter
-from .lease_table import LeaseTable, PostgresLeases
+from .lease_table import LeaseTable, PostgresLeases, abandoned_as
 from .letter_table import LetterTable, PostgresLetters
 from .loss_table import LossTable, PostgresLosses
 from .member_table import MemberTable, PostgresMembers
@@ -150,7 +150,9 @@ class Store(Protocol):
 _ENTER = """
 insert into penstock_inbox (consumer_group, event_id, stream, entry_id)
 select %(group)s, given.*
-from unnest(%(event_ids)b::uuid[], %(streams)b::text[], %(entry_ids)b::text[]) as given (event_id, stream, entry_id)
+from unnest(%(event_ids)b::uuid[], %(streams)b::text[], %(entry_ids)b::text[]) as given (event_id, stream, entry_id),
+    -- A process that is frozen from here on would keep others from handling these events.
+    (select set_config('idle_in_transaction_session_timeout', %(abandoned)s, true)) as limited
 where not exists (
     select from penstock_dead_letter letter
     where letter.consumer_group = %(group)s and letter.stream = given.stream and letter.entry_id = given.entry_id
@@ -172,10 +174,11 @@ where string_to_array(stored.entry_id, '-')::numeric[] < string_to_array(exclude
 class _PostgresTransaction:
     """`Transaction` on one connection of the pool."""
 
-    def __init__(self, connection: Connection[TupleRow], letters: LetterTable) -> None:
+    def __init__(self, connection: Connection[TupleRow], letters: LetterTable, abandoned: str) -> None:
         self.connection = connection
         self.is_lost = False
         self._letters = letters
+        self._abandoned = abandoned
 
     async def first_time(self, group: str, entries: Sequence[InboxEntry]) -> set[UUID]:
         # In one order, so that two transactions that share events wait for each other and never deadlock.
@@ -187,6 +190,7 @@ class _PostgresTransaction:
                 "event_ids": [entry.event_id for entry in given],
                 "streams": [entry.stream for entry in given],
                 "entry_ids": [entry.entry_id for entry in given],
+                "abandoned": self._abandoned,
             },
         )
         return {row[0] for row in await cursor.fetchall()}
@@ -208,24 +212,28 @@ class PostgresStore:
 
     Args:
         pool: where connections come from; one for each open transaction.
+        abandon_after: seconds that a transaction which handles events may leave the server waiting for its next
+            statement; then the server ends it, so that one in a frozen process blocks nobody for longer. More than a
+            handler may take.
     """
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, *, abandon_after: float = 35.0) -> None:
         self._pool = pool
+        self._abandoned = abandoned_as(abandon_after)
         self.retries: RetryTable = PostgresRetries()
         self.suspects: SuspectTable = PostgresSuspects()
         self.outbox: OutboxTable = PostgresOutbox(pool)
         self.dead_letters: LetterTable = PostgresLetters(self.outbox)
         self.losses: LossTable = PostgresLosses(pool)
         self.replays: ReplayTable = PostgresReplays()
-        self.leases: LeaseTable = PostgresLeases()
+        self.leases: LeaseTable = PostgresLeases(abandon_after)
         self.members: MemberTable = PostgresMembers()
         self.streams: StreamTable = PostgresStreams()
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
         async with self._pool.connection() as connection:
-            transaction = _PostgresTransaction(connection, self.dead_letters)
+            transaction = _PostgresTransaction(connection, self.dead_letters, self._abandoned)
             try:
                 with _losing(connection):
                     async with connection.transaction():

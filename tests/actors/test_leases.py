@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from uuid import uuid4
 
+import psycopg
 import pytest
 import trio
 
 from penstock.actors.lease_table import Lease, LeaseLost, LeaseView
-from penstock.actors.store import PostgresStore, Store
+from penstock.actors.store import InboxEntry, PostgresStore, Store
 from penstock.actors.testing import MemoryStore
-from penstock.runtime.postgres import Pool, PostgresOptions
+from penstock.runtime.postgres import Pool, PostgresOptions, PostgresUnavailable
 
 GROUP, KEY = "payments", "{orders:0}"
 ONE, OTHER = uuid4(), uuid4()
@@ -138,3 +139,38 @@ async def test_what_is_rolled_back_was_not_taken(store: Store) -> None:
             await store.leases.take(transaction, GROUP, KEY, ONE, 60.0)
             raise ZeroDivisionError
     assert await take(store, OTHER) == Lease(GROUP, KEY, OTHER, 1)
+
+
+async def test_a_transaction_of_a_frozen_process_holds_no_partition_for_ever(
+    database: PostgresOptions,
+) -> None:
+    """The server ends it when it has heard nothing of it for longer than a handler may take."""
+    async with Pool(database) as pool:
+        frozen, others = PostgresStore(pool, abandon_after=0.5), PostgresStore(pool)
+        lease = await take(others, within=60.0)
+        assert lease is not None
+        with pytest.raises((PostgresUnavailable, psycopg.errors.IdleInTransactionSessionTimeout)):
+            async with frozen.transaction() as transaction:
+                await frozen.leases.hold(transaction, lease)
+                assert await hold(others, lease)
+                async with others.transaction() as releasing:
+                    assert await others.leases.release(releasing, lease)
+                taken = None
+                with trio.fail_after(30):
+                    while taken is None:
+                        taken = await take(others, OTHER)
+                # It goes on, and tries to commit.
+        assert transaction.is_lost, "and so no event is blamed for it"
+        assert await hold(others, taken)
+
+
+async def test_a_transaction_of_a_frozen_process_blocks_no_event_for_ever(database: PostgresOptions) -> None:
+    async with Pool(database) as pool:
+        frozen, others = PostgresStore(pool, abandon_after=0.5), PostgresStore(pool)
+        entries = [InboxEntry(uuid4(), KEY, "1-0")]
+        with pytest.raises((PostgresUnavailable, psycopg.errors.IdleInTransactionSessionTimeout)):
+            async with frozen.transaction() as transaction:
+                assert len(await transaction.first_time(GROUP, entries)) == 1
+                with trio.fail_after(30):
+                    async with others.transaction() as another:
+                        assert len(await another.first_time(GROUP, entries)) == 1
