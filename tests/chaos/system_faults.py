@@ -39,6 +39,9 @@ from system_strikes import Strikes
 BEFORE_FAILOVER = 3.0
 """Seconds before a fault that replaced a master, in which Redis may lose what it acknowledged: it replicates later."""
 
+RECOVERY = 10.0
+"""Seconds after a fault of the database or of a process within which a refusal is no surprise."""
+
 CLIENTS = 6
 _thread = trio.to_thread.run_sync
 
@@ -228,6 +231,20 @@ class Run:
                 self._wrong("LOG", text)
         self.told.append("log: " + "; ".join(f"{text} x{times}" for text, times in told.most_common(12)))
 
+    def _odd_refusals(self) -> str:
+        """Requests that were refused while no fault of the database, or of the process, was near.
+
+        No violation: a machine that is overloaded lets a healthy database miss its probes.
+        """
+        assert self.strikes is not None
+        hit = [
+            (begun - self.load.started, ended - self.load.started + RECOVERY)
+            for begun, ended, name in self.strikes.struck
+            if not name.startswith("redis")
+        ]
+        odd = [each for each in self.load.refused if not any(low <= each[0] <= high for low, high in hit)]
+        return f"{len(odd)} of {len(self.load.refused)}" + (f", such as {odd[0]}" if odd else "")
+
     def _wrong(self, kind: str, text: str) -> None:
         self.violations.append(Violation(kind, text))
 
@@ -248,12 +265,13 @@ class Run:
             ("faults", f"{sum(self.faults.values())}: {_counts(self.faults)}"),
             ("processes replaced", len(self.retired)),
             ("answers", _counts(self.load.answers)),
+            ("refused though the database was not hit", self._odd_refusals()),
             ("POST", f"p50 {_at(took, 0.5):.0f} ms, p99 {_at(took, 0.99):.0f} ms, longest {_at(took, 1.0):.0f} ms"),
             ("quiet after", f"{quiet:.1f} s"),
             ("failovers", len(self.strikes.failovers) if self.strikes is not None else 0),
             ("may be lost to them", len(facts.may_lose)),
         ]
-        self.told[:0] = [f"{name:<27} {value}" for name, value in rows]
+        self.told[:0] = [f"{name:<40} {value}" for name, value in rows]
         if ids := [event_id for each in self.violations for event_id in each.ids]:
             self.told += end.stories(dict.fromkeys(ids), self.load.sent)
 

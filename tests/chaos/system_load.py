@@ -55,6 +55,7 @@ class Load:
         took: seconds of each POST that was answered, whatever the answer.
         answers: how often each kind of answer came.
         durable: how many events were accepted into which place.
+        refused: when (seconds since the start), by which process, and why a request was refused as a whole.
         wrong: what no client should ever see.
     """
 
@@ -67,6 +68,7 @@ class Load:
     took: list[float] = field(factory=list)
     answers: dict[str, int] = field(factory=dict)
     durable: dict[str, int] = field(factory=dict)
+    refused: list[tuple[float, str, str]] = field(factory=list)
     wrong: list[str] = field(factory=list)
     stopping: threading.Event = field(factory=threading.Event)
     accepted: int = 0

@@ -34,6 +34,7 @@ class Strikes:
         note: told of each fault.
         failovers: begin and end of each fault in which a master was replaced; what was acknowledged just before, or
             meanwhile, may be gone.
+        struck: begin, end and name of each fault.
         wrong: what a fault found out.
     """
 
@@ -44,6 +45,7 @@ class Strikes:
     rng: random.Random
     note: Callable[[str], None]
     failovers: list[tuple[float, float]] = field(factory=list)
+    struck: list[tuple[float, float, str]] = field(factory=list)
     wrong: list[str] = field(factory=list)
 
     async def run(self, count: int, seconds: float) -> None:
@@ -63,6 +65,7 @@ class Strikes:
         with trio.CancelScope(shield=True):
             masters = await _thread(self._masters)
             await self._kinds()[name]()
+            self.struck.append((begun, time.monotonic(), name))
             if await _thread(self._masters) != masters:
                 self.failovers.append((begun, time.monotonic()))
         for place, member in self.members.items():
