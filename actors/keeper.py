@@ -39,9 +39,6 @@ JITTER = 0.2
 LEAVE_WITHIN = 2.5
 """Seconds that giving back may take: what is not given back is taken over later, by its idle time."""
 
-IDLE_CONSUMER = 60.0
-"""Seconds for which a consumer must have been idle, too, before it is removed."""
-
 
 class Keeper:
     """The body of the actor ``keeper`` of one partition.
@@ -149,7 +146,8 @@ class Keeper:
         if live is None:
             return
         dead = [name for name in await pending.consumers() if (of := self._instance(name)) and of not in live]
-        removed = await pending.remove([name for name in dead if name not in self._consumers], IDLE_CONSUMER)
+        gone = [name for name in dead if name not in self._consumers]
+        removed = await pending.remove(gone, self._settings.reclaim_idle)
         if removed:
             log.info("consumers removed", stream=self._stream, group=self._group, consumers=removed)
 

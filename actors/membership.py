@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from .settings import DeliverySettings
     from .store import Store
 
-__all__ = ["SILENT_AFTER", "Membership"]
+__all__ = ["LEAVE_WITHIN", "Membership"]
 
 log = get_logger(__name__)
 
-SILENT_AFTER: Final = 60.0
-"""Seconds without a sign of life after which what an installation has left in Redis may be tidied up."""
+SILENT_BEATS: Final = 12
+"""Signs of life that must be missing before what an installation has left in Redis may be tidied up: a minute."""
 
 FORGET_AFTER: Final = 24 * 3600.0
 """Seconds after which who is silent is forgotten: long enough to be seen, and looked for."""
@@ -60,6 +60,7 @@ class Membership:
     ) -> None:
         self._store = store
         self._every = settings.heartbeat_every
+        self._silent_after = SILENT_BEATS * settings.heartbeat_every
         self._system = system
         self._instance = instance
         self._process = process
@@ -99,9 +100,9 @@ class Membership:
 
     def live_instances(self) -> frozenset[str] | None:
         """The installations, of any system, that are not known to be gone; None if we have not looked for too long."""
-        if trio.current_time() - self._seen_at > SILENT_AFTER:
+        if trio.current_time() - self._seen_at > self._silent_after:
             return None
-        return frozenset(view.member.instance for view in self._members if view.seen_ago <= SILENT_AFTER)
+        return frozenset(view.member.instance for view in self._members if view.seen_ago <= self._silent_after)
 
     async def _beat(self, *, tidy: bool) -> None:
         me = Member(
