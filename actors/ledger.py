@@ -207,14 +207,17 @@ class Ledger:
     ) -> dict[UUID, list[Place]]:
         """Where the entries of these events are, or were."""
         places: dict[UUID, list[Place]] = {}
-        missing = []
+        missing: list[UUID] = []
+        wanted: list[tuple[UUID, str, str]] = []
         for event_id in event_ids:
             fates = found.get(event_id, ())
             known = {(fate.partition or "", fate.entry_id or "") for fate in fates if fate.reason == _IN_STREAM}
-            for partition, entry_id in sorted(known):
-                places.setdefault(event_id, []).append(await search.at(partition, entry_id))
+            wanted += [(event_id, *each) for each in sorted(known)]
             if not known or any(fate.reason == _PUBLISHED_AGAIN for fate in fates):
                 missing.append(event_id)
+        at = await search.at([(partition, entry_id) for _, partition, entry_id in wanted])
+        for (event_id, _, _), place in zip(wanted, at, strict=True):
+            places.setdefault(event_id, []).append(place)
         for event_id, place in await search.scan(missing, scan):
             places.setdefault(event_id, []).append(place)
         return places
@@ -315,8 +318,10 @@ def _told(state: GroupState, place: Place, group: Group) -> tuple[Fate, str]:
         return Fate.LOST, "trimmed or deleted before the group was given it"
     if state is GroupState.PENDING:
         return Fate.WAITING, "given to the group, and in work or pending"
-    if state is GroupState.NO_GROUP:
+    if state is GroupState.NO_GROUP and place.exists:
         return Fate.WAITING, "in the stream; the group is not made yet"
+    if state is GroupState.NO_GROUP:
+        return Fate.LOST, "trimmed or deleted before the group was made"
     if place.event_type is not None and place.event_type not in group.handlers:
         return Fate.DONE, f"the group has no handler of {place.event_type}"
     if not place.exists:

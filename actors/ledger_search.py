@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 import redis.exceptions
+import trio
 from attrs import frozen
 
 from .event import Origin, SkippedEntry, UndecodableEntry
@@ -77,13 +78,37 @@ class Search:
         self._groups: dict[str, dict[str, _Group]] = {}
         self._pending: dict[tuple[str, str], set[str]] = {}
 
-    async def at(self, partition: str, entry_id: str) -> Place:
-        """The entry with this id, which may be gone."""
-        found: list[Any] = await self._client.xrange(partition, entry_id, entry_id) or []
-        if not found:
-            return Place(partition, entry_id, exists=False, event_type=None)
-        known = self._read(partition, entry_id, found[0][1])
-        return Place(partition, entry_id, exists=True, event_type=None if known is None else known[1])
+    async def at(self, places: Sequence[tuple[str, str]]) -> list[Place]:
+        """The entries with these partitions and ids, which may be gone; in order."""
+        found: list[Place] = []
+        for start in range(0, len(places), PAGE):
+            # Side by side: the link sends them together.
+            some = places[start : start + PAGE]
+            read: dict[tuple[str, str], Place] = {}
+            failed: list[redis.exceptions.RedisError] = []
+            async with trio.open_nursery() as nursery:
+                for partition, entry_id in dict.fromkeys(some):
+                    nursery.start_soon(self._at, partition, entry_id, read, failed)
+            if failed:
+                raise failed[0]  # as it is, and not in a group
+            found += [read[each] for each in some]
+        return found
+
+    async def _at(
+        self,
+        partition: str,
+        entry_id: str,
+        read: dict[tuple[str, str], Place],
+        failed: list[redis.exceptions.RedisError],
+    ) -> None:
+        try:
+            found: list[Any] = await self._client.xrange(partition, entry_id, entry_id) or []
+        except redis.exceptions.RedisError as error:
+            failed.append(error)
+            return
+        known = self._read(partition, entry_id, found[0][1]) if found else None
+        event_type = None if known is None else known[1]
+        read[partition, entry_id] = Place(partition, entry_id, exists=bool(found), event_type=event_type)
 
     async def scan(self, event_ids: Sequence[UUID], limit: int) -> list[tuple[UUID, Place]]:
         """The entries of these events, oldest first, looked for from the end of all streams that have groups.

@@ -39,6 +39,12 @@ LOOK: Final = 5.0
 STEP: Final = 0.25
 """Seconds' worth of letters that are moved at once."""
 
+AGAIN: Final = 1.0
+"""Seconds before the next attempt where the database is away or busy."""
+
+SET_ASIDE: Final = 60.0
+"""Seconds for which an order rests that cannot be worked off: somebody must mend that, and the others go on."""
+
 MOST_AT_ONCE: Final = 200
 """Letters in one transaction at the most."""
 
@@ -136,8 +142,10 @@ class LetterOrders:
     async def __call__(self, child: Child) -> None:
         """Work until cancelled, at any moment: what is moved is counted, and the rest is as it was.
 
+        An outage is waited for; the gate of the database holds this actor meanwhile.
+
         Raises:
-            PostgresUnavailable: the database went away; its gate holds this actor until it is back.
+            psycopg.Error: the database refuses what waiting does not mend.
         """
         child.started()
         clear_at = trio.current_time()
@@ -148,10 +156,10 @@ class LetterOrders:
                 if trio.current_time() >= clear_at:
                     clear_at = trio.current_time() + (0.0 if await self._clear_mirrors() else LOOK)
             except psycopg.Error as error:
-                if classify(error) is not Fault.RETRY:
+                if not _passes(error):
                     raise
-                log.warning("database is busy, trying again", error=str(error))
-                left = 1.0
+                log.debug("database is away or busy, trying again", error=str(error))
+                left, clear_at = AGAIN, trio.current_time() + AGAIN
             child.note(f"{len(self._due)} orders" if self._due else "no orders")
             with trio.move_on_after(max(0.0, min(left, clear_at - trio.current_time()))):
                 await news.wait()
@@ -164,10 +172,21 @@ class LetterOrders:
         self._due = {number: self._due.get(number, 0.0) for number in rates}
         for number, rate in rates.items():
             if self._due[number] <= trio.current_time():
-                began = trio.current_time()
-                moved = await self._move(number, max(1, min(MOST_AT_ONCE, int(rate * STEP))))
-                self._due[number] = began + (moved / rate if moved else LOOK)
+                self._due[number] = trio.current_time() + await self._step(number, rate)
         return min([LOOK, *(due - trio.current_time() for due in self._due.values())])
+
+    async def _step(self, number: UUID, rate: float) -> float:
+        """Move some letters of an order; the seconds until it is its turn again."""
+        began = trio.current_time()
+        try:
+            moved = await self._move(number, max(1, min(MOST_AT_ONCE, int(rate * STEP))))
+        except Exception as error:
+            # Whatever it is (a letter that somebody wrote by hand, say), it must not stop the others.
+            if isinstance(error, psycopg.Error) and _passes(error):
+                raise
+            log.error("replay of dead letters is stuck", order=str(number), error=str(error), next_in=SET_ASIDE)
+            return SET_ASIDE
+        return max(0.0, moved / rate - (trio.current_time() - began)) if moved else LOOK
 
     async def _running(self) -> dict[UUID, float]:
         async with self._store.transaction() as transaction:
@@ -237,6 +256,11 @@ class LetterOrders:
         await transaction.connection.execute(
             "update penstock_dead_letter set mirror_id = null where id = any(%s)", (ids,)
         )
+
+
+def _passes(error: psycopg.Error) -> bool:
+    """Whether it is worth trying again."""
+    return classify(error) in (Fault.OUTAGE, Fault.RETRY)
 
 
 def _letter(

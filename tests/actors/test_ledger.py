@@ -23,7 +23,7 @@ from penstock.actors.retry_table import RetryOrigin, RetryRow
 from penstock.actors.store import InboxEntry, PostgresStore
 from penstock.actors.system import System
 from penstock.runtime.postgres import Pool, PostgresOptions
-from penstock.runtime.redis import Redis, RedisOptions
+from penstock.runtime.redis import Redis, RedisOptions, RedisUnavailable
 from penstock.runtime.supervision import Gates
 from penstock.runtime.testing.redis import InProcessRedis
 
@@ -478,3 +478,26 @@ async def test_sql_alone_answers_too(books: Books) -> None:
         assert await cursor.fetchall() == [("billing", "done"), ("stock", "waiting")]
         cursor = await connection.execute(b"select consumer_group, partition, fate from penstock_ledger")
         assert await cursor.fetchall() == [("billing", STREAM, "done")]
+
+
+async def test_a_redis_that_goes_away_while_it_is_asked_says_so(books: Books, monkeypatch: pytest.MonkeyPatch) -> None:
+    for known in (False, True):  # looked for in the stream, and looked up where it stands
+        event_id = new_event_id()
+        entry_id = await books.publish(event_id)
+        if known:
+            await books.handle("billing", event_id, entry_id)
+        with monkeypatch.context() as broken:
+
+            async def lose(*given: Any, **more: Any) -> Any:
+                raise RedisUnavailable("here", "gone")
+
+            broken.setattr(books.redis, "xrange" if known else "xrevrange", lose)
+            with pytest.raises(RedisUnavailable):
+                await books.of(event_id)
+
+
+async def test_what_was_trimmed_before_its_group_was_made_is_lost(books: Books) -> None:
+    event_id = new_event_id()
+    await books.groups("billing")
+    await books.handle("billing", event_id, "5-0")
+    assert (await books.of(event_id))["stock"] == ("lost", "trimmed or deleted before the group was made")

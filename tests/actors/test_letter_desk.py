@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
+import psycopg
 import pytest
 import trio
 from attrs import define, field
@@ -17,7 +18,7 @@ from penstock.actors.letter_orders import LetterOrders
 from penstock.actors.letters import LetterDesk, LetterFilter, LetterNotFound, LetterRefused, OrderNotFound
 from penstock.actors.store import PostgresStore
 from penstock.actors.system import System
-from penstock.runtime.postgres import Pool, PostgresOptions
+from penstock.runtime.postgres import Pool, PostgresOptions, PostgresUnavailable
 from penstock.runtime.redis import Redis, RedisOptions
 from penstock.runtime.supervision import ChildSpec, Gates, Supervisor, Tree
 from penstock.runtime.testing.redis import InProcessRedis
@@ -415,3 +416,33 @@ async def test_a_mirror_waits_for_redis_and_for_nothing_else(office: Office) -> 
     await office.work_off(order.id)
     assert (await office.desk.order(order.id)).moved == 1
     assert await office.rows("select count(*) from penstock_dead_letter where mirror_id is null") == [(0,)]
+
+
+async def test_an_outage_is_waited_for_and_costs_no_restart(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(letter_orders, "AGAIN", 0.01)
+    await office.bury(3)
+    order = await office.desk.replay(LetterFilter(), by="kim", rate=1_000)
+    left = [PostgresUnavailable("gone", address="here"), psycopg.errors.DeadlockDetected("deadlock detected")]
+    add = office.store.retries.add
+
+    async def add_if_it_is_there(*given: Any) -> int:
+        if left:
+            raise left.pop()
+        return await add(*given)
+
+    monkeypatch.setattr(office.store.retries, "add", add_if_it_is_there)
+    await office.work_off(order.id)
+    assert left == []
+    assert len(await office.retry_rows()) == 3
+
+
+async def test_an_order_that_is_stuck_stops_no_other(office: Office) -> None:
+    (broken,) = await office.bury()
+    await office.bury(2)
+    stuck = await office.desk.replay(LetterFilter(ids=(broken,)), by="kim")
+    async with office.pool.connection() as connection:  # as only somebody with SQL can
+        await connection.execute(b"update penstock_dead_letter set fields = '[7]' where id = %s", (broken,))
+    order = await office.desk.replay(LetterFilter(), by="kim", rate=1_000)
+    await office.work_off(order.id)
+    assert (await office.desk.order(order.id)).moved == 2
+    assert (await office.desk.order(stuck.id)).state == "running"
