@@ -9,6 +9,8 @@ from attrs import define, field, frozen
 
 __all__ = ["Effect", "Facts", "Letter", "Sent", "Violation", "check", "expected_end"]
 
+_DEADLY = 2
+
 SHOWN = 5
 """Ids that a violation names; the rest is counted."""
 
@@ -72,7 +74,8 @@ class Facts:
         chained: the group of the stream that handlers publish to.
         broken: stream and id of entries that are no events and were added beside Penstock.
         may_lose: what was accepted may be missing (a failover lost it): the ids.
-        payments: plan by event id of what handlers published, as the chained group's letters know it.
+        kills: how many processes were killed with what they had in work. What two of them had in work is taken for
+            poison, whatever its plan.
     """
 
     sent: Mapping[str, Sent]
@@ -83,6 +86,11 @@ class Facts:
     chained: str | None = None
     broken: frozenset[tuple[str, str]] = frozenset()
     may_lose: frozenset[str] = frozenset()
+    kills: int = 0
+
+    def is_poisoned(self, letter: Letter) -> bool:
+        """Whether two processes may have died with it, and so it is dead without a fault of its own."""
+        return letter.reason == "poison" and self.kills >= _DEADLY
 
 
 @frozen
@@ -135,7 +143,9 @@ def _ends(facts: Facts) -> list[Violation]:
         unplanned = {
             event_id
             for event_id, letter in dead.items()
-            if event_id in facts.sent and letter.reason != expected_end(facts.sent[event_id].plan)
+            if event_id in facts.sent
+            and letter.reason != expected_end(facts.sent[event_id].plan)
+            and not facts.is_poisoned(letter)
         }
         found += _violation(
             "UNEXPLAINED DEATH", f"events are dead in {group}, and their plans do not say so", unplanned
@@ -182,7 +192,8 @@ def _broken_entries(facts: Facts) -> list[Violation]:
     for group in facts.groups:
         letters = {(each.stream, each.entry_id): each for each in facts.letters if each.group == group}
         undecodable = {place for place, each in letters.items() if each.reason == "undecodable"}
-        lost = {" ".join(place) for place in facts.broken - undecodable}
+        poisoned = {place for place, each in letters.items() if facts.is_poisoned(each)}
+        lost = {" ".join(place) for place in facts.broken - undecodable - poisoned}
         if not facts.may_lose:
             found += _violation("LOST", f"undecodable entries are no dead letters of {group}", lost)
         wrong = {" ".join(place) for place in undecodable - facts.broken if letters[place].event_id is not None}
@@ -205,13 +216,15 @@ def _chains(facts: Facts, group: str) -> list[Violation]:
     extra = {str(origin) for origin, times in paid.items() if times > 1}
     stray = {str(origin) for origin in paid if origin not in done}
     to_die = sum(1 for event_id in chains.keys() & done if expected_end(chains[event_id].plan[6:]) != "done")
-    dead = sum(1 for each in facts.letters if each.group == group)
+    dead = sum(each.group == group and not facts.is_poisoned(each) for each in facts.letters)
+    poisoned = sum(each.group == group and facts.is_poisoned(each) for each in facts.letters)
     found = [
         *_violation("DUPLICATE", f"orders have more than one payment in {group}", extra),
         *_violation("HALF A TRANSACTION", "payments belong to orders without an effect", stray),
     ]
     if not facts.may_lose:
-        found += _violation("LOST", f"orders have an effect and no payment in {group}", missing)
-        if dead != to_die:
+        if len(missing) > poisoned:
+            found += _violation("LOST", f"orders have an effect and no payment in {group}", missing)
+        if not to_die - poisoned <= dead <= to_die:
             found.append(Violation("UNEXPLAINED DEATH", f"{dead} payments are dead in {group}, planned were {to_die}"))
     return found

@@ -200,6 +200,7 @@ class Run:
             chained=BOOKING,
             broken=frozenset(self.broken),
             may_lose=self._may_lose(self.strikes.failovers),
+            kills=sum("penstock" in name and "kill -9" in name for name in self.faults.elements()),
         )
 
     def _may_lose(self, failovers: Sequence[tuple[float, float]]) -> frozenset[str]:

@@ -132,6 +132,14 @@ def test_what_a_failover_may_lose_is_allowed_and_nothing_else() -> None:
     assert "LOST" in kinds(evolve(lost, may_lose=frozenset({"e1"})))
 
 
+def test_what_two_processes_died_with_may_be_taken_for_poison() -> None:
+    facts = sound()
+    letters = [*facts.letters, Letter("shipping", "e0", "orders", "0-0", "poison")]
+    poisoned = evolve(facts, effects=without(facts, "shipping", "e0"), letters=letters)
+    assert kinds(evolve(poisoned, kills=1)) == {"UNEXPLAINED DEATH"}
+    assert kinds(evolve(poisoned, kills=2)) == set()
+
+
 def test_the_ids_are_named() -> None:
     facts = sound()
     (found,) = check(evolve(facts, effects=without(facts, "shipping", "e0")))
