@@ -351,6 +351,74 @@ async def test_a_dead_letter_goes_when_it_is_settled_and_its_entry_cannot_come_a
     assert await _count(pool, "penstock_dead_letter_audit") == 4
 
 
+_OUTBOX = "insert into penstock_outbox (stream, event_id, fields, kind) values ('x', %s, '{}', 'spool')"
+_RETRY = (
+    "insert into penstock_retry (consumer_group, stream, entry_id, event_id, fields, origin)"
+    " values ('g', 's', '1-0', %s, '{}', 'attempt')"
+)
+_LETTER = (
+    "insert into penstock_dead_letter (stream, entry_id, consumer_group, consumer, reason, fields, deliveries,"
+    " event_id) values ('s', '1-0', 'g', 'c', 'permanent', '{}', 1, %s)"
+)
+
+
+@pytest.mark.parametrize("waiting", [_OUTBOX, _RETRY, _LETTER], ids=["outbox", "retry", "letter"])
+async def test_an_inbox_row_outlives_whatever_may_bring_its_event_again(
+    redis: Redis, pool: Pool, make_sweep: Callable[..., Sweep], waiting: str
+) -> None:
+    await _read(redis, 0)
+    await _inbox(pool)
+    [(event_id,)] = await _rows(pool, "select event_id from penstock_inbox")
+    await _rows(pool, waiting, event_id)
+    assert (await make_sweep().run()).rows["penstock_inbox"] == 0
+    table = waiting.split()[2]
+    await _rows(pool, f"delete from {table}")
+    assert (await make_sweep().run()).rows["penstock_inbox"] == 1
+
+
+async def test_old_losses_suspects_and_finished_replays_go(pool: Pool, make_sweep: Callable[..., Sweep]) -> None:
+    old = NOW - timedelta(days=61)
+    for stream in (KEY, "of another system"):
+        await _rows(
+            pool,
+            "insert into penstock_loss (consumer_group, stream, after_id, before_id, detected_at)"
+            " values ('g', %s, '1-0', '2-0', %s)",
+            stream,
+            old,
+        )
+    await _rows(pool, "insert into penstock_suspect values ('g', %s, '1-0', 1, %s)", KEY, old)
+    for number, finished in enumerate((old, None)):
+        await _rows(
+            pool,
+            "insert into penstock_replay (id, system, stream, from_id, to_id, consumer_group, ordered_by, finished_at)"
+            " values (%s, 'shop', %s, '0-0', '1-0', 'g', %s, %s)",
+            uuid4(),
+            KEY,
+            str(number),
+            finished,
+        )
+    rows = (await make_sweep().run()).rows
+    assert (rows["penstock_loss"], rows["penstock_suspect"], rows["penstock_replay"]) == (1, 1, 1)
+    assert await _count(pool, "penstock_replay") == 1
+
+
+async def test_every_partition_is_trimmed_and_reported(
+    redis: Redis, system: System, make_sweep: Callable[..., Sweep]
+) -> None:
+    system.stream("spread", partitions=2, trim_without_groups=True)
+    for key in ("{spread:0}", "{spread:1}"):
+        await _fill(redis, old=4, key=key)
+    report = await make_sweep(keep_entries_for=86_400.0).run()
+    assert [(each.stream, each.trimmed) for each in report.streams][1:] == [("{spread:0}", 4), ("{spread:1}", 4)]
+
+
+async def test_the_last_runs_are_told(make_sweep: Callable[..., Sweep]) -> None:
+    await make_sweep().run()
+    await make_sweep().run(dry_run=True)
+    assert [run["dry_run"] for run in await make_sweep().runs(10)] == [True, False]
+    assert len(await make_sweep().runs(1)) == 1
+
+
 async def test_the_inbox_of_an_empty_stream_goes_by_age(
     redis: Redis, pool: Pool, make_sweep: Callable[..., Sweep]
 ) -> None:
