@@ -11,6 +11,8 @@ import trio
 from attrs import asdict, evolve, frozen
 
 from ...actors.access import event_system
+from ...actors.checking import look_at_redis
+from ...actors.checks import Severity, declared_findings
 from ...actors.cluster_probe import ClusterProbe
 from ...actors.cluster_view import ClusterView, NodeView
 from ...actors.keeping import keeping_of
@@ -129,7 +131,26 @@ async def _servers(settings: Settings) -> list[Finding]:
             findings.append(await _kept(f"{setting} data", open_client(probe.options)))
         elif isinstance(probe, ClusterProbe) and probe.view is not None:
             findings += await _nodes(setting, probe, probe.view)
+        if isinstance(probe, RedisProbe | ClusterProbe) and problem is None:
+            findings += await _start_up(probe, settings)
     return findings
+
+
+async def _start_up(probe: RedisProbe | ClusterProbe, settings: Settings) -> list[Finding]:
+    """What keeps the gate ``redis`` shut, and what is not said of the server's data already."""
+    keys = [key for stream in event_system.streams.values() for key in stream.keys]
+    found = [*declared_findings(event_system)]
+    with trio.move_on_after(LIMIT):
+        try:
+            found += await look_at_redis(probe, keys)
+        except redis.exceptions.RedisError as error:
+            return [Finding("start-up checks", True, f"not made: {error}")]
+    told = []
+    for each in found:
+        refuses = each.severity is Severity.REFUSE and each.name not in settings.checks.allow
+        if refuses or each.name not in ("eviction", "append-only"):
+            told.append(Finding(f"{each.name} of {each.where}", not refuses, each.found, each.mend))
+    return told
 
 
 async def _nodes(setting: str, probe: ClusterProbe, view: ClusterView) -> list[Finding]:
