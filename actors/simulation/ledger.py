@@ -194,7 +194,7 @@ class Ledger:
         )
 
     def unfinished(self, *, unread: bool = True) -> str | None:
-        """Why the system is not quiet yet; None if it is: nothing pending, in the outbox, to be retried, or `unread`."""
+        """Why it is not quiet yet; None if it is: nothing pending, in the outbox, to be retried, or `unread`."""
         outbox = self.store.outbox.table.rows
         if outbox:
             return f"{len(outbox)} rows in the outbox"

@@ -31,6 +31,9 @@ CHAOS_WITHIN: Final = 120.0
 
 STOPPED_WITHIN: Final = 60.0
 
+STEPS: Final = 150_000
+"""Steps of all tasks in one story: an ordinary one has some thousands, one that waits for its time-outs some ten."""
+
 
 @frozen(kw_only=True)
 class Outcome:
@@ -59,7 +62,7 @@ class Outcome:
     ends: dict[str, int]
 
 
-def tell_story(scenario: Scenario, seed: int, *, watchdog: float = 60.0) -> Outcome:
+def tell_story(scenario: Scenario, seed: int, *, watchdog: float = 300.0) -> Outcome:
     """Run one seed to its end; blocks the thread.
 
     Args:
@@ -81,7 +84,10 @@ async def _run(scenario: Scenario, seed: int) -> Outcome:
     place = InProcessCluster(replicas=1) if on_cluster else InProcessRedis()
     async with place as redis, Simulation(seed) as simulation:
         story = _Story(World.of(seed, scenario, redis, simulation))
-        await story.tell()
+        with simulation.at_most(STEPS) as limit:
+            await story.tell()
+        if limit.cancelled_caught:
+            story.give_up(f"it goes on and on: {STEPS} steps were not enough")
         return story.outcome()
 
 
@@ -134,6 +140,10 @@ class _Story:
         what = draw(self._world, node)
         self._world.tell(f"after a step of {node.name}, {task}: {what}")
         self._arm()
+
+    def give_up(self, why: str) -> None:
+        """It was not told to its end."""
+        self._world.ledger.broken(why)
 
     # The end --------------------------------------------------------------------------------------------------------
 

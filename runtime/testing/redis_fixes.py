@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import re
-import weakref
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, Final
@@ -30,6 +29,24 @@ def correct(text: str) -> str:
         if re.fullmatch(pattern, text):
             return re.sub(pattern, right, text)
     return text
+
+
+class _Lua:
+    """A Lua runtime that collects its garbage now and then: to do it after each script takes longer than the script."""
+
+    def __init__(self, runtime: Any) -> None:
+        self._runtime = runtime
+        self._scripts = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runtime, name)
+
+    def execute(self, code: Any) -> Any:
+        if code == "collectgarbage()":
+            self._scripts += 1
+            if self._scripts % 200:
+                return None
+        return self._runtime.execute(code)
 
 
 class FixedCommands:
@@ -115,12 +132,14 @@ class FixedCommands:
         return self._read_only(self.evalsha, digest, count, words)  # type: ignore[attr-defined]
 
     def _get_server_runtime(self, server: Any) -> Any:
-        """fakeredis lacks `redis.sha1hex`."""
-        runtime = super()._get_server_runtime(server)  # type: ignore[misc]
-        if server not in _COMPLETED:
+        """fakeredis lacks `redis.sha1hex`, and collects Lua's garbage after every script."""
+        # Kept by the server, and nowhere else: it knows the server, too.
+        lua = getattr(server, "lua", None)
+        if lua is None:
+            runtime = super()._get_server_runtime(server)  # type: ignore[misc]
             runtime.eval("function(sha1hex) redis.sha1hex = sha1hex end")(_sha1hex)
-            _COMPLETED.add(server)
-        return runtime
+            lua = server.lua = _Lua(runtime)
+        return lua
 
     def _read_only(self, run: Any, script: bytes, count: bytes, words: Sequence[bytes]) -> Any:
         self._script_reads_only = True
@@ -162,9 +181,6 @@ class FixedCommands:
 
     def _subkey_notifications(self, command_items: Any) -> None:
         """Off, as by default."""
-
-
-_COMPLETED: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
 
 
 def _sha1hex(text: bytes) -> bytes:

@@ -152,10 +152,11 @@ class SimulatedProcess:
         try:
             with self._scope:
                 async with trio.open_nursery() as self._nursery:
-                    await run()
+                    try:
+                        await run()
+                    except Exception as error:  # noqa: BLE001 - how it ended is for the test to judge
+                        self.error = error
                     self._nursery.cancel_scope.cancel(reason="the process has ended")
-        except Exception as error:  # noqa: BLE001 - how it ended is for the test to judge
-            self.error = error
         finally:
             self._nursery = None
             self.ended.set()
@@ -208,6 +209,8 @@ class Simulation:
         self._last: trio.lowlevel.Task | None = None
         self._failed: BaseException | None = None
         self._over = False
+        self._most = _NEVER
+        self._limit = trio.CancelScope()
         self._nurseries: Any = None
         self._nursery: trio.Nursery | None = None
 
@@ -267,6 +270,14 @@ class Simulation:
         """
         self._due, self._act = max(1, steps), act
 
+    def at_most(self, steps: int) -> trio.CancelScope:
+        """A scope, to be entered at once and once, that is cancelled when the processes have made so many steps in all.
+
+        Real time says nothing about a run on a busy machine; this is the same on each.
+        """
+        self._most = steps
+        return self._limit
+
     def disarm(self) -> None:
         """Take back what `after` ordered."""
         self._due, self._act = _NEVER, None
@@ -306,6 +317,8 @@ class Simulation:
             self._due -= len(mine)
             self.steps += len(mine)
             self._last = mine[-1]
+            if self.steps > self._most:
+                self._limit.cancel(reason=f"more than {self._most} steps")
             now += mine
         digest = self._digest
         for task in now:

@@ -17,8 +17,8 @@ from penstock.actors.detours import Detours
 from penstock.actors.group_making import GroupMaking
 from penstock.actors.handler_pool import HandlerPool
 from penstock.actors.relay import Relay
-from penstock.actors.testing import MemoryTransaction
 from penstock.actors.testing.retries import MemoryRetries
+from penstock.actors.testing.store import MemoryTransaction
 
 Sabotage = Callable[[], Any]
 
