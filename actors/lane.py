@@ -29,8 +29,8 @@ BURST: Final = 500
 ANSWER_WITHIN: Final = 15.0
 """Seconds that a request waits for its answer: longer than the links' own limits, so that these speak first."""
 
-BREATHS: Final = 5
-"""Turns of the loop in which an answer that has come may still be read: our own delay is none of Redis'."""
+STEPS: Final = 5
+"""Looks at the clock while a burst has no answer: between two of them our own delay is told from that of Redis."""
 
 
 @define(eq=False)
@@ -167,12 +167,7 @@ class Lane:
     async def _straight(self, entries: Sequence[Outgoing], background: trio.Nursery) -> list[Result]:
         attempt = _Attempt()
         background.start_soon(self._send, entries, attempt)
-        with trio.move_on_after(self._hedge_after):
-            await attempt.done.wait()
-        for _ in range(BREATHS):
-            if attempt.done.is_set():
-                break
-            await trio.lowlevel.checkpoint()
+        await self._wait_for(attempt)
         if not attempt.done.is_set() and not self._spool.why_not():
             writing = _Writing()
             background.start_soon(self._hedge, entries, attempt, writing)
@@ -183,6 +178,15 @@ class Lane:
                     return self._spooled(entries, writing.rows)
         await attempt.done.wait()
         return await self._settled(entries, attempt.results)
+
+    async def _wait_for(self, attempt: _Attempt) -> None:
+        """Give Redis its time, and on top of it that for which this very process kept the answer waiting."""
+        deadline = trio.current_time() + self._hedge_after
+        while not attempt.done.is_set() and (now := trio.current_time()) < deadline:
+            until = min(deadline, now + self._hedge_after / STEPS)
+            with trio.move_on_at(until):
+                await attempt.done.wait()
+            deadline += max(0.0, trio.current_time() - until)
 
     async def _send(self, entries: Sequence[Outgoing], attempt: _Attempt) -> None:
         attempt.results = await self._sender.add(entries)

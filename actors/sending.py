@@ -143,7 +143,10 @@ class Sender:
             claims = await self._claims(place)
             pipeline = self.client().pipeline(transaction=len(entries) > 1)
             for entry in entries:
-                pipeline.execute_command("XADD", place, *self._words(entry))
+                try:
+                    pipeline.execute_command("XADD", place, *self._words(entry))
+                except UnicodeEncodeError:
+                    pipeline.execute_command("XADD", place, *map(_bytes, self._words(entry)))
             # A transaction is refused as a whole, and raises.
             replies = await pipeline.execute()
         except redis.exceptions.RedisError as error:
@@ -180,8 +183,8 @@ class Sender:
         if self.capabilities is not None and self.capabilities.idmp and entry.event_id is not None:
             words += ["IDMP", self.producer, str(entry.event_id)]
         words.append("*")
-        for name, text in entry.fields.items():
-            words += (_bytes(name), _bytes(text))
+        for field in entry.fields.items():
+            words += field
         return words
 
     async def _claims(self, place: str) -> Mapping[str, Claim]:
@@ -221,12 +224,10 @@ def _text(reply: object) -> str:
     return reply.decode() if isinstance(reply, bytes) else str(reply)
 
 
-def _bytes(text: str) -> bytes:
+def _bytes(word: object) -> bytes:
     """As UTF-8; what came as other bytes (see PEP 383) goes on as it came, and what is neither loses that character."""
+    text = str(word)
     try:
-        return text.encode()
+        return text.encode(errors="surrogateescape")
     except UnicodeEncodeError:
-        try:
-            return text.encode(errors="surrogateescape")
-        except UnicodeEncodeError:
-            return text.encode(errors="replace")
+        return text.encode(errors="replace")
