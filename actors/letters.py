@@ -312,7 +312,10 @@ class LetterDesk:
         preview = await self.preview(which, target=target)
         if preview.refusal is not None:
             raise LetterRefused(f"the dead letter {number} cannot be replayed: {preview.refusal}")
-        return await self.replay(which, by=by, target=target, note=note)
+        order = await self.replay(which, by=by, target=target, note=note)
+        if not order.total:
+            raise LetterRefused(f"somebody else has just replayed or discarded the dead letter {number}")
+        return order
 
     async def order(self, number: UUID) -> LetterOrder:
         """An order, as far as it has come.

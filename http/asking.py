@@ -13,15 +13,13 @@ import trio
 from quart import request
 
 from ..runtime.masking import mask_text
+from .headers import ACTOR
 from .incoming import decode, parse
 from .problems import Problem
 from .running import RunningSystem
 from .views import shut_gate
 
-__all__ = ["ACTOR", "Given", "asker", "asking", "given_body", "given_query", "wrong"]
-
-ACTOR = "X-Penstock-Actor"
-"""The header that says who asks, for the record: a name, 1 to 200 characters. Without it, it is ``http``."""
+__all__ = ["Given", "asker", "asking", "given_body", "given_query", "wrong"]
 
 T = TypeVar("T")
 

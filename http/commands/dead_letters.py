@@ -18,7 +18,7 @@ import click
 from ...runtime.cli import CommandError, json_option
 from ...runtime.output import echo_json, echo_table
 from ...runtime.printable import printable
-from ..asking import ACTOR
+from ..headers import ACTOR
 from .letter_options import filters, selection
 from .remote import Remote, remote_of, url_option
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import platform
+from importlib import metadata
 from typing import Any
 
 import pytest
@@ -111,3 +114,26 @@ def test_fields_that_json_cannot_hold_are_kept_beside_it() -> None:
 def test_an_unknown_reason_is_refused() -> None:
     with pytest.raises(ValueError, match="mood"):
         DeadLetter(stream="s", entry_id="1-0", consumer_group="g", consumer="c", reason="mood", fields={}, deliveries=1)
+
+
+def test_a_letter_says_which_process_gave_up() -> None:
+    letter = _letter(ValueError())
+    assert (letter.host, letter.pid, letter.version) == (platform.node(), os.getpid(), metadata.version("penstock"))
+
+
+def test_a_mirror_shows_the_original_s_fields_and_why_it_is_there() -> None:
+    letter = _letter(ValueError("no funds"), fields={b"eventId": b"e", b"data": b"\xff"})
+    assert letter.mirror_fields == {
+        "eventId": "e",
+        "data": "\udcff",
+        "originalRecordId": "1-0",
+        "errorMessage": "no funds",
+        "failedAt": letter.dead_at.isoformat(),
+    }
+
+
+def test_a_mirror_says_the_reason_where_no_error_was_raised() -> None:
+    letter = DeadLetter(
+        stream="s", entry_id="1-0", consumer_group="g", consumer="c", reason="expired", fields={}, deliveries=1
+    )
+    assert letter.mirror_fields["errorMessage"] == "expired"

@@ -446,3 +446,20 @@ async def test_an_order_that_is_stuck_stops_no_other(office: Office) -> None:
     await office.work_off(order.id)
     assert (await office.desk.order(order.id)).moved == 2
     assert (await office.desk.order(stuck.id)).state == "running"
+
+
+async def test_one_that_another_order_has_taken_meanwhile_is_refused(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (number,) = await office.bury()
+    preview = office.desk.preview
+
+    async def and_somebody_is_faster(*given: Any, **more: Any) -> Any:
+        found = await preview(*given, **more)
+        await office.desk.replay(LetterFilter(), by="lee")
+        return found
+
+    monkeypatch.setattr(office.desk, "preview", and_somebody_is_faster)
+    with pytest.raises(LetterRefused, match="somebody else"):
+        await office.desk.replay_one(number, by="kim")
+    assert [each.by for each in (await office.desk.letter(number)).audit] == ["lee"]
