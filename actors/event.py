@@ -224,6 +224,11 @@ class EventType:
             event_type=self.name, data=self.unstructure(value), **{"key": None if key is None else str(key), **given}
         )
 
+    def key_of(self, data: Mapping[str, Any]) -> str | None:
+        """The key of an event with these data, as `envelope` gives it; raises `InvalidEvent`."""
+        key = getattr(self.structure(data), self.key) if self.key is not None else None
+        return None if key is None else str(key)
+
     def structure(self, data: Mapping[str, Any]) -> Any:
         """An object of the class, made of JSON values.
 
