@@ -347,17 +347,18 @@ class _RunQueue(deque[trio.lowlevel.Task]):
     def __init__(self, tasks: deque[trio.lowlevel.Task], simulation: Simulation) -> None:
         super().__init__(tasks)
         self._simulation = simulation
-        self._later: list[trio.lowlevel.Task] = []
 
     def __iter__(self) -> Iterator[trio.lowlevel.Task]:
+        """Those who go on now. The others, and whoever becomes ready by what is done here, are in the queue again."""
         self._simulation._act_if_due()
-        now, self._later = self._simulation._turn(list(super().__iter__()))
+        ready = list(super().__iter__())
+        super().clear()
+        now, later = self._simulation._turn(ready)
+        self.extend(later)
         return iter(now)
 
     def clear(self) -> None:
-        super().clear()
-        later, self._later = self._later, []
-        self.extend(later)
+        """Nothing: it was emptied when it was listed."""
 
 
 def _age(task: trio.lowlevel.Task) -> int:
