@@ -319,7 +319,7 @@ def main() -> int:
     place = Path(tempfile.mkdtemp(prefix="system-faults-"))
     begun = time.monotonic()
     with servers(options.topology) as (redis_side, database):
-        load = Load(options.seed, {}, rate=1.3 * options.events / options.seconds, limit=options.events)
+        load = Load(options.seed, {}, rate=1.1 * options.events / options.seconds, limit=options.events)
         run = Run(options, place, redis_side, database, load)
         trio.run(run.run)
     print(*run.told, sep="\n")

@@ -51,7 +51,7 @@ class Load:
     Attributes:
         ports: the HTTP port of each process, by its name; a process that is replaced has a new one.
         rate: events a second, of all clients.
-        limit: events after which they stop.
+        limit: events that are enough, once the faults are over.
         took: seconds of each POST that was answered, whatever the answer.
         answers: how often each kind of answer came.
         durable: how many events were accepted into which place.
@@ -101,7 +101,7 @@ class Load:
     def wait_turn(self) -> bool:
         """Block while we are ahead of the rate; False when it is over."""
         assert self._begun is not None
-        while not self.stopping.is_set() and not self.is_full():
+        while not self.stopping.is_set():
             if len(self.sent) <= self.rate * (time.monotonic() - self._begun):
                 return True
             self.stopping.wait(0.02)
