@@ -8,12 +8,13 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+import psycopg
 import redis.exceptions
 import trio
 
 from ..runtime.redis import Redis, RedisOptions, open_client
 from ..runtime.telemetry import get_logger
-from .checks import Finding, Severity, access_findings, declared_findings, server_findings
+from .checks import Finding, Severity, access_findings, declared_findings, server_findings, skew_finding
 from .cluster_probe import ClusterProbe
 from .probes import RedisProbe, Unhealthy
 
@@ -94,6 +95,9 @@ class Checks:
         self._allow = frozenset(allow)
         self._declared = declared_findings(system)
         self._found: list[Finding] = []
+        self._database: list[Finding] = []
+        self._database_at = -math.inf
+        self._wall = wall or _now
         self._told: set[str] = set()
         self._at = -math.inf
         for finding in self._declared:
@@ -102,7 +106,8 @@ class Checks:
     @property
     def warnings(self) -> list[Finding]:
         """What somebody should mend: of the declaration, and of the servers when they were looked at last."""
-        return [each for each in (*self._declared, *self._found) if each.severity is not Severity.GOOD]
+        found = (*self._declared, *self._found, *self._database)
+        return [each for each in found if each.severity is not Severity.GOOD]
 
     async def __call__(self) -> None:
         """Raise `Unhealthy` unless Redis can do its work, and keeps what it is given."""
@@ -119,6 +124,26 @@ class Checks:
         if refusals:
             self._at = -math.inf  # look again with the next probe: somebody may be at it
             raise Unhealthy("; ".join(str(each) for each in refusals))
+
+    async def look_at_database(self, address: str, clock: Callable[[], Awaitable[datetime]]) -> None:
+        """Compare the database's clock with ours, every few minutes; a database that is away is no finding.
+
+        Args:
+            address: the database's, without secrets.
+            clock: asks it what time it is; aware.
+        """
+        if trio.current_time() - self._database_at < AGAIN:
+            return
+        with trio.move_on_after(WITHIN):
+            try:
+                before = self._wall()
+                theirs = await clock()
+            except psycopg.Error as error:
+                log.debug("the database's clock is not known", error=str(error))
+                return
+            finding = skew_finding(address, theirs, before, self._wall())
+            self._database, self._database_at = [finding], trio.current_time()
+            self._tell(finding)
 
     async def _round(self) -> list[Finding] | None:
         """None where a server could not be looked at: the probe has just found it well, and will look again."""

@@ -18,6 +18,7 @@ from penstock.actors.checks import _version as version
 from penstock.actors.probes import RedisProbe, Unhealthy
 from penstock.actors.settings import CheckSettings
 from penstock.actors.system import System
+from penstock.runtime.postgres import PostgresUnavailable
 from penstock.runtime.redis import Redis, RedisOptions
 from penstock.runtime.supervision import Gates
 from penstock.runtime.testing.redis import InProcessRedis
@@ -236,6 +237,39 @@ async def test_a_server_that_cannot_be_looked_at_is_looked_at_another_time(
     monkeypatch.setattr(checks, "_look", told)
     await checks()
     assert len(told.rounds) == 1
+
+
+async def test_the_databases_clock_is_compared_too(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks, _, _ = _checks(monkeypatch, [])
+    asked = []
+
+    async def late() -> datetime:
+        await trio.lowlevel.checkpoint()
+        asked.append(trio.current_time())
+        return datetime.now(UTC) - timedelta(seconds=30)
+
+    for _ in range(100):
+        await checks.look_at_database("db:5432", late)
+        await trio.sleep(6)
+    (warning,) = checks.warnings
+    assert (warning.name, warning.where, warning.severity) == ("clock", "db:5432", WARN)
+    assert "30.0 s behind" in warning.found
+    assert len(asked) == 2
+
+
+async def test_a_database_that_is_away_is_no_finding(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks, _, _ = _checks(monkeypatch, [])
+
+    async def away() -> datetime:
+        await trio.lowlevel.checkpoint()
+        raise PostgresUnavailable("refused", address="db:5432")
+
+    await checks.look_at_database("db:5432", away)
+    assert checks.warnings == []
 
 
 async def test_the_in_process_redis_answers_them(autojump_clock: trio.testing.MockClock) -> None:
