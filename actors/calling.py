@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import trio
@@ -73,10 +72,15 @@ async def call_handlers(calls: Sequence[Call], make_context: MakeContext) -> dic
     for call in calls:
         deliveries = [_delivery(handle) for handle in call.handles]
         context = make_context(None if call.handler.batch else deliveries[0])
-        with _limit(call.handler.timeout):
+        if call.handler.timeout is None:
             await _call(call.handler, deliveries, context)
-            # Whoever held the processor beyond the limit has exceeded it, too.
-            await trio.lowlevel.checkpoint()
+        else:
+            with trio.fail_after(call.handler.timeout):
+                await _call(call.handler, deliveries, context)
+                # Whoever held the processor beyond the limit has exceeded it, too.
+                await trio.lowlevel.checkpoint()
+        if not context.failures:
+            continue
         strangers = context.failures.keys() - {delivery.entry_id for delivery in deliveries}
         if strangers:
             told = ", ".join(sorted(strangers))
@@ -101,10 +105,6 @@ def _is_ours(error: BaseException) -> bool:
     if isinstance(error, BaseExceptionGroup):
         return any(map(_is_ours, error.exceptions))
     return isinstance(error, trio.Cancelled | KeyboardInterrupt)
-
-
-def _limit(seconds: float | None) -> AbstractContextManager[object]:
-    return nullcontext() if seconds is None else trio.fail_after(seconds)
 
 
 def _delivery(handle: Handle) -> Delivery[object]:
