@@ -40,11 +40,11 @@ if TYPE_CHECKING:
 
     Connection = DedicatedRedis | ClusterConnection
 
-__all__ = ["OrderedListener", "owner_prefix"]
+__all__ = ["READ", "OrderedListener", "owner_prefix"]
 
 log = get_logger(__name__)
 
-_READ: Final = """
+READ: Final = """
 -- group, prefix, epoch, count, after, seen
 local function value(row, name)
     for i = 1, #row, 2 do
@@ -216,7 +216,7 @@ class OrderedListener:
         """One call of the script; does not return if we have been replaced."""
         count = max(1, min(COUNT, self._backlog.room))
         words = (self._group.name, owner_prefix(self._group), lease.epoch, count, after, seen)
-        reply: Any = await Script(connection, _READ)([self._stream], words)
+        reply: Any = await Script(connection, READ)([self._stream], words)
         child.progress()
         status, last = text_of(reply[0]), text_of(reply[3])
         if status == "replaced":

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import socket
+import subprocess
+import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,6 +19,8 @@ import trio
 
 from penstock.actors import migrations
 from penstock.runtime.postgres import Pool, PostgresOptions, migrate
+from penstock.runtime.redis import Redis, RedisOptions
+from penstock.runtime.testing.redis import InProcessRedis
 
 
 def _conftest_of(link: str) -> ModuleType:
@@ -62,3 +69,49 @@ def database(server: Any, migrated: str) -> Iterator[PostgresOptions]:
 async def pool(database: PostgresOptions) -> AsyncIterator[Pool]:
     async with Pool(database) as pool:
         yield pool
+
+
+@contextmanager
+def _running(command: list[str], path: Path) -> Iterator[None]:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        try:
+            deadline = time.monotonic() + 10.0
+            while True:
+                with socket.socket(socket.AF_UNIX) as probe:
+                    if probe.connect_ex(str(path)) == 0:
+                        break
+                assert process.poll() is None, "redis-server did not start"
+                assert time.monotonic() < deadline, "redis-server does not listen"
+                time.sleep(0.01)  # another process: there is no event to wait for
+            yield
+        finally:
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def old_redis(redis_7_0: str) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="pr-") as directory:
+        path = Path(directory) / "s"
+        command = [redis_7_0, "--port", "0", "--unixsocket", str(path), "--dir", directory, "--save", ""]
+        with _running(command, path):
+            yield path
+
+
+@pytest.fixture(params=["in-process", "valkey", "redis-7.0"])
+def redis_kind(request: pytest.FixtureRequest) -> Any:
+    if request.param == "valkey":
+        return request.getfixturevalue("shared_valkey").options
+    if request.param == "redis-7.0":
+        return RedisOptions(path=str(request.getfixturevalue("old_redis")), retry_for=0)
+    return None
+
+
+@pytest.fixture
+async def any_redis(redis_kind: RedisOptions | None) -> AsyncIterator[Redis]:
+    if redis_kind is not None:
+        async with Redis(redis_kind) as made:
+            await made.flushall()
+            yield made
+        return
+    async with InProcessRedis() as server, Redis(RedisOptions(), connect=server.connect) as made:
+        yield made
