@@ -62,14 +62,20 @@ class LetterRefused(ValueError):
     """That cannot be done with the letter as it is; the text says why."""
 
 
+# The texts are looked up for the examples alone: they are long, and a fault may have thousands of letters.
 _GROUPS: Final = """
-select letter.fingerprint, letter.reason, letter.consumer_group, count(*), min(letter.dead_at), max(letter.dead_at),
-    max(letter.id), (array_agg(letter.error_class order by letter.id desc))[1],
-    (array_agg(letter.error_message order by letter.id desc))[1], array_agg(distinct letter.stream),
-    coalesce(array_agg(distinct letter.event_type) filter (where letter.event_type is not null), '{{}}')
-from penstock_dead_letter letter where {where}
-group by letter.fingerprint, letter.reason, letter.consumer_group
-order by count(*) desc, max(letter.id) desc limit %(limit)s
+select found.fingerprint, found.reason, found.consumer_group, found.count, found.first, found.last, found.example,
+    example.error_class, example.error_message, found.streams, found.event_types
+from (
+    select letter.fingerprint, letter.reason, letter.consumer_group, count(*) as count, min(letter.dead_at) as first,
+        max(letter.dead_at) as last, max(letter.id) as example, array_agg(distinct letter.stream) as streams,
+        coalesce(array_agg(distinct letter.event_type) filter (where letter.event_type is not null), '{{}}')
+            as event_types
+    from penstock_dead_letter letter where {where}
+    group by letter.fingerprint, letter.reason, letter.consumer_group
+    order by count(*) desc, max(letter.id) desc limit %(limit)s
+) found join penstock_dead_letter example on example.id = found.example
+order by found.count desc, found.example desc
 """
 
 # What cannot be tried again: nothing is left of an entry that was trimmed, nobody handles what is not declared, and

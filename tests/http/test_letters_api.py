@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -14,11 +15,14 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from penstock.actors.dead_letter import DeadLetter
+from penstock.actors.dead_letter import DEAD_LETTER_MIRROR, DeadLetter, Reason
 from penstock.actors.declaring import declare_groups
-from penstock.actors.ledger import Ledger
-from penstock.actors.letters import LetterDesk
+from penstock.actors.ledger import SCAN, Fate, Ledger
+from penstock.actors.letters import MOST, RATE, LetterDesk
 from penstock.actors.store import InboxEntry, PostgresStore
+from penstock.http.headers import ACTOR
+from penstock.http.ledger import EVENT_LIMIT
+from penstock.http.letters import FASTEST, PAGE_LIMIT, SLOWEST
 from penstock.runtime.postgres import Pool, PostgresOptions, PostgresUnavailable
 
 
@@ -301,3 +305,23 @@ async def test_the_ledger_answers_for_one_event_and_for_many(desk: Desk) -> None
 async def test_what_is_no_list_of_ids_is_refused(desk: Desk, body: Any) -> None:
     answer = await desk.client.post("/api/v1/ledger", json=body)
     assert answer.status_code == 400
+
+
+def test_the_documented_numbers_are_the_real_ones() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    api, desk, told = (
+        (docs / name).read_text() for name in ("reference/http-api.md", "how-to/dead-letters.md", "how-to/ledger.md")
+    )
+    assert f"letters a second, {SLOWEST:g} to {FASTEST:,.0f}; default {RATE:g}" in api
+    assert f"letters at the most, the oldest; default {MOST:,}" in api
+    assert f"{RATE:g} letters a second (`--rate`), {MOST:,} at the most (`--limit`)" in desk
+    assert f"(100, up to {PAGE_LIMIT:,})" in api
+    assert f"up to {EVENT_LIMIT:,}" in api
+    assert f"({SCAN:,})" in api
+    assert f"up to {SCAN:,} entries (`--scan`)" in told
+    assert f"about the\nlast {DEAD_LETTER_MIRROR:,}" in desk or f"about the last {DEAD_LETTER_MIRROR:,}" in desk
+    reasons = re.findall(r"^\| `([a-z_]+)` \| ", desk, re.MULTILINE)
+    assert sorted(reasons) == sorted(Reason)
+    fates = re.findall(r"`([a-z]+)`", told.partition("| fate | |")[2].partition("`unknown`")[0])
+    assert {"unknown", *fates} == set(Fate)
+    assert ACTOR in api
