@@ -15,7 +15,8 @@ import trio
 from attrs import define, field
 
 from penstock.actors.ownership import SILENT_FOR, Ownership
-from penstock.actors.producer import Outgoing, Producer, Published, PublishFailed
+from penstock.actors.producer import Outgoing, Published, PublishFailed
+from penstock.actors.sending import Refusal, Sender
 from penstock.runtime.redis import ClusterOptions, RedisCluster
 from penstock.runtime.redis.slots import slot_of
 from penstock.runtime.supervision import Gates
@@ -36,19 +37,19 @@ class Writer:
 
     cluster: LocalCluster
     client: RedisCluster
-    producer: Producer = field(init=False)
+    sender: Sender = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         gate = Gates().add("redis")
         ownership = Ownership(lambda: self.client)
-        self.producer = Producer(
-            lambda: self.client, [gate], lambda error: None, believes_late=False, ownership=ownership
-        )
+        self.sender = Sender(lambda: self.client, (gate,), lambda error: None, believes_late=False, ownership=ownership)
 
     async def write(self) -> tuple[Outgoing, Published | PublishFailed]:
         entry = Outgoing(STREAM, uuid4(), {"eventId": uuid4().hex})
-        (result,) = await self.producer._add([entry])
-        return entry, result
+        (result,) = await self.sender.add([entry])
+        if isinstance(result, Refusal):
+            return entry, PublishFailed(entry.event_id, result.reason, outcome_unknown=result.unknown)
+        return entry, Published(entry.event_id, result)
 
     def is_there(self, entry: Outgoing) -> bool:
         """Whether the owner that all nodes agree upon has it."""
