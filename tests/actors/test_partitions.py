@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import trio
 from attrs import frozen
 from trio.testing import MockClock
@@ -13,6 +14,7 @@ from penstock.actors.system import System
 from penstock.actors.testing import MemoryStore
 from penstock.actors.virtual import VirtualDeployment, virtual
 from penstock.runtime.testing.redis import InProcessRedis
+from penstock.runtime.testing.redis_cluster import InProcessCluster
 
 STREAM, GROUP = "orders", "payments"
 
@@ -24,9 +26,10 @@ class Order:
     number: int
 
 
-def orders(partitions: int) -> System:
+def orders(partitions: int, *, ordered: bool = False) -> System:
     system = System("app")
     stream = system.stream(STREAM, events=[Order], partitions=partitions)
+    stream.group(GROUP, ordered=ordered)
 
     @stream.on(Order, group=GROUP)
     async def pay(order: Order, context: Context) -> None:
@@ -95,6 +98,24 @@ async def test_the_tail_shows_all_partitions_each_entry_once(autojump_clock: Moc
         with trio.move_on_after(2):
             await follow("0")
         assert sorted(seen) == list(range(30))
+
+
+@pytest.mark.parametrize("ordered", [False, True], ids=["shared", "ordered"])
+async def test_partitions_are_on_all_nodes_of_a_cluster(autojump_clock: MockClock, ordered: bool) -> None:
+    async with InProcessCluster() as cluster, virtual(orders(6, ordered=ordered), redis=cluster) as app:
+        await app.publish(STREAM, *some(60))
+        with trio.fail_after(120):
+            await app.settled()
+        by_key: dict[str, list[int]] = {}
+        for effect in app.store.effects:
+            by_key.setdefault(effect.values[0], []).append(effect.values[1])
+        if not ordered:
+            by_key = {key: sorted(numbers) for key, numbers in by_key.items()}
+        assert by_key == {f"c{each}": list(range(each, 60, 7)) for each in range(7)}
+        # Keepers, too, reach each partition where it is.
+        await trio.sleep(60)
+        group = app.child(f"actors/{GROUP}@{STREAM}")
+        assert {view.path: view.restarts for view in group.walk() if view.restarts} == {}
 
 
 async def test_another_number_of_partitions_is_refused_until_it_is_mended(autojump_clock: MockClock) -> None:
