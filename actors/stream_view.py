@@ -10,14 +10,20 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import redis.exceptions
+import trio
 from attrs import evolve, frozen
 
+from ..runtime.redis import OutcomeUnknown
 from .handling import entry_order
 
 if TYPE_CHECKING:
     from ..runtime.redis import AnyRedis
+    from ..runtime.redis.script import Script
 
 __all__ = ["GroupView", "StreamView", "id_after", "last_id_of", "observe"]
+
+ATTEMPTS: Final = 3
+"""How often a look is taken whose connection broke under it: a slot that moves closes some."""
 
 _LARGEST: Final = 2**64 - 1
 
@@ -94,7 +100,7 @@ async def observe(client: AnyRedis, stream: str, now: float, expected: Mapping[s
         redis.exceptions.RedisError: as the link says.
     """
     arguments = [word for pair in (expected or {}).items() for word in pair]
-    reply = await client.register_script(_LOOK)([stream], arguments)
+    reply = await _asked(client.register_script(_LOOK), stream, arguments)
     if not reply:
         return StreamView(key=stream, length=0, last_id="0-0", observed_at=now)
     info, first_id, groups = reply
@@ -109,6 +115,16 @@ async def observe(client: AnyRedis, stream: str, now: float, expected: Mapping[s
         max_deleted_id=_text(facts.get("max-deleted-entry-id") or "0-0"),
     )
     return _with_groups(view, groups)
+
+
+async def _asked(look: Script, stream: str, arguments: Sequence[str]) -> Any:
+    """The link repeats no script of which it cannot know whether it has run; this one only reads."""
+    for _ in range(ATTEMPTS - 1):
+        try:
+            return await look([stream], arguments)
+        except OutcomeUnknown:
+            await trio.lowlevel.checkpoint()
+    return await look([stream], arguments)
 
 
 async def last_id_of(client: AnyRedis, stream: str) -> str:

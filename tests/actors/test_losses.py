@@ -241,3 +241,12 @@ async def test_an_expected_entry_that_is_gone_is_seen(subject: Subject) -> None:
 @pytest.mark.parametrize(("entry_id", "after"), [("1-1", "1-2"), (f"7-{2**64 - 1}", "8-0"), ("0-0", "0-1")])
 def test_the_id_after(entry_id: str, after: str) -> None:
     assert id_after(entry_id) == after
+
+
+async def test_a_look_whose_connection_breaks_is_taken_again(autojump_clock: trio.testing.MockClock) -> None:
+    options = RedisOptions(retry_for=5.0)
+    async with InProcessRedis() as server, Redis(options, connect=server.connect) as link:
+        await link.xadd(KEY, {"n": 1}, id="1-1")
+        await observe(link, KEY, 0.0)
+        server.cut_after(1, "after", command="EVALSHA")
+        assert (await observe(link, KEY, 0.0)).length == 1
