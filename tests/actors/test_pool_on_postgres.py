@@ -1,0 +1,195 @@
+"""The handler pool on a real database: retries, partial failures, parked keys and poison, in its own SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+from uuid import UUID
+
+import pytest
+import trio
+from attrs import define, field, frozen
+
+from penstock.actors.backlog import Backlog
+from penstock.actors.event import Envelope, event
+from penstock.actors.handler_pool import HandlerPool
+from penstock.actors.handling import Context, Delivery, Entry, Permanent
+from penstock.actors.retrying import RetryPolicy
+from penstock.actors.settings import DeliverySettings
+from penstock.actors.store import PostgresStore
+from penstock.actors.system import System
+from penstock.runtime.postgres import Pool
+
+STREAM, GROUP = "orders", "payments"
+QUICK = RetryPolicy(deliveries=4, minimum=0.01, maximum=0.02)
+
+
+@event("ORDER", key="key")
+@frozen
+class Order:
+    number: int
+    key: str | None = None
+
+
+class OpenGate:
+    """A gate that nobody shuts."""
+
+    is_open = True
+
+    async def wait_open(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+@define
+class Child:
+    """What a pool asks of its supervisor."""
+
+    path: str = "handler-pool"
+    draining: trio.Event = field(factory=trio.Event)
+
+    def started(self) -> None:
+        """It is up."""
+
+
+class Acknowledging:
+    """A Redis that takes acknowledgements."""
+
+    async def xack(self, stream: str, group: str, *ids: str) -> int:
+        await trio.lowlevel.checkpoint()
+        return len(ids)
+
+
+class Shop:
+    """A stream whose handlers write into a table of effects, and a pool for it."""
+
+    def __init__(self, pool: Pool, handler: Callable[..., Any], *, in_batches: bool = False, **group: Any) -> None:
+        system = System("app")
+        self.stream = system.stream(STREAM, events=[Order])
+        declared = self.stream.group(GROUP, retry=QUICK, **group)
+        self.stream.on(Order, group=GROUP, batch=in_batches)(handler)
+        self.connections = pool
+        self.store = PostgresStore(pool)
+        self.backlog = Backlog(1000)
+        gate: Any = OpenGate()
+        redis: Any = Acknowledging()
+        self.pool = HandlerPool(
+            self.stream,
+            declared,
+            self.backlog,
+            self.store,
+            lambda: redis,
+            DeliverySettings(),
+            redis_gate=gate,
+            postgres_gate=gate,
+            redis_trouble=lambda _: None,
+            postgres_trouble=lambda error: pytest.fail(f"the database was blamed: {error!r}"),
+            consumer="test",
+        )
+
+    def entries(self, *orders: Order, redelivered: bool = False) -> list[Entry]:
+        made = []
+        for order in orders:
+            data = {"number": order.number, "key": order.key}
+            envelope = Envelope(event_type="ORDER", data=data, key=order.key, event_id=UUID(int=order.number + 1))
+            fields = {name.encode(): text.encode() for name, text in self.stream.encode(envelope).items()}
+            made.append(Entry(STREAM, f"{order.number + 1}-0", fields, redelivered=redelivered))
+        return made
+
+    async def ask(self, statement: str) -> list[Any]:
+        async with self.connections.connection() as connection:
+            cursor = await connection.execute(statement.encode())
+            return [row[0] for row in await cursor.fetchall()] if cursor.description else []
+
+    async def effects(self) -> list[int]:
+        return await self.ask("select number from effect order by id")
+
+    async def work_off(self, *entries: Entry) -> None:
+        child: Any = Child()
+        self.backlog.add(entries)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.pool, child)
+            # Another process decides, so there is no event to wait for; the test's watchdog bounds it.
+            while self.backlog.known() or await self.ask("select id from penstock_retry"):
+                await trio.sleep(0.02)
+            nursery.cancel_scope.cancel()
+        assert await self.ask("select times from penstock_suspect") == []
+
+
+@pytest.fixture
+async def effects(pool: Pool) -> Pool:
+    async with pool.connection() as connection:
+        await connection.execute("create table effect (id bigint generated always as identity, number integer unique)")
+    return pool
+
+
+async def insert(context: Context, number: int) -> None:
+    await context.connection.execute("insert into effect (number) values (%s)", (number,))
+
+
+async def test_what_fails_is_tried_again_and_what_fails_for_good_is_buried(effects: Pool) -> None:
+    async def pay(order: Order, context: Context) -> None:
+        assert context.delivery is not None
+        await insert(context, order.number)
+        if order.number % 7 == 3 and context.delivery.attempt < 3:
+            raise OSError("not yet")
+        if order.number == 20:
+            raise OSError("never")
+        if order.number == 30:
+            await insert(context, order.number)  # a constraint: the event's own fault
+
+    shop = Shop(effects, pay, workers=3)
+    await shop.work_off(*shop.entries(*map(Order, range(40))))
+    assert sorted(await shop.effects()) == [number for number in range(40) if number not in (20, 30)]
+    told = await shop.ask("select reason || ' ' || deliveries from penstock_dead_letter order by entry_id")
+    assert sorted(told) == ["max_deliveries 4", "permanent 1"]
+    assert await shop.ask("select count(*) from penstock_inbox") == [38]
+
+
+async def test_of_a_batch_the_failed_events_alone_are_tried_again(effects: Pool) -> None:
+    async def pay(deliveries: Sequence[Delivery[Order]], context: Context) -> None:
+        for delivery in deliveries:
+            try:
+                async with context.connection.transaction():
+                    await insert(context, delivery.event.number)
+                    if delivery.event.number in (2, 5) and delivery.attempt == 1:
+                        raise OSError("not yet")
+                    if delivery.event.number == 7:
+                        raise Permanent("never")
+            except (OSError, Permanent) as error:
+                context.fail(delivery, error)
+
+    shop = Shop(effects, pay, in_batches=True, workers=1)
+    await shop.work_off(*shop.entries(*map(Order, range(10))))
+    done = await shop.effects()
+    assert done[:7] == [0, 1, 3, 4, 6, 8, 9]
+    assert sorted(done[7:]) == [2, 5]
+    assert shop.pool.counts.retried == 2
+    assert await shop.ask("select reason from penstock_dead_letter") == ["permanent"]
+
+
+async def test_a_key_that_is_retried_halts_and_the_others_go_on(effects: Pool) -> None:
+    async def pay(order: Order, context: Context) -> None:
+        assert context.delivery is not None
+        await insert(context, order.number)
+        if order.number in (1, 61) and context.delivery.attempt < 3:
+            raise OSError("not yet")
+
+    shop = Shop(effects, pay, workers=3, batch=5, ordered=True)
+    await shop.work_off(*shop.entries(*(Order(number, "abc"[number % 3]) for number in range(90))))
+    done = await shop.effects()
+    for key in range(3):
+        assert [number for number in done if number % 3 == key] == list(range(key, 90, 3))
+    assert shop.pool.counts.parked > 0
+
+
+async def test_what_killed_two_workers_is_not_tried_again(effects: Pool) -> None:
+    async def pay(order: Order, context: Context) -> None:
+        await insert(context, order.number)
+
+    shop = Shop(effects, pay)
+    async with shop.store.transaction() as transaction:
+        for _ in range(2):
+            await shop.store.suspects.mark(transaction, GROUP, STREAM, ["2-0"])
+    await shop.work_off(*shop.entries(*map(Order, range(3)), redelivered=True))
+    assert sorted(await shop.effects()) == [0, 2]
+    assert await shop.ask("select reason from penstock_dead_letter") == ["poison"]
