@@ -332,6 +332,7 @@ create function penstock_fate(variadic wanted uuid[]) returns table (
             retry.forced, retry.entry_id as retried_as, retry.stream as retried_in,
             letter.id as letter_id, letter.status, letter.reason as letter_reason, letter.error_message, letter.dead_at,
             letter.settled_at, letter.settled_by, letter.entry_id as died_as, letter.stream as died_in,
+            gone.reason as gone_reason, gone.dead_at as gone_at,
             outbox.created_at as spooled_at, position.entry_id as position, position.updated_at as position_at,
             loss.detected_at
         from concerned
@@ -347,6 +348,9 @@ create function penstock_fate(variadic wanted uuid[]) returns table (
                 and letter.consumer_group = declared.consumer_group and letter.stream = any(declared.partitions)
             order by (letter.settled_at is null) desc, letter.id desc limit 1
         ) letter on true
+        -- Of an entry that was trimmed while it was pending, the letter could not tell the event.
+        left join penstock_dead_letter gone on gone.consumer_group = declared.consumer_group
+            and gone.stream = concerned.partition and gone.entry_id = concerned.entry_id and gone.event_id is null
         left join outbox on outbox.event_id = concerned.event_id and outbox.stream = declared.stream
         left join penstock_group_position position
             on position.consumer_group = declared.consumer_group and position.stream = concerned.partition
@@ -360,8 +364,8 @@ create function penstock_fate(variadic wanted uuid[]) returns table (
     select known.event_id, known.stream, known.consumer_group, fate.fate, fate.reason, fate.partition, fate.entry_id, fate.since
     from known cross join lateral (
         select 1 as rank, 'retrying' as fate,
-            case known.origin when 'parked' then 'waits behind its key' when 'attempt' then known.retry_error
-                else 'replay ordered' end as reason,
+            coalesce(known.retry_error, case known.origin when 'parked' then 'waits behind its key'
+                when 'attempt' then 'its attempt failed' else 'replay ordered' end) as reason,
             known.retried_in as partition, known.retried_as as entry_id, known.updated_at as since
         where known.retry_id is not null and (known.forced or known.handled_at is null)
         union all
@@ -373,18 +377,22 @@ create function penstock_fate(variadic wanted uuid[]) returns table (
             known.died_in, known.died_as, known.dead_at
         where known.letter_id is not null and known.status <> 'replayed'
         union all
-        select 4, 'waiting', 'in the outbox', known.partition, known.entry_id, known.spooled_at where known.spooled_at is not null
+        select 4, case known.gone_reason when 'trimmed' then 'lost' else 'dead' end, known.gone_reason, known.partition,
+            known.entry_id, known.gone_at
+        where known.gone_at is not null
         union all
-        select 5, 'waiting', 'its dead letter was published again', null, null, known.settled_at
+        select 5, 'waiting', 'in the outbox', known.partition, known.entry_id, known.spooled_at where known.spooled_at is not null
+        union all
+        select 6, 'waiting', 'its dead letter was published again', null, null, known.settled_at
         where known.status = 'replayed'
         union all
-        select 6, 'lost', 'trimmed before the group was given it', known.partition, known.entry_id, known.detected_at
+        select 7, 'lost', 'trimmed before the group was given it', known.partition, known.entry_id, known.detected_at
         where known.detected_at is not null
         union all
-        select 7, 'done', 'passed without an effect', known.partition, known.entry_id, known.position_at
+        select 8, 'done', 'passed without an effect', known.partition, known.entry_id, known.position_at
         where not penstock_entry_before(known.position, known.entry_id)
         union all
-        select 8, 'waiting', 'in the stream', known.partition, known.entry_id, null
+        select 9, 'waiting', 'in the stream', known.partition, known.entry_id, null
         order by rank limit 1
     ) fate
 $$;

@@ -264,7 +264,7 @@ async def test_an_event_that_failed_is_retrying_and_the_row_says_why(books: Book
     await books.retry("billing", event_id, entry_id, attempts=2)
     await books.execute("update penstock_retry set error_message = 'no funds'")
     assert (await books.of(event_id))["billing"] == ("retrying", "no funds")
-    await books.execute("update penstock_retry set origin = 'parked'")
+    await books.execute("update penstock_retry set origin = 'parked', error_message = null")
     assert (await books.of(event_id))["billing"] == ("retrying", "waits behind its key")
 
 
@@ -501,3 +501,15 @@ async def test_what_was_trimmed_before_its_group_was_made_is_lost(books: Books) 
     await books.groups("billing")
     await books.handle("billing", event_id, "5-0")
     assert (await books.of(event_id))["stock"] == ("lost", "trimmed or deleted before the group was made")
+
+
+async def test_what_was_trimmed_while_it_was_pending_is_lost_also_if_its_letter_cannot_name_the_event(
+    books: Books,
+) -> None:
+    event_id = new_event_id()
+    await books.groups()
+    await books.handle("stock", event_id, "5-0")
+    await books.bury("billing", event_id, "5-0", "trimmed")
+    await books.execute("update penstock_dead_letter set event_id = null")
+    await books.pass_by("billing", "5-0")
+    assert (await books.of(event_id))["billing"] == ("lost", "trimmed")
