@@ -1,0 +1,165 @@
+"""The parts of the publisher where runs of the whole would not tell a mistake: room, withdrawal, and leaving."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import anyio
+import trio
+from attrs import frozen
+from trio.testing import wait_all_tasks_blocked
+
+from penstock.actors.event import event
+from penstock.http.publisher import Publisher, PublisherClosed, Unsent
+from penstock.http.publisher.room import Room
+
+sys.path.insert(0, str(Path(__file__).parent))  # tests are no package
+
+from publisher_server import ScriptedServer, problem
+
+
+@event("NUMBER")
+@frozen
+class Number:
+    number: int
+
+
+# Room ----------------------------------------------------------------------------------------------------------------
+
+
+async def test_who_comes_first_gets_room_first_however_large() -> None:
+    room = Room(most=10, most_bytes=10)
+    entered: list[str] = []
+
+    async def enter(name: str, size: int) -> None:
+        await room.take(size)
+        entered.append(name)
+
+    assert room.try_take(8)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(enter, "large", 9)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(enter, "small", 1)
+        await wait_all_tasks_blocked()
+        assert not room.try_take(1), "nobody overtakes who waits"
+        assert entered == []
+        room.give_back(8)
+    assert entered == ["large", "small"]
+    assert (room.events, room.bytes) == (2, 10)
+
+
+async def test_an_event_that_is_larger_than_all_room_is_let_in_alone() -> None:
+    room = Room(most=10, most_bytes=10)
+    assert room.try_take(99)
+    assert not room.try_take(1)
+    room.give_back(99)
+    assert room.try_take(1)
+
+
+async def test_who_is_cancelled_takes_nothing_and_lets_the_next_one_in() -> None:
+    room = Room(most=10, most_bytes=10)
+    assert room.try_take(5)
+    async with trio.open_nursery() as nursery:
+        first = trio.CancelScope()
+
+        async def wait() -> None:
+            with first:
+                await room.take(9)
+
+        nursery.start_soon(wait)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(room.take, 5)
+        await wait_all_tasks_blocked()
+        first.cancel()
+    assert (room.events, room.bytes) == (2, 10)
+
+
+async def test_who_is_cancelled_as_it_is_let_in_leaves_no_hole() -> None:
+    """In one tick it is let in, and cancelled: whichever of the two it meets with, its room is not lost."""
+    room = Room(most=1, most_bytes=10)
+    for cancel_first in (True, False):
+        assert room.try_take(10)
+        took: list[bool] = []
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+
+                async def enter(took: list[bool] = took) -> None:
+                    took.append(await room.take(4))
+
+                nursery.start_soon(enter)
+                await wait_all_tasks_blocked()
+                for step in (scope.cancel, lambda: room.give_back(10))[:: 1 if cancel_first else -1]:
+                    step()
+        assert (room.events, room.bytes) == ((1, 4) if took else (0, 0))
+        if took:
+            room.give_back(4)
+
+
+# Withdrawal ----------------------------------------------------------------------------------------------------------
+
+
+async def test_what_may_have_been_accepted_is_not_withdrawn(autojump_clock: Any) -> None:
+    server = ScriptedServer()
+    first, again = trio.Event(), trio.Event()
+
+    async def fail(events: Any) -> Any:
+        server.accepted += events  # it fails after it has passed them on
+        return problem(500, "internal-error")
+
+    async def wait(events: Any) -> Any:
+        first.set()
+        await again.wait()
+        return await server.accept(events)
+
+    server.script = [fail, wait]
+    async with Publisher(client=server.client()) as publisher:
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(publisher.publish_many, "s", [Number(number) for number in range(8)])
+                await first.wait()  # half of them is under way, the other half is back in the queue
+                scope.cancel()
+        assert publisher.statistics().withdrawn == 0
+        assert publisher.statistics().waiting == 8
+        again.set()
+    assert publisher.statistics().accepted == 8
+
+
+# Leaving -------------------------------------------------------------------------------------------------------------
+
+
+async def test_leaving_waits_for_no_long_pause(autojump_clock: Any) -> None:
+    server = ScriptedServer()
+    server.script = [server.answer(problem(503, header=50)), server.answer(problem(503, header=50))]
+    async with Publisher(client=server.client(), close_within=5) as publisher:
+        publisher.send_nowait("s", Number(1))
+        while not publisher.statistics().trouble:
+            await anyio.sleep(0.01)
+        left = anyio.current_time()
+    assert publisher.statistics().accepted == 1
+    assert anyio.current_time() - left < 5
+
+
+async def test_who_waits_for_room_hears_of_the_end_at_once(autojump_clock: Any) -> None:
+    server = ScriptedServer()
+    server.script = [server.say_nothing] * 10
+    heard: list[float] = []
+
+    async def send(publisher: Publisher) -> None:
+        try:
+            await publisher.send("s", Number(2))
+        except PublisherClosed:
+            heard.append(anyio.current_time())
+
+    began = anyio.current_time()
+    try:
+        async with trio.open_nursery() as nursery:
+            async with Publisher(client=server.client(), buffer_size=1, close_within=100) as publisher:
+                publisher.send_nowait("s", Number(1))
+                nursery.start_soon(send, publisher)
+                await wait_all_tasks_blocked(0.001)
+    except* Unsent:
+        pass
+    assert anyio.current_time() - began >= 100
+    assert heard[0] - began < 1
