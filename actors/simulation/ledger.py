@@ -132,6 +132,8 @@ class Ledger:
                 self._took_effect(*row.values)
             elif table is store.outbox.table and row[0].event_id is not None and row[0].kind != "mirror":
                 self._spooled[row[0].event_id] = row[0].stream
+            elif table is store.retries._table and row.row.event_id is not None:
+                self._check_fault(row.row.consumer_group, row.row.event_id, row.row.attempts, "to be retried")
         for (table, place), row in rows.items():
             if table is store.position_table and row is not None:
                 self._moved_to(place[0], place[1], row)
@@ -230,7 +232,7 @@ class Ledger:
                 self.broken(f"{event_id} was refused, and is there")
         for letter in self.store.letters:
             if letter.event_id is not None and letter.reason is Reason.MAX_DELIVERIES:
-                self._check_fault(letter.consumer_group, letter.event_id, letter.deliveries)
+                self._check_fault(letter.consumer_group, letter.event_id, letter.deliveries, "dead")
 
     def _promised(self) -> Iterator[tuple[UUID, Stream]]:
         """Every event that somebody may rely on: accepted, committed in the outbox, or added."""
@@ -266,11 +268,11 @@ class Ledger:
         if done and dead and len(copies) == 1:
             self.broken(f"{event_id} has an effect and a dead letter in {group.name}")
 
-    def _check_fault(self, group: str, event_id: UUID, deliveries: int) -> None:
-        """Only the event's own fault kills it."""
+    def _check_fault(self, group: str, event_id: UUID, attempts: int, fate: str) -> None:
+        """Only the event's own fault costs it attempts."""
         failures = self.failures[group, event_id]
-        if failures < deliveries:
-            self.broken(f"{event_id} is dead in {group} after {deliveries} deliveries, and failed {failures} times")
+        if failures < attempts:
+            self.broken(f"{event_id} is {fate} in {group} after {attempts} attempts, and failed {failures} times")
 
     def ends(self) -> dict[str, int]:
         """How many ends of each kind there are, over all groups."""
