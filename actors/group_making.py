@@ -59,6 +59,7 @@ class GroupMaking:
         self._position = position
         self._look = look
         self._repaired_at = -REPAIR_PAUSE
+        self._repairing = trio.Lock()
 
     async def make(self, connection: Connection) -> None:
         """Make the group unless it is there, and look for what it has lost.
@@ -89,16 +90,17 @@ class GroupMaking:
             return  # woken by CLIENT UNBLOCK: read on
         if kind is not Kind.REPAIR:
             raise error
-        # Asked of whoever has the slot now: one that moves is no loss, and another listener may have been faster.
-        if await self._is_there(connection):
-            log.debug("group is there", stream=self._stream, group=self._group, error=str(error))
-            await trio.sleep(BREATH)
-            return
-        if now - self._repaired_at < REPAIR_PAUSE:
-            raise error
-        self._repaired_at = now
-        log.warning("group is lost, making it again", stream=self._stream, group=self._group, error=str(error))
-        await self.make(connection)
+        async with self._repairing:  # another listener of ours may be at it
+            # Asked of whoever has the slot now: one that moves is no loss, and another process may have been faster.
+            if not await self._is_there(connection):
+                if now - self._repaired_at < REPAIR_PAUSE:
+                    raise error
+                self._repaired_at = now
+                log.warning("group is lost, making it again", stream=self._stream, group=self._group, error=str(error))
+                await self.make(connection)
+                return
+        log.debug("group is there", stream=self._stream, group=self._group, error=str(error))
+        await trio.sleep(BREATH)
 
     async def _is_there(self, connection: Connection) -> bool:
         try:

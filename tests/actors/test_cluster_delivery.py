@@ -181,7 +181,7 @@ async def test_a_slot_that_moves_costs_no_group(autojump_clock: MockClock) -> No
     """What a blocked reader is told of a key that went to another node sounds like a deletion."""
     async with deployed() as site:
         slot = slot_of(STREAM)
-        assert site.commands("XGROUP CREATE") == 1
+        made = site.commands("XGROUP CREATE")  # the start-up checks ask once, too
         for row in ("unblocked-key-gone", "group-destroyed"):
             async with site.under_load():
                 source, target = site.owner, site.other
@@ -190,7 +190,7 @@ async def test_a_slot_that_moves_costs_no_group(autojump_clock: MockClock) -> No
                 source.answer(row)
                 site.cluster.finish_migration(slot)
                 await trio.sleep(1)
-        assert site.commands("XGROUP CREATE") == 1
+        assert site.commands("XGROUP CREATE") == made
         assert site.turns() == []
 
 
