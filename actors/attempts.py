@@ -7,8 +7,10 @@ acknowledged, or its row gone.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import trio
@@ -38,8 +40,9 @@ Publish = Callable[["Transaction", str, Sequence[Envelope]], Awaitable[None]]
 BETWEEN = 5.0
 """Seconds that a claimed row is kept from others before its attempt begins; an attempt itself has the row locked."""
 
-DEADLY = 3
-"""Times that an entry is taken up, alone, and no orderly end of that is known: then it is poison, and not tried."""
+DEADLY = 4
+"""Times that an entry is taken up, the first perhaps with others and then alone, of which no orderly end is known: then
+it is poison, and not tried. Fewer would bury what merely was at work when processes were killed for other reasons."""
 
 
 class _Apart(Exception):
@@ -345,8 +348,7 @@ class Attempts:
                 this raises, so whoever calls knows them.
         """
         group, key = self._group.name, self._partition
-        async with self._store.transaction() as transaction:
-            await self._hold_lease(transaction)
+        async with self._short_transaction() as transaction:
             rows = await self._store.retries.take(
                 transaction, group, key, limit=limit, ordered=self._group.ordered, without=busy
             )
@@ -385,20 +387,26 @@ class Attempts:
 
     async def put_away(self, row: RetryRow, seconds: float) -> None:
         """Let a row rest: the database does not take what became of it."""
-        async with self._store.transaction() as transaction:
-            await self._hold_lease(transaction)
+        async with self._short_transaction() as transaction:
             await self._store.retries.claim(transaction, [row], seconds)
 
     # Suspects -------------------------------------------------------------------------------------------------------
 
-    async def suspect(self, entry: Entry) -> bool:
-        """Count an entry that comes again without an end, before it is handled; False if it is not to be."""
-        if entry.id in self._marked:
-            return True  # by this very process, which lives
-        async with self._store.transaction() as transaction:
-            await self._hold_lease(transaction)
-            poison = await self._mark(transaction, [entry.id])
-        return not poison
+    async def suspect(self, entries: Sequence[Entry]) -> Claim:
+        """Count entries that come again without an end, before they are handled: the first that may be together.
+
+        That is, those before the first that was counted already, or that one alone; the rest must wait.
+        """
+        ids = [entry.id for entry in entries]
+        async with self._short_transaction() as transaction:
+            known = await self._store.suspects.known(transaction, self._group.name, self._partition, ids)
+            calm = takewhile(lambda each: each not in known or each in self._marked, ids)
+            chosen = list(calm) or ids[:1]
+            poison = await self._mark(transaction, chosen)
+        return Claim(
+            entries=[entry for entry in entries if entry.id in chosen and entry.id not in poison],
+            poison=[entry for entry in entries if entry.id in poison],
+        )
 
     async def absolve(self, entries: Iterable[Entry] | None = None) -> None:
         """Take back what was counted for entries (for all that have no end) whose attempt others broke off."""
@@ -406,8 +414,9 @@ class Attempts:
         ids = set(ids)
         if not ids:
             return
-        async with self._store.transaction() as transaction:
-            await self._store.suspects.absolve(transaction, self._group.name, self._partition, ids)
+        with trio.fail_after(self._settings.handler_timeout):
+            async with self._store.transaction() as transaction:
+                await self._store.suspects.absolve(transaction, self._group.name, self._partition, ids)
         self._marked -= ids
 
     async def _mark(self, transaction: Transaction, ids: Collection[str]) -> set[str]:
@@ -424,6 +433,14 @@ class Attempts:
         ids = [entry.id for entry in entries if entry.id in self._marked]
         if ids:
             await self._store.suspects.clear(transaction, self._group.name, self._partition, ids)
+
+    @asynccontextmanager
+    async def _short_transaction(self) -> AsyncIterator[Transaction]:
+        """One in which no handler is called: with our lease, and a limit, for somebody may have locked a row by hand."""
+        with trio.fail_after(self._settings.handler_timeout):
+            async with self._store.transaction() as transaction:
+                await self._hold_lease(transaction)
+                yield transaction
 
     # Inside ---------------------------------------------------------------------------------------------------------
 

@@ -112,7 +112,7 @@ class Backlog:
     async def take(
         self, limit: int, stopping: Callable[[], bool], until: Callable[[], float] = lambda: math.inf
     ) -> list[Entry]:
-        """Up to `limit` entries, oldest first; blocks until there is one. One that is redelivered comes alone.
+        """Up to `limit` entries, oldest first; blocks until there is one. None is new where another is redelivered.
 
         Returns an empty list once `stopping()` is true, or `trio.current_time()` has come to `until()` (call `wake` to
         have both asked again). Cancelled, it takes none. What is taken must come back by exactly one of `done`,
@@ -287,7 +287,7 @@ class Backlog:
     # Inside ---------------------------------------------------------------------------------------------------------
 
     def _pick(self, limit: int) -> list[Entry]:
-        """What a worker may have now: oldest first, no key that is in work elsewhere, nothing beside a redelivery."""
+        """What a worker may have now: oldest first, no key that is in work elsewhere, no redelivery beside others."""
         picked: list[Entry] = []
         passed: list[Entry] = []
         waiting: set[str] = set()
@@ -298,13 +298,11 @@ class Backlog:
                 waiting.add(key)
                 passed.append(self._ready.popleft())
                 continue
-            if entry.redelivered and picked:
+            if picked and entry.redelivered is not picked[0].redelivered:
                 break
             picked.append(self._ready.popleft())
             if key is not None:
                 self._key_held[entry.id] = key
-            if entry.redelivered:
-                break
         self._ready.extendleft(reversed(passed))
         self._busy.update(self._key_held[entry.id] for entry in picked if entry.id in self._key_held)
         return picked

@@ -184,7 +184,10 @@ class HandlerPool:
         left = {entry.id: entry for entry in batch}
         try:
             async with self._limiter or nullcontext():
-                await self._attempt_all(batch, left)
+                if batch[0].redelivered and batch[0].retry is None:
+                    await self._attempt_suspects(batch, left)
+                else:
+                    await self._attempt_all(batch, left)
                 await self._absolve(list(left.values()))
         finally:
             # Cancelled, or an outage: nobody's attempt. In their order, to the front.
@@ -192,26 +195,28 @@ class HandlerPool:
 
     async def _attempt_all(self, batch: Sequence[Entry], left: dict[str, Entry]) -> None:
         """Attempt the batch, and where that splits it, one by one; takes out of `left` what is settled."""
-        fate = await self._first(batch)
+        fate = await self._attempt(batch)
         if fate is _Fate.SETTLED:
-            left.clear()
+            for entry in batch:
+                del left[entry.id]
         if fate is _Fate.SPLIT:
             for entry in batch:
                 if await self._attempt([entry]) is not _Fate.SETTLED:
                     break
                 del left[entry.id]
 
-    async def _first(self, batch: Sequence[Entry]) -> _Fate:
-        """The attempt at a batch as it was taken; a redelivered entry is suspected before."""
-        (entry, *others) = batch
-        if others or not entry.redelivered or entry.retry is not None:
-            return await self._attempt(batch)
+    async def _attempt_suspects(self, batch: Sequence[Entry], left: dict[str, Entry]) -> None:
+        """Attempt those of the redelivered entries that may be attempted together; the others stay in `left`."""
         try:
-            is_safe = await self._attempts.suspect(entry)
+            claim = await self._attempts.suspect(batch)
         except Exception as raised:  # noqa: BLE001 - no handler was called: whatever it is, it is the database's
             await self._wait_out(outcome_of(raised).error or raised)
-            return _Fate.OUTAGE
-        return await (self._attempt(batch) if is_safe else self._poisoned(entry))
+            return
+        if claim.entries:
+            await self._attempt_all(claim.entries, left)
+        for entry in claim.poison:
+            if await self._poisoned(entry) is _Fate.SETTLED:
+                del left[entry.id]
 
     async def _attempt(self, entries: Sequence[Entry]) -> _Fate:
         """One transaction for `entries`."""

@@ -182,13 +182,13 @@ async def test_a_key_that_is_retried_halts_and_the_others_go_on(effects: Pool) -
     assert shop.pool.counts.parked > 0
 
 
-async def test_what_killed_two_workers_is_not_tried_again(effects: Pool) -> None:
+async def test_what_killed_its_workers_is_not_tried_again(effects: Pool) -> None:
     async def pay(order: Order, context: Context) -> None:
         await insert(context, order.number)
 
     shop = Shop(effects, pay)
     async with shop.store.transaction() as transaction:
-        for _ in range(2):
+        for _ in range(3):
             await shop.store.suspects.mark(transaction, GROUP, STREAM, ["2-0"])
     await shop.work_off(*shop.entries(*map(Order, range(3)), redelivered=True))
     assert sorted(await shop.effects()) == [0, 2]
