@@ -20,12 +20,14 @@ class _Detour:
         spooling: writes to the outbox that are under way.
         unresolved: bursts that Redis was sent, and has not answered, while their rows are in the outbox.
         is_on: whether new events go behind.
+        turn: held by who publishes to the stream, burst by burst, and by the relay while it ends the detour.
     """
 
     version: int = 0
     spooling: int = 0
     unresolved: int = 0
     is_on: bool = False
+    turn: trio.Lock = field(factory=trio.Lock)
 
 
 @define(eq=False)
@@ -93,6 +95,14 @@ class Detours:
             detour = self._streams[stream]
             if stream not in waiting and detour.version == version and not detour.spooling:
                 detour.is_on = False
+
+    def turn(self, stream: str) -> trio.Lock:
+        """Whose holder alone may publish to the stream, on either way."""
+        return self._of(stream).turn
+
+    def end(self, stream: str) -> None:
+        """Go straight again: whoever holds the stream's `turn` has seen that its outbox is empty."""
+        self._of(stream).is_on = False
 
     def tell(self) -> None:
         """Wake who waits for news."""

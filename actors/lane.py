@@ -85,7 +85,6 @@ class Lane:
         self._spool = spool
         self._detours = detours
         self._hedge_after = hedge_after
-        self._turn = trio.Lock()
 
     async def ask(self, entries: Sequence[Outgoing]) -> list[Result]:
         """Have entries published by the actor; see `Producer.publish`."""
@@ -159,7 +158,7 @@ class Lane:
 
     async def put(self, entries: Sequence[Outgoing], background: trio.Nursery) -> list[Result]:
         """Accept one burst, or refuse it; one result for each entry, in order. Bursts wait for each other."""
-        async with self._turn:
+        async with self._detours.turn(self._stream):
             if self._sender.why_not() or self._detours.is_on(self._stream):
                 return self._spooled(entries, await self._spool.add(self._stream, entries))
             return await self._straight(entries, background)

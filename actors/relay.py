@@ -45,6 +45,9 @@ REST_AT_LEAST, REST_AT_MOST = 1.0, 10.0
 TELL_EVERY: Final = 60.0
 """Seconds between two alarms about the same stream."""
 
+ELSEWHERE: Final = 0.05
+"""Seconds until the next look at what another process relays: it does not tell us when it is done."""
+
 _NOBODY: Final = UUID(int=0)
 
 
@@ -121,6 +124,8 @@ class Relay:
         self._look_every = look_every
         self._lines: dict[str, _Line] = {}
         self._due = trio.Event()
+        # Whether another process was at the stream that we have looked at last: then we do not know what is left.
+        self._is_elsewhere = False
 
     def blocked(self, stream: str) -> str:
         """Why the stream does not take what waits for it; empty if it does, or was not asked."""
@@ -163,7 +168,8 @@ class Relay:
     def _pause(self) -> float:
         """Seconds until the next look."""
         now = trio.current_time()
-        return min([self._look_every, *(max(0.0, line.retry_at - now) for line in self._lines.values())])
+        every = min(self._look_every, ELSEWHERE) if self._is_elsewhere else self._look_every
+        return min([every, *(max(0.0, line.retry_at - now) for line in self._lines.values())])
 
     # One look -------------------------------------------------------------------------------------------------------
 
@@ -204,8 +210,26 @@ class Relay:
                 break
             if refused:
                 after = last  # what was refused stays; behind it may be what is for another partition
+        else:
+            last = 0
         self._judge(stream, refused)
+        if last is None and not refused and self._detours.is_on(stream):
+            await self._end_detour(stream)
         return moved
+
+    async def _end_detour(self, stream: str) -> None:
+        """We have caught up: let nobody publish for the moment that it takes to add the rest, and then go straight.
+
+        Else what comes while a burst is relayed would wait for the next one, and so on for as long as there is a load.
+        """
+        refused: dict[str, str] = {}
+        async with self._detours.turn(stream):
+            if self._sender.why_not() or self._detours.is_unresolved(stream):
+                return
+            _, last = await self._burst(stream, 0, refused)
+            if last is None and not refused and not self._is_elsewhere:
+                self._detours.end(stream)
+        self._judge(stream, refused)
 
     async def _burst(self, stream: str, after: int, refused: dict[str, str]) -> tuple[int, int | None]:
         """Add one burst: how many entries were added, and the last row that was looked at; None if there are no more.
@@ -214,6 +238,7 @@ class Relay:
         """
         async with self._store.transaction() as transaction:
             stored = await self._store.outbox.take(transaction, stream, BURST, after)
+            self._is_elsewhere = stored is None
             if not stored:
                 return 0, None
             adds = [(each, self._add_of(each)) for each in stored]

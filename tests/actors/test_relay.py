@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Awaitable, Callable
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -46,6 +48,14 @@ def row(stream: str, number: int, **members: object) -> OutboxRow:
 async def put(app: VirtualDeployment, *rows: OutboxRow) -> None:
     async with app.store.transaction() as transaction:
         await app.store.outbox.add(transaction, rows)
+
+
+def slowly(call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    async def slow(*args: Any) -> Any:
+        await trio.sleep(0.02)
+        return await call(*args)
+
+    return slow
 
 
 async def numbers(app: VirtualDeployment, key: str = "orders") -> list[int]:
@@ -270,3 +280,27 @@ async def test_behind_a_refusal_nothing_is_sent(autojump_clock: MockClock) -> No
         assert isinstance(last, PublishFailed)
         assert "an event before it was refused" in last.reason
         assert await numbers(app) == []
+
+
+async def test_a_detour_ends_under_load(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes while a burst is relayed must not wait for the next one for ever: soon it goes straight again."""
+    async with virtual(shop()) as app:
+        outbox = app.store.outbox
+        for name in ("add", "take", "streams"):
+            monkeypatch.setattr(outbox, name, slowly(getattr(outbox, name)))
+        app.redis.fail_next("XADD", "TRYAGAIN Multiple keys request during rehashing of slot")
+        ways: list[str] = []
+
+        async def publish(number: int) -> None:
+            (result,) = await app.publish("orders", Order(number))
+            assert isinstance(result, Published)
+            ways.append(result.durable)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(1000):
+                nursery.start_soon(publish, number)
+                await trio.sleep(0.002)
+        assert ways[0] == "outbox"
+        assert ways.count("outbox") < 500
+        await app.settled()
+        assert sorted(await numbers(app)) == list(range(1000))
