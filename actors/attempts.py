@@ -436,7 +436,7 @@ class Attempts:
 
     @asynccontextmanager
     async def _short_transaction(self) -> AsyncIterator[Transaction]:
-        """One in which no handler is called: with our lease, and a limit, for somebody may have locked a row by hand."""
+        """One in which no handler is called: with our lease, and a limit: somebody may have locked a row."""
         with trio.fail_after(self._settings.handler_timeout):
             async with self._store.transaction() as transaction:
                 await self._hold_lease(transaction)
