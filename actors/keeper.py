@@ -132,8 +132,9 @@ class Keeper:
                 self._settings.reclaim_idle,
                 after,
                 self._backlog.room,
-                spared=self._consumers,
-                spared_prefix=f"{self._prefix}@",
+                # Also of a group that became ordered, or is not any more: nobody reads under the other names.
+                spared=self._consumers if self._owner is None else [],
+                spared_prefix="" if self._owner is None else f"{self._prefix}@",
             )
             found += self._backlog.add(entry for entry in stale.entries if entry.id not in known)
             after = stale.after
@@ -145,16 +146,19 @@ class Keeper:
         live = self._live_instances()
         if live is None:
             return
-        dead = [name for name in await pending.consumers() if (of := self._instance(name)) and of not in live]
-        gone = [name for name in dead if name not in self._consumers]
+        gone = [name for name in await pending.consumers() if self._is_gone(name, live)]
         removed = await pending.remove(gone, self._settings.reclaim_idle)
         if removed:
             log.info("consumers removed", stream=self._stream, group=self._group, consumers=removed)
 
-    def _instance(self, consumer: str) -> str | None:
-        """The installation that a consumer belongs to; None for one that is none of ours."""
+    def _is_gone(self, consumer: str, live: Collection[str]) -> bool:
+        """Whether it was one of ours, of whatever process, and nobody reads under its name any more."""
+        if consumer in self._consumers:
+            return self._owner is not None
+        if self._owner is None and re.fullmatch(rf"{re.escape(self._prefix)}@\d+", consumer):
+            return True
         found = re.fullmatch(rf"{re.escape(self._prefix)}-\d+:(.+)", consumer)
-        return None if found is None else found[1]
+        return found is not None and found[1] not in live
 
     # What we have -----------------------------------------------------------------------------------------------------
 

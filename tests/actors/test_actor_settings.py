@@ -36,6 +36,8 @@ def test_every_setting_is_documented() -> None:
         ('zone = "Mars/Olympus"', "zone"),
         ('zone = "../etc/passwd"', "zone"),
         ('zone = ""', "zone"),
+        ("[delivery]\nhandler_timeout = 60", "reclaim_idle"),
+        ("[delivery]\nlease_ttl = 0", "lease_ttl"),
         ('[retention]\ncron = "every day"', "cron.*retention"),
         ('[retention]\ncron = "0 0 30 2 *"', "cron.*retention"),
         ("[retention]\ndays = 0", "days.*retention"),

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import pytest
 import trio
 import trio.testing
 from attrs import frozen
 from trio.testing import MockClock
 
-from penstock.actors.event import event
+from penstock.actors.event import event, event_type_of
 from penstock.actors.handling import Context
 from penstock.actors.settings import ActorSettings, DeliverySettings
 from penstock.actors.system import System
@@ -184,6 +185,25 @@ async def test_entries_that_were_trimmed_while_pending_are_buried_and_acknowledg
                     await trio.sleep(1)
             (letter,) = app.store.letters
             assert (letter.entry_id, letter.reason.value) == (entry_id.decode(), "trimmed")
+
+
+@pytest.mark.parametrize("ordered", [True, False], ids=["that-became-ordered", "that-was-ordered"])
+async def test_nothing_is_stranded_in_a_group(autojump_clock: MockClock, ordered: bool) -> None:
+    """Under the names that the same installation had when the group was declared the other way."""
+    async with InProcessRedis() as redis, client_of(redis) as client:
+        await client.xgroup_create(STREAM, GROUP, id="0", mkstream=True)
+        system = orders("a")
+        system.streams[STREAM].groups[GROUP].ordered = ordered
+        encoded = system.streams[STREAM].encode(event_type_of(Order).envelope(Order(1)))
+        await client.xadd(STREAM, encoded)
+        before = f"{GROUP}-1:test" if ordered else f"{GROUP}@7"
+        await client.xreadgroup(GROUP, before, {STREAM: ">"})
+        async with virtual(system, redis=redis) as app:
+            with trio.fail_after(300):
+                await app.settled()
+                assert handled(app.store) == [1]
+                while before in await consumers(app):
+                    await trio.sleep(1)
 
 
 async def test_no_error_of_the_keepers_commands_costs_a_restart(autojump_clock: MockClock) -> None:
