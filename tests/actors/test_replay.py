@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -23,6 +24,7 @@ from penstock.actors.system import System
 from penstock.actors.testing import MemoryStore
 from penstock.runtime.redis import Redis, RedisOptions
 from penstock.runtime.supervision import ChildSpec, Gates, Supervisor, Tree
+from penstock.runtime.testing import Cut, cut_everywhere
 from penstock.runtime.testing.redis import InProcessRedis
 
 KEY, GROUP = "orders", "payment"
@@ -345,3 +347,32 @@ def test_entries_behind_the_end_of_what_was_read_wait() -> None:
     a, b = _entries("a", "1-0", "4-0"), _entries("b", "2-0", "3-0", "9-0")
     assert [entry.id for entry in in_order([a, b], 2)] == ["1-0", "2-0", "3-0", "4-0"]
     assert [entry.id for entry in in_order([a, b], 10)] == ["1-0", "2-0", "3-0", "4-0", "9-0"]
+
+
+# At every step
+
+
+async def _cut_short(cut: Cut, group: str | None) -> None:
+    """An order of three entries, and its actor cancelled at one of its steps; another process goes on."""
+    async with _world() as world:
+        ids = await world.fill(3)
+        process = world.process()
+        await process.order(KEY, "0-0", group=group, rate=2)
+        async with _running(process) as end:
+            with cut.calling(end, at="replays-0"):
+                with trio.move_on_after(4):
+                    await world.until()
+        async with _running(world.process()):
+            await world.until()
+        if group is None:
+            assert [row.event_id for row in world.copies] == ids
+        else:
+            async with world.store.transaction() as transaction:
+                rows = await world.store.retries.take(transaction, group, KEY, limit=10)
+            assert [row.event_id for row in rows] == ids
+
+
+@pytest.mark.parametrize("group", [None, GROUP], ids=["stream", "group"])
+def test_a_cut_at_every_step_costs_no_entry_and_repeats_none(group: str | None) -> None:
+    points = cut_everywhere(partial(_cut_short, group=group), most=400)
+    assert len(points) > 20
