@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 from penstock.actors.attempts import Attempts
 from penstock.actors.backlog import Backlog
-from penstock.actors.blame import Progress
+from penstock.actors.claims import Claims
 from penstock.actors.detours import Detours
 from penstock.actors.group_making import GroupMaking
 from penstock.actors.handler_pool import HandlerPool
@@ -57,8 +57,15 @@ def inbox_off() -> Iterator[None]:
 
 @contextmanager
 def retries_burn_in_outages() -> Iterator[None]:
-    """An outage of the database costs the event an attempt."""
-    with patch.object(Progress, "blames", lambda self, error, *, database_is_up: True):
+    """What is given back because the database went has lost an attempt."""
+    real = Backlog.give_back
+
+    def give_back(self: Backlog, entries: Sequence[Any]) -> None:
+        for entry in entries:
+            entry.attempts += 1
+        real(self, entries)
+
+    with patch.object(Backlog, "give_back", give_back):
         yield
 
 
@@ -98,10 +105,10 @@ def outbox_overtaken() -> Iterator[None]:
 def lease_not_fenced() -> Iterator[None]:
     """Whoever was the owner of a partition once may commit."""
 
-    async def hold(self: Attempts, transaction: Any) -> None:
+    async def hold(self: Claims, transaction: Any) -> None:
         return
 
-    with patch.object(Attempts, "_hold_lease", hold):
+    with patch.object(Claims, "hold_lease", hold):
         yield
 
 
