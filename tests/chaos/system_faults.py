@@ -33,7 +33,7 @@ from system_book import Facts, Violation, check
 from system_end import End
 from system_load import Load
 from system_shop import BOOKING, LEDGER, SHIPPING, orders
-from system_site import TOPOLOGIES, Database, Installation, RedisSide, instance_of, log_findings, member
+from system_site import TOPOLOGIES, Database, Installation, RedisSide, end_in_order, instance_of, log_findings, member
 from system_strikes import Strikes
 
 BEFORE_FAILOVER = 3.0
@@ -219,9 +219,8 @@ class Run:
 
     def _stop_in_order(self) -> None:
         for name, process in self.members.items():
-            code = process.terminate(30.0)
-            if code != 0:
-                self._wrong("WRONG", f"process {name} ended with {code} after the last SIGTERM")
+            if (wrong := end_in_order(process)) is not None:
+                self._wrong("WRONG", f"process {name} {wrong}")
 
     def _read_logs(self) -> None:
         told: Counter[str] = Counter()

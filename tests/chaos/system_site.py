@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -40,6 +41,7 @@ __all__ = [
     "Installation",
     "RedisSide",
     "Single",
+    "end_in_order",
     "instance_of",
     "log_findings",
     "member",
@@ -240,6 +242,16 @@ def member(name: str, place: Path, redis_url: str, postgres_url: str) -> Install
         **quick,
     }
     return Installation(directory, environment=environment, arguments=("run", SYSTEM), port=free_port())
+
+
+def end_in_order(installation: Installation, limit: float = 60.0) -> str | None:
+    """SIGTERM, and wait for the end; what was wrong with it."""
+    try:
+        code = installation.terminate(limit)
+    except subprocess.TimeoutExpired:
+        installation.kill()
+        return f"had not ended {limit:g} s after SIGTERM, and was killed"
+    return None if code == 0 else f"ended with {code} after SIGTERM"
 
 
 def instance_of(installation: Installation) -> str:

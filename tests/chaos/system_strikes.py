@@ -14,7 +14,7 @@ import redis.exceptions
 import trio
 from attrs import define, field
 from chaos_proxy import Proxy
-from system_site import Database, Installation, RedisSide
+from system_site import Database, Installation, RedisSide, end_in_order
 
 from penstock.runtime.testing.servers import LocalNode
 
@@ -245,9 +245,8 @@ class Strikes:
     async def _terminate_penstock(self) -> None:
         name = self._member()
         member = self.members[name]
-        code = await _thread(partial(member.terminate, 30.0))
-        if code != 0:
-            self.wrong.append(f"process {name} ended with {code} after SIGTERM")
+        if (wrong := await _thread(end_in_order, member)) is not None:
+            self.wrong.append(f"process {name} {wrong}")
         await _thread(member.start)
 
     async def _lose_penstock(self) -> None:

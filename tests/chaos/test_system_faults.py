@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 PROGRAM = Path(__file__).with_name("system_faults.py")
-# Seeds whose decks begin with: a frozen process, PostgreSQL behind a black hole, cut connections to Redis, both
-# servers killed, a killed process, a full Redis; and with a killed node, SIGTERM, a full node, a frozen process, a killed
+# Seeds whose decks begin with: a frozen process, PostgreSQL behind a black hole, cut connections to Redis, both servers
+# killed, a killed process, a full Redis; and with: a killed node, SIGTERM, a full node, a frozen process, a killed
 # database.
 _SEEDS = {"single": 252, "cluster": 47}
 _FAULTS = {"single": 6, "cluster": 5}
