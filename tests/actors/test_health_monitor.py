@@ -16,7 +16,7 @@ from penstock.actors.event import event
 from penstock.actors.handling import Context
 from penstock.actors.health_monitor import HealthMonitor, Watch
 from penstock.actors.probes import Unhealthy
-from penstock.actors.settings import ActorSettings, HealthSettings
+from penstock.actors.settings import ActorSettings, CheckSettings, HealthSettings
 from penstock.actors.system import System
 from penstock.actors.virtual import virtual
 from penstock.runtime.redis import NotSent, OutcomeUnknown, RedisOptions
@@ -390,7 +390,8 @@ def orders() -> System:
 async def test_a_right_that_only_the_listener_misses_makes_no_noise_and_costs_nothing(
     autojump_clock: MockClock,
 ) -> None:
-    async with virtual(orders(), settings=ActorSettings()) as app:
+    allowing = ActorSettings(checks=CheckSettings(allow=["access"]))  # or the start-up checks would find it
+    async with virtual(orders(), settings=allowing) as app:
         with app.deployment.tree.subscribe() as events:
             refusal = "NOPERM User default has no permissions to run the 'xreadgroup' command"
             app.redis.fail_next("XREADGROUP", refusal, times=100_000)
@@ -404,6 +405,20 @@ async def test_a_right_that_only_the_listener_misses_makes_no_noise_and_costs_no
             await gate.wait_open()
             await app.publish("orders", Order(1))
             await app.settled()
+        assert [view.restarts for view in app.deployment.tree.snapshot().root.walk() if view.restarts] == []
+
+
+async def test_a_missing_right_keeps_the_gate_shut_and_is_named_with_the_fix(autojump_clock: MockClock) -> None:
+    async with virtual(orders(), settings=ActorSettings()) as app:
+        gate = app.deployment.gates["redis"]
+        with app.deployment.tree.subscribe() as events:
+            app.redis.fail_next("XREADGROUP", "NOPERM this user has no permissions", times=100_000)
+            await trio.sleep(3600)
+            assert "our user may not run XREADGROUP on orders; ACL SETUSER" in gate.cause
+            assert len([each for each in events.drain() if each.kind is LifecycleKind.GATE_SHUT]) == 1
+        app.redis.heal()
+        with trio.fail_after(12):
+            await gate.wait_open()
         assert [view.restarts for view in app.deployment.tree.snapshot().root.walk() if view.restarts] == []
 
 
