@@ -1,5 +1,4 @@
-"""The transactions of a handler pool: one attempt at some events, what is written when it fails, and what is written
-before one that may kill its worker.
+"""The transactions of a handler pool: one attempt at some events, and what is written when it fails.
 
 Everything that an event comes to is decided in PostgreSQL, in one transaction each; only then is its entry
 acknowledged, or its row gone.
@@ -7,22 +6,20 @@ acknowledged, or its row gone.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from datetime import datetime
-from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import trio
-from attrs import define, evolve, field, frozen
+from attrs import define, evolve, field
 
 from .blame import Progress, Stage
 from .calling import call_handlers, plan
+from .claims import Claims
 from .dead_letter import Reason
 from .event import Envelope
 from .failures import Counts, Failures, Sentence
 from .handling import Context, Delivery, Entry
-from .lease_table import Lease, LeaseLost
 from .retry_table import RetryOrigin, RetryRow
 from .sorting import Handle, Ignore, Refuse, Verdict, expired, key_of, verdict_of
 from .store import InboxEntry
@@ -32,38 +29,14 @@ if TYPE_CHECKING:
     from .store import Store, Transaction
     from .system import Group, Stream
 
-__all__ = ["Attempts", "Claim", "Publish"]
+__all__ = ["Attempts", "Publish"]
 
 Publish = Callable[["Transaction", str, Sequence[Envelope]], Awaitable[None]]
 """Puts events into the outbox, within a transaction."""
 
-BETWEEN = 5.0
-"""Seconds that a claimed row is kept from others before its attempt begins; an attempt itself has the row locked."""
-
-DEADLY = 4
-"""Times that an entry is taken up, the first perhaps with others and then alone, of which no orderly end is known: then
-it is poison, and not tried. Fewer would bury what merely was at work when processes were killed for other reasons."""
-
 
 class _Apart(Exception):
     """These events cannot be committed together: one by one."""
-
-
-@frozen
-class Claim:
-    """Rows whose attempt may begin.
-
-    Attributes:
-        entries: made of them.
-        poison: those of them that are not to be tried any more.
-        more: whether others may be due as well.
-        next_in: seconds until the next one is due, as far as is known.
-    """
-
-    entries: list[Entry] = field(factory=list)
-    poison: list[Entry] = field(factory=list)
-    more: bool = False
-    next_in: float | None = None
 
 
 @define
@@ -99,8 +72,8 @@ class Attempts:
         store: where everything goes.
         settings: time limits and policies.
         failures: what failed attempts leave behind.
+        claims: the lease, and what is held against entries.
         position: the group's position once entries are done; see `Backlog.position`.
-        fence: the lease of an ordered group, if it is in force; None for a shared group.
         publish: what `Context.publish` does.
         wall: what time it is, for events that expire.
         consumer: the instance's name, for people.
@@ -114,9 +87,9 @@ class Attempts:
         store: Store,
         settings: DeliverySettings,
         failures: Failures,
+        claims: Claims,
         *,
         position: Callable[[Iterable[Entry]], str | None],
-        fence: Callable[[], Lease | None] | None,
         publish: Publish | None,
         wall: Callable[[], datetime],
         consumer: str,
@@ -128,11 +101,10 @@ class Attempts:
         self._settings = settings
         self._failures = failures
         self._position = position
-        self._fence = fence
+        self._claims = claims
         self._publish = publish
         self._wall = wall
         self._consumer = consumer
-        self._marked: set[str] = set()  # taken up by this process, and not ended
 
     # An attempt -----------------------------------------------------------------------------------------------------
 
@@ -148,7 +120,7 @@ class Attempts:
         with trio.fail_after(self._time_for(verdicts)):
             async with self._store.transaction() as transaction:
                 progress.transaction = transaction
-                await self._hold_lease(transaction)
+                await self._claims.hold_lease(transaction)
                 sorted_ = _Sorted.of(await self._still_ours(transaction, verdicts))
                 await self._park(transaction, sorted_)
                 fresh = await self._first_time(transaction, sorted_.handles)
@@ -158,7 +130,7 @@ class Attempts:
                 await trio.lowlevel.checkpoint()
                 progress.stage = Stage.CLOSING
                 sentences = await self._close(transaction, entries, sorted_, fresh, failed)
-        self._marked.difference_update(entry.id for entry in entries)
+        self._claims.ended(entries)
         counts = self._failures.tell(sentences)
         refused = len(sentences) - len(failed)
         counts.handled = len(fresh) - len(failed)
@@ -166,14 +138,6 @@ class Attempts:
         counts.ignored = len(sorted_.ignored)
         counts.parked = len(sorted_.parked)
         return counts
-
-    async def _hold_lease(self, transaction: Transaction) -> None:
-        if self._fence is None:
-            return
-        lease = self._fence()
-        if lease is None:
-            raise LeaseLost(f"{self._partition} is not ours")
-        await self._store.leases.hold(transaction, lease)
 
     async def _still_ours(self, transaction: Transaction, verdicts: Sequence[Verdict]) -> list[Verdict]:
         """Without the rows that somebody else has, or has handled, since they were claimed."""
@@ -271,7 +235,7 @@ class Attempts:
         if sentences:
             await self._failures.carry_out(transaction, sentences)
         await self._finish_rows(transaction, [*sorted_.handles, *sorted_.ignored], failed)
-        await self._clear(transaction, entries)
+        await self._claims.clear(transaction, entries)
         position = self._position(entries) if not _rows(entries) else None
         if position is not None:
             await transaction.position(group, self._partition, position)
@@ -312,14 +276,14 @@ class Attempts:
         with trio.fail_after(self._settings.handler_timeout):
             async with self._store.transaction() as transaction:
                 progress.transaction = transaction
-                await self._hold_lease(transaction)
+                await self._claims.hold_lease(transaction)
                 progress.stage = Stage.CLOSING
                 is_open = await self._is_open(transaction, verdict)
                 sentence = self._failures.judge(verdict, error, reason)
                 if is_open:
                     await self._failures.carry_out(transaction, [sentence])
-                await self._clear(transaction, [entry])
-        self._marked.discard(entry.id)
+                await self._claims.clear(transaction, [entry])
+        self._claims.ended([entry])
         return self._failures.tell([sentence]) if is_open else Counts(duplicates=1)
 
     async def _is_open(self, transaction: Transaction, verdict: Verdict) -> bool:
@@ -335,112 +299,6 @@ class Attempts:
             return bool(fresh)
         left = await self._store.retries.remaining(transaction, self._group.name, self._partition, [entry.id])
         return bool(left)
-
-    # Rows that are due ----------------------------------------------------------------------------------------------
-
-    async def claim(self, limit: int, busy: Collection[str], occupy: Callable[[set[str]], set[str]]) -> Claim:
-        """Claim rows that are due: many that never failed, or one that has, and count them as suspects.
-
-        Args:
-            limit: how many at the most.
-            busy: keys that are in work.
-            occupy: called with the keys of the rows; says which of them are ours from now on. They stay so also if
-                this raises, so whoever calls knows them.
-        """
-        group, key = self._group.name, self._partition
-        async with self._short_transaction() as transaction:
-            rows = await self._store.retries.take(
-                transaction, group, key, limit=limit, ordered=self._group.ordered, without=busy
-            )
-            if not rows:
-                return Claim(next_in=await self._store.retries.next_due(transaction, group, key))
-            chosen = await self._choose(transaction, rows)
-            if self._group.ordered:
-                ours = occupy({row.event_key for row in chosen if row.event_key is not None})
-                chosen = [row for row in chosen if row.event_key is None or row.event_key in ours]
-                chosen += await self._followers(transaction, chosen, limit)
-            await self._store.retries.claim(transaction, chosen, BETWEEN)
-            poison = await self._mark(transaction, [row.entry_id for row in chosen])
-        entries = [_entry(row) for row in chosen]
-        return Claim(
-            entries=[entry for entry in entries if entry.id not in poison],
-            poison=[entry for entry in entries if entry.id in poison],
-            more=len(chosen) < len(rows) or len(chosen) == limit,
-        )
-
-    async def _choose(self, transaction: Transaction, rows: Sequence[RetryRow]) -> list[RetryRow]:
-        """The longest due, with others if nothing is held against it and them."""
-        ids = [row.entry_id for row in rows]
-        known = await self._store.suspects.known(transaction, self._group.name, self._partition, ids)
-        calm = [row for row in rows if not row.attempts and row.entry_id not in known]
-        return calm if calm and calm[0] is rows[0] else [rows[0]]
-
-    async def _followers(self, transaction: Transaction, chosen: Sequence[RetryRow], limit: int) -> list[RetryRow]:
-        """What waits behind rows that never failed, to be handled with them: one at a time, a long queue never ends."""
-        if not chosen or any(row.attempts for row in chosen):
-            return []
-        behind = await self._store.retries.following(transaction, chosen, limit - len(chosen))
-        ids = [row.entry_id for row in (*chosen, *behind)]
-        known = await self._store.suspects.known(transaction, self._group.name, self._partition, ids)
-        halted = {row.event_key for row in (*chosen, *behind) if row.entry_id in known}
-        return [row for row in behind if row.event_key not in halted]
-
-    async def put_away(self, row: RetryRow, seconds: float) -> None:
-        """Let a row rest: the database does not take what became of it."""
-        async with self._short_transaction() as transaction:
-            await self._store.retries.claim(transaction, [row], seconds)
-
-    # Suspects -------------------------------------------------------------------------------------------------------
-
-    async def suspect(self, entries: Sequence[Entry]) -> Claim:
-        """Count entries that come again without an end, before they are handled: the first that may be together.
-
-        That is, those before the first that was counted already, or that one alone; the rest must wait.
-        """
-        ids = [entry.id for entry in entries]
-        async with self._short_transaction() as transaction:
-            known = await self._store.suspects.known(transaction, self._group.name, self._partition, ids)
-            calm = takewhile(lambda each: each not in known or each in self._marked, ids)
-            chosen = list(calm) or ids[:1]
-            poison = await self._mark(transaction, chosen)
-        return Claim(
-            entries=[entry for entry in entries if entry.id in chosen and entry.id not in poison],
-            poison=[entry for entry in entries if entry.id in poison],
-        )
-
-    async def absolve(self, entries: Iterable[Entry] | None = None) -> None:
-        """Take back what was counted for entries (for all that have no end) whose attempt others broke off."""
-        ids = self._marked if entries is None else self._marked.intersection(entry.id for entry in entries)
-        ids = set(ids)
-        if not ids:
-            return
-        with trio.fail_after(self._settings.handler_timeout):
-            async with self._store.transaction() as transaction:
-                await self._store.suspects.absolve(transaction, self._group.name, self._partition, ids)
-        self._marked -= ids
-
-    async def _mark(self, transaction: Transaction, ids: Collection[str]) -> set[str]:
-        """Count entries, those that this process has counted left out; those that are poison."""
-        fresh = [each for each in ids if each not in self._marked]
-        if not fresh:
-            return set()
-        # Before it is written: what is taken back once too often does no harm, what is never taken back does.
-        self._marked.update(fresh)
-        times = await self._store.suspects.mark(transaction, self._group.name, self._partition, fresh)
-        return {entry_id for entry_id, count in times.items() if count >= DEADLY}
-
-    async def _clear(self, transaction: Transaction, entries: Iterable[Entry]) -> None:
-        ids = [entry.id for entry in entries if entry.id in self._marked]
-        if ids:
-            await self._store.suspects.clear(transaction, self._group.name, self._partition, ids)
-
-    @asynccontextmanager
-    async def _short_transaction(self) -> AsyncIterator[Transaction]:
-        """One in which no handler is called: with our lease, and a limit: somebody may have locked a row."""
-        with trio.fail_after(self._settings.handler_timeout):
-            async with self._store.transaction() as transaction:
-                await self._hold_lease(transaction)
-                yield transaction
 
     # Inside ---------------------------------------------------------------------------------------------------------
 
@@ -470,10 +328,6 @@ def _can_fail_alone(fresh: Sequence[Handle], failed: Collection[str], *, ordered
 
 def _rows(entries: Iterable[Entry]) -> list[RetryRow]:
     return [entry.retry for entry in entries if entry.retry is not None]
-
-
-def _entry(row: RetryRow) -> Entry:
-    return Entry(row.stream, row.entry_id, row.entry_fields, attempts=row.attempts, retry=row)
 
 
 def _named(row: RetryRow, envelope: Envelope) -> RetryRow:

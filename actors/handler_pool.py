@@ -24,8 +24,9 @@ import trio
 from ..runtime.supervision import ErrorInfo
 from ..runtime.supervision.outcome import outcome_of
 from ..runtime.telemetry import get_logger
-from .attempts import Attempts, Claim
+from .attempts import Attempts
 from .blame import Progress, passes
+from .claims import Claim, Claims
 from .dead_letter import Reason
 from .failures import Counts, Failures
 from .lease_table import LeaseLost
@@ -129,6 +130,7 @@ class HandlerPool:
         self._limiter = limiter
         self._draining = False
         self._due = _Due()
+        self._claims = Claims(group, self._partition, store, settings, fence)
         self._attempts = Attempts(
             stream,
             group,
@@ -136,8 +138,8 @@ class HandlerPool:
             store,
             settings,
             Failures(stream, group, store, settings, self._chance, consumer),
+            self._claims,
             position=backlog.position,
-            fence=fence,
             publish=publish,
             wall=wall or (lambda: datetime.now(UTC)),
             consumer=consumer,
@@ -208,7 +210,7 @@ class HandlerPool:
     async def _attempt_suspects(self, batch: Sequence[Entry], left: dict[str, Entry]) -> None:
         """Attempt those of the redelivered entries that may be attempted together; the others stay in `left`."""
         try:
-            claim = await self._attempts.suspect(batch)
+            claim = await self._claims.suspect(batch)
         except Exception as raised:  # noqa: BLE001 - no handler was called: whatever it is, it is the database's
             await self._wait_out(outcome_of(raised).error or raised)
             return
@@ -309,7 +311,7 @@ class HandlerPool:
         self._due.looking()
         try:
             async with self._limiter or nullcontext():
-                claim = await self._attempts.claim(self._group.batch, self._backlog.busy_keys, occupy)
+                claim = await self._claims.claim(self._group.batch, self._backlog.busy_keys, occupy)
             again = 0.0 if claim.more else min(LOOK, claim.next_in or LOOK)
             return claim
         except Exception as raised:  # noqa: BLE001 - no handler was called: whatever it is, it is the database's
@@ -326,14 +328,14 @@ class HandlerPool:
             self._backlog.postpone(entry, at)
             return
         try:
-            await self._attempts.put_away(entry.retry, LETTER_PAUSE)
+            await self._claims.put_away(entry.retry, LETTER_PAUSE)
         except Exception as raised:  # noqa: BLE001 - it is due again anyway, only sooner
             log.debug("row not put off", group=self._group.name, entry=entry.id, error=str(ErrorInfo.of(raised)))
 
     async def _absolve(self, entries: Sequence[Entry] | None) -> None:
         """What was broken off by others is held against no event (of all that this process had: None)."""
         try:
-            await self._attempts.absolve(entries)
+            await self._claims.absolve(entries)
         except Exception as raised:  # noqa: BLE001 - it is asked for again when the pool starts
             log.debug("suspects not absolved", group=self._group.name, error=str(ErrorInfo.of(raised)))
 

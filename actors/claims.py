@@ -1,0 +1,197 @@
+"""What a handler pool writes before an attempt: which rows are its own now, and which entries may kill their worker."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from contextlib import asynccontextmanager
+from itertools import takewhile
+from typing import TYPE_CHECKING
+
+import trio
+from attrs import field, frozen
+
+from .handling import Entry
+from .lease_table import Lease, LeaseLost
+from .retry_table import RetryRow
+
+if TYPE_CHECKING:
+    from .settings import DeliverySettings
+    from .store import Store, Transaction
+    from .system import Group
+
+__all__ = ["Claim", "Claims"]
+
+BETWEEN = 5.0
+"""Seconds that a claimed row is kept from others before its attempt begins; an attempt itself has the row locked."""
+
+DEADLY = 4
+"""Times that an entry is taken up, the first perhaps with others and then alone, of which no orderly end is known: then
+it is poison, and not tried. Fewer would bury what merely was at work when processes were killed for other reasons."""
+
+
+@frozen
+class Claim:
+    """Rows whose attempt may begin.
+
+    Attributes:
+        entries: made of them.
+        poison: those of them that are not to be tried any more.
+        more: whether others may be due as well.
+        next_in: seconds until the next one is due, as far as is known.
+    """
+
+    entries: list[Entry] = field(factory=list)
+    poison: list[Entry] = field(factory=list)
+    more: bool = False
+    next_in: float | None = None
+
+
+class Claims:
+    """See the module.
+
+    Args:
+        group: the declared group.
+        partition: the key of the partition whose entries are handled.
+        store: where it is written.
+        settings: time limits.
+        fence: the lease of an ordered group, if it is in force; None for a shared group.
+    """
+
+    def __init__(
+        self,
+        group: Group,
+        partition: str,
+        store: Store,
+        settings: DeliverySettings,
+        fence: Callable[[], Lease | None] | None,
+    ) -> None:
+        self._group = group
+        self._partition = partition
+        self._store = store
+        self._settings = settings
+        self._fence = fence
+        self._marked: set[str] = set()  # taken up by this process, and not ended
+
+    async def hold_lease(self, transaction: Transaction) -> None:
+        """Make sure that the partition is ours until the end of `transaction`; raises `LeaseLost`."""
+        if self._fence is None:
+            return
+        lease = self._fence()
+        if lease is None:
+            raise LeaseLost(f"{self._partition} is not ours")
+        await self._store.leases.hold(transaction, lease)
+
+    # Rows that are due ----------------------------------------------------------------------------------------------
+
+    async def claim(self, limit: int, busy: Collection[str], occupy: Callable[[set[str]], set[str]]) -> Claim:
+        """Claim rows that are due: many that never failed, or one that has, and count them as suspects.
+
+        Args:
+            limit: how many at the most.
+            busy: keys that are in work.
+            occupy: called with the keys of the rows; says which of them are ours from now on. They stay so also if
+                this raises, so whoever calls knows them.
+        """
+        group, key = self._group.name, self._partition
+        async with self._short_transaction() as transaction:
+            rows = await self._store.retries.take(
+                transaction, group, key, limit=limit, ordered=self._group.ordered, without=busy
+            )
+            if not rows:
+                return Claim(next_in=await self._store.retries.next_due(transaction, group, key))
+            chosen = await self._choose(transaction, rows)
+            if self._group.ordered:
+                ours = occupy({row.event_key for row in chosen if row.event_key is not None})
+                chosen = [row for row in chosen if row.event_key is None or row.event_key in ours]
+                chosen += await self._followers(transaction, chosen, limit)
+            await self._store.retries.claim(transaction, chosen, BETWEEN)
+            poison = await self._mark(transaction, [row.entry_id for row in chosen])
+        entries = [_entry(row) for row in chosen]
+        return Claim(
+            entries=[entry for entry in entries if entry.id not in poison],
+            poison=[entry for entry in entries if entry.id in poison],
+            more=len(chosen) < len(rows) or len(chosen) == limit,
+        )
+
+    async def _choose(self, transaction: Transaction, rows: Sequence[RetryRow]) -> list[RetryRow]:
+        """The longest due, with others if nothing is held against it and them."""
+        ids = [row.entry_id for row in rows]
+        known = await self._store.suspects.known(transaction, self._group.name, self._partition, ids)
+        calm = [row for row in rows if not row.attempts and row.entry_id not in known]
+        return calm if calm and calm[0] is rows[0] else [rows[0]]
+
+    async def _followers(self, transaction: Transaction, chosen: Sequence[RetryRow], limit: int) -> list[RetryRow]:
+        """What waits behind rows that never failed, to be handled with them: one at a time, a long queue never ends."""
+        if not chosen or any(row.attempts for row in chosen):
+            return []
+        behind = await self._store.retries.following(transaction, chosen, limit - len(chosen))
+        ids = [row.entry_id for row in (*chosen, *behind)]
+        known = await self._store.suspects.known(transaction, self._group.name, self._partition, ids)
+        halted = {row.event_key for row in (*chosen, *behind) if row.entry_id in known}
+        return [row for row in behind if row.event_key not in halted]
+
+    async def put_away(self, row: RetryRow, seconds: float) -> None:
+        """Let a row rest: the database does not take what became of it."""
+        async with self._short_transaction() as transaction:
+            await self._store.retries.claim(transaction, [row], seconds)
+
+    # Suspects -------------------------------------------------------------------------------------------------------
+
+    async def suspect(self, entries: Sequence[Entry]) -> Claim:
+        """Count entries that come again without an end, before they are handled: the first that may be together.
+
+        That is, those before the first that was counted already, or that one alone; the rest must wait.
+        """
+        ids = [entry.id for entry in entries]
+        async with self._short_transaction() as transaction:
+            known = await self._store.suspects.known(transaction, self._group.name, self._partition, ids)
+            calm = takewhile(lambda each: each not in known or each in self._marked, ids)
+            chosen = list(calm) or ids[:1]
+            poison = await self._mark(transaction, chosen)
+        return Claim(
+            entries=[entry for entry in entries if entry.id in chosen and entry.id not in poison],
+            poison=[entry for entry in entries if entry.id in poison],
+        )
+
+    async def absolve(self, entries: Iterable[Entry] | None = None) -> None:
+        """Take back what was counted for entries (for all that have no end) whose attempt others broke off."""
+        ids = self._marked if entries is None else self._marked.intersection(entry.id for entry in entries)
+        ids = set(ids)
+        if not ids:
+            return
+        with trio.fail_after(self._settings.handler_timeout):
+            async with self._store.transaction() as transaction:
+                await self._store.suspects.absolve(transaction, self._group.name, self._partition, ids)
+        self._marked -= ids
+
+    async def _mark(self, transaction: Transaction, ids: Collection[str]) -> set[str]:
+        """Count entries, those that this process has counted left out; those that are poison."""
+        fresh = [each for each in ids if each not in self._marked]
+        if not fresh:
+            return set()
+        # Before it is written: what is taken back once too often does no harm, what is never taken back does.
+        self._marked.update(fresh)
+        times = await self._store.suspects.mark(transaction, self._group.name, self._partition, fresh)
+        return {entry_id for entry_id, count in times.items() if count >= DEADLY}
+
+    async def clear(self, transaction: Transaction, entries: Iterable[Entry]) -> None:
+        """Forget what was counted for entries: their attempt has come to an orderly end with `transaction`."""
+        ids = [entry.id for entry in entries if entry.id in self._marked]
+        if ids:
+            await self._store.suspects.clear(transaction, self._group.name, self._partition, ids)
+
+    @asynccontextmanager
+    async def _short_transaction(self) -> AsyncIterator[Transaction]:
+        """One in which no handler is called: with our lease, and a limit: somebody may have locked a row."""
+        with trio.fail_after(self._settings.handler_timeout):
+            async with self._store.transaction() as transaction:
+                await self.hold_lease(transaction)
+                yield transaction
+
+    def ended(self, entries: Iterable[Entry]) -> None:
+        """The transaction in which entries were cleared is committed."""
+        self._marked.difference_update(entry.id for entry in entries)
+
+
+def _entry(row: RetryRow) -> Entry:
+    return Entry(row.stream, row.entry_id, row.entry_fields, attempts=row.attempts, retry=row)
