@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from bisect import bisect_right, insort
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
@@ -64,6 +64,7 @@ class Ledger:
         trimmed: entries that a stranger has taken away.
         one_reader: whether each group has one process: then stored positions never pass what is unfinished. With
             several that read one stream, a position is that of the furthest.
+        who: tells the id of the process whose task runs; None if it is nobody's.
         violations: what was broken, in order.
     """
 
@@ -75,6 +76,7 @@ class Ledger:
     entries: dict[tuple[str, str], Mapping[bytes, bytes]] = field(factory=dict)
     trimmed: set[tuple[str, str]] = field(factory=set)
     one_reader: bool = True
+    who: Callable[[], UUID | None] = field(default=lambda: None)
     violations: list[str] = field(factory=list)
     _data: list[Data] = field(factory=list)
     _spooled: dict[UUID, str] = field(factory=dict)
@@ -142,8 +144,14 @@ class Ledger:
         self._effects[group, event_id] += 1
         if self._effects[group, event_id] > 1:
             self.broken(f"{event_id} has a second effect in {group}")
+        if not self.system.streams[stream].groups[group].ordered:
+            return
+        partition = self.system.streams[stream].partition(key, event_id)
+        lease, owner = self.store.leases.table.rows.get((group, partition)), self.who()
+        if owner is not None and (lease is None or lease.owner != owner):
+            self.broken(f"{event_id} takes effect in {group} by a process that has lost {partition}")
         accepted = self.accepted.get(event_id)
-        if key is None or accepted is None or not self.system.streams[stream].groups[group].ordered:
+        if key is None or accepted is None:
             return
         line = (group, key, accepted.lineage)
         number, before = self._last_of.get(line, (-1, event_id))

@@ -111,6 +111,7 @@ class World:
         world = cls(seed, scenario, redis, simulation, chance, system, ledger, store)
         for server in world.servers:
             ledger.watch(server._engine.data)
+        ledger.who = world._who
         store.server.guard = world._let_in
         store.server.trouble = world._hear
         return world
@@ -202,6 +203,12 @@ class World:
     def restore_database(self) -> None:
         """It is back; the health monitors will find out."""
         self.why_away = ""
+
+    def _who(self) -> UUID | None:
+        """The id of the process whose task runs."""
+        process = current_process()
+        node = next((each for each in self.nodes if process is not None and each.process is process), None)
+        return node.deployment.process if node is not None and node.deployment is not None else None
 
     def _hear(self, trouble: Exception) -> None:
         """A connection was lost, and the process that had it has noticed."""

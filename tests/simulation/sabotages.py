@@ -5,7 +5,7 @@ Each is a context manager that breaks one promise in one place while its block r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -57,15 +57,21 @@ def inbox_off() -> Iterator[None]:
 
 @contextmanager
 def retries_burn_in_outages() -> Iterator[None]:
-    """What is given back because the database went has lost an attempt."""
-    real = Backlog.give_back
+    """Deliveries are counted, as Redis does it: what an outage gives back, or what comes again, loses an attempt."""
+    give_back, add = Backlog.give_back, Backlog.add
 
-    def give_back(self: Backlog, entries: Sequence[Any]) -> None:
+    def burn_and_give_back(self: Backlog, entries: Sequence[Any]) -> None:
         for entry in entries:
             entry.attempts += 1
-        real(self, entries)
+        give_back(self, entries)
 
-    with patch.object(Backlog, "give_back", give_back):
+    def burn_and_add(self: Backlog, entries: Iterable[Any]) -> int:
+        listed = list(entries)
+        for entry in listed:
+            entry.attempts += entry.redelivered
+        return add(self, listed)
+
+    with patch.object(Backlog, "give_back", burn_and_give_back), patch.object(Backlog, "add", burn_and_add):
         yield
 
 
