@@ -197,9 +197,9 @@ class Client:
         body, kind = self._body(events)
         status, answer = self._request(name, body, kind)
         if status == 503:
-            raise _NotAccepted(
-                f"503: {answer.get('detail', '')[:120]}", unknown=bool(answer.get("outcomeUnknown", True))
-            )
+            detail = str(answer.get("detail", ""))
+            self.load.refused.append((self.load.time, name, detail))
+            raise _NotAccepted(f"503: {detail[:120]}", unknown=bool(answer.get("outcomeUnknown", True)))
         if status != 202:
             self.load.wrong.append(f"HTTP {status}: {str(answer)[:300]}")
             raise _NotAccepted(f"HTTP {status}", unknown=True)
@@ -239,7 +239,9 @@ class Client:
 
     def _book(self, name: str, events: Sequence[Sent], answer: Any) -> list[Sent]:
         results = answer if isinstance(answer, list) else [answer]
-        if [each.get("eventId") for each in results] != [each.event_id for each in events]:
+        # A result that is an error has the event's place, and not always its id.
+        ids = [each.get("eventId") or sent.event_id for each, sent in zip(results, events, strict=False)]
+        if len(results) != len(events) or ids != [each.event_id for each in events]:
             self.load.wrong.append(f"results out of order, or not as many as events: {str(results)[:300]}")
             raise _NotAccepted("results do not fit", unknown=True)
         left: list[Sent] = []
