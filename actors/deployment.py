@@ -31,10 +31,8 @@ bring work, and last those who carry it away.
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
 from datetime import datetime
-from importlib import resources
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
@@ -42,17 +40,7 @@ import psycopg
 import redis.exceptions
 import trio
 
-from ..runtime.redis import (
-    AnyRedis,
-    ClusterOptions,
-    Kind,
-    RedisCluster,
-    RedisOptions,
-    RedisUnavailable,
-    classify,
-    open_client,
-)
-from ..runtime.redis.replies import reply_text
+from ..runtime.redis import AnyRedis
 from ..runtime.supervision import (
     Child,
     ChildSpec,
@@ -66,36 +54,29 @@ from ..runtime.supervision import (
     Tree,
 )
 from ..runtime.telemetry import get_logger
-from . import migrations
 from .access_repository import AccessRepository
-from .checking import Checks
-from .cluster_probe import ClusterProbe, probe_of
 from .conditional import ConditionNotMet
-from .declaring import declare_groups
+from .consume_side import ConsumeSide
 from .delivery_view import DeliveryWatch
 from .event import Envelope
-from .group_tree import GroupTree, Site
 from .health_monitor import HealthMonitor, Watch
-from .leasing import Leasing
 from .ledger import Ledger
 from .letter_orders import LetterOrders
 from .letters import LetterDesk
-from .membership import LEAVE_WITHIN, Membership
+from .migrating import Migrating, migrate_all
 from .ownership import Ownership
-from .probes import StreamView, Unhealthy, observe
+from .probes import StreamView, observe
 from .producer import Published, PublishFailed
 from .publish_side import PublishSide
+from .redis_side import RedisSide
 from .relay import OutboxView
-from .stream_table import misdeclared
 from .tailing import tail
 from .upkeep import Upkeep
 
 if TYPE_CHECKING:
     from .backends import Backends
-    from .backlog import Backlog
     from .checks import Finding
     from .cluster_view import ClusterView
-    from .handler_pool import HandlerPool
     from .losses import Loss
     from .member_table import MemberView
     from .settings import ActorSettings
@@ -105,20 +86,9 @@ __all__ = ["Deployment", "migrate_all"]
 
 log = get_logger(__name__)
 
-REST_AT_MOST = 1.0
-"""Seconds between two probes of a Redis that may come back on another node: a failover takes one or two, and nobody
-tells us of its end."""
-
-PATIENCE = 1.0
-"""Seconds for which a listener makes a connection to a cluster again before it calls that trouble."""
-
 ANSWER_WITHIN = 0.6
 """Seconds that PostgreSQL has for a probe while a statement takes suspiciously long: a healthy one took 0.24 s at the
 most on a machine that was six times overloaded, and a frozen one is noticed within a second."""
-
-
-LOOK_AGAIN = 5.0
-"""Seconds between two looks whether somebody has mended a declaration that does not fit the streams."""
 
 
 class Deployment:
@@ -171,7 +141,6 @@ class Deployment:
         self.instance = instance
         self.process = uuid4() if seed is None else _repeatable_uuid(f"{instance}/{seed}")
         self._random = random.Random(seed)  # noqa: S311 - jitter, no secret
-        self._wall = wall
         self.gates = Gates(Journal(wall))
         for name in ("redis", "postgres"):
             self.gates.add(name, shut="not probed yet")
@@ -184,10 +153,6 @@ class Deployment:
         self.delivery = (
             DeliveryWatch(system, pool, backends.store, self.letters, self.process) if pool and self.letters else None
         )
-        self.pools: dict[str, HandlerPool] = {}
-        self.backlogs: dict[str, Backlog] = {}
-        self._client: AnyRedis | None = None
-        self._misdeclared = ""
         self._streams: dict[str, StreamView] = {}
         self.upkeep = Upkeep(
             system,
@@ -199,8 +164,8 @@ class Deployment:
             made_room=lambda: self._redis_watch.nudge(),
             wall=wall,
         )
-        self._cluster_probe: ClusterProbe | None = None
-        self._redis_watch = self._watch_redis()
+        self._redis = RedisSide(system, settings, backends, self.gates, chance=self._random, wall=wall)
+        self._redis_watch, self.checks = self._redis.watch, self._redis.checks
         self._postgres_watch = Watch(
             self.gates["postgres"], backends.probe_postgres, settings.health, backends.postgres_address
         )
@@ -212,12 +177,28 @@ class Deployment:
             backends.store,
             self.client,
             self.gates,
-            self._redis_trouble,
+            self._redis.trouble,
             instance=instance,
-            believes_late=not self._may_move,
-            ownership=Ownership(self._cluster_client) if self._cluster_probe is not None else None,
+            believes_late=not self._redis.may_move,
+            ownership=Ownership(self._redis.cluster_client) if self._redis.cluster is not None else None,
         )
         self.producer = self.publishing.producer
+        self._consuming = ConsumeSide(
+            system,
+            settings,
+            backends,
+            self.gates,
+            redis=self._redis,
+            postgres=self._postgres_watch,
+            publishing=self.publishing,
+            losses=self.upkeep.losses,
+            instance=instance,
+            process=self.process,
+            chance=self._random,
+            wall=wall,
+        )
+        self.pools, self.backlogs = self._consuming.pools, self._consuming.backlogs
+        self.membership = self._consuming.membership
         self.tree = Tree(self._root(front_ends), gates=self.gates, seed=seed)
 
     # For those who bring and show work ------------------------------------------------------------------------------
@@ -323,7 +304,7 @@ class Deployment:
 
     def cluster(self) -> ClusterView | None:
         """The Redis Cluster as it was last seen; None where there is none, or it was not seen yet."""
-        return None if self._cluster_probe is None else self._cluster_probe.view
+        return None if self._redis.cluster is None else self._redis.cluster.view
 
     def client(self) -> AnyRedis:
         """The link to Redis.
@@ -331,14 +312,7 @@ class Deployment:
         Raises:
             RuntimeError: its actor is not running.
         """
-        if self._client is None:
-            raise RuntimeError("the link to Redis is not up; the actor links/redis holds it")
-        return self._client
-
-    def _cluster_client(self) -> RedisCluster:
-        client = self.client()
-        assert isinstance(client, RedisCluster)  # noqa: S101 - asked only where the options are a cluster's
-        return client
+        return self._redis.client()
 
     # The tree -------------------------------------------------------------------------------------------------------
 
@@ -353,20 +327,9 @@ class Deployment:
         return Supervisor(self.system.name, children, strategy=Strategy.REST_FOR_ONE)
 
     def _links(self) -> Iterable[ChildSpec]:
-        yield ChildSpec(id="redis", body=self._hold_redis)
+        yield ChildSpec(id="redis", body=self._redis.hold)
         if self.backends.pool is not None:
             yield ChildSpec(id="postgres", body=self._hold_postgres)
-
-    async def _hold_redis(self, child: Child) -> None:
-        options, connect = self.backends.redis_options, self.backends.redis_connect
-        async with open_client(options, on_trouble=self._link_trouble, connect=connect, rng=self._random) as client:
-            self._client = client
-            child.note(options.address)
-            child.started()
-            try:
-                await trio.sleep_forever()
-            finally:
-                self._client = None
 
     async def _hold_postgres(self, child: Child) -> None:
         assert self.backends.pool is not None  # noqa: S101 - only then is this child declared
@@ -382,13 +345,13 @@ class Deployment:
         yield ChildSpec(id="health-monitor", body=monitor, opens=("redis", "postgres"))
         yield ChildSpec(
             id="migrations",
-            body=self._migrate,
+            body=Migrating(self.system, self.backends, self.gates["schema"], self._redis.misdeclared),
             restart=Restart.TRANSIENT,
             requires=("postgres",),
             opens=("schema",),
         )
         yield from self.publishing.children()
-        yield from self._groups()
+        yield from self._consuming.children()
         if self.letters is not None:
             orders = LetterOrders(
                 self.system,
@@ -396,154 +359,12 @@ class Deployment:
                 self.letters,
                 self.client,
                 redis_gate=self.gates["redis"],
-                redis_trouble=self._redis_trouble,
+                redis_trouble=self._redis.trouble,
             )
             yield ChildSpec(id="dead-letters", body=orders, requires=("postgres", "schema"))
         yield from self.upkeep.children()
 
-    def _group_trees(self) -> list[GroupTree]:
-        site = Site(
-            client=self.client,
-            store=self.backends.store,
-            gates=self.gates,
-            settings=self.settings.delivery,
-            instance=self.instance,
-            live_instances=lambda: self.membership.live_instances(),
-            redis_trouble=self._redis_trouble,
-            reader_trouble=self._reader_trouble,
-            postgres_trouble=self._postgres_watch.trouble,
-            publish=self.publishing.publish_within,
-            chance=self._random.random,
-            wall=self._wall,
-            read_within=self._read_within,
-            patience=PATIENCE if self._cluster_probe else 0.0,
-            look=self.upkeep.losses.look,
-        )
-        return [
-            GroupTree(site, stream, group)
-            for stream in self.system.streams.values()
-            for group in stream.groups.values()
-        ]
-
-    def _groups(self) -> Iterable[ChildSpec]:
-        """Who is there, who has which partition, and the groups."""
-        trees = self._group_trees()
-        for partition in [each for tree in trees for each in tree.partitions]:
-            self.pools[partition.name], self.backlogs[partition.name] = partition.pool, partition.backlog
-        tenures = {tree.name: tree.tenures for tree in trees if tree.tenures}
-        store, settings = self.backends.store, self.settings.delivery
-        self.membership = Membership(
-            store,
-            settings,
-            system=self.system.name,
-            instance=self.instance,
-            process=self.process,
-            groups=list(tenures),
-            gate=self.gates["redis"],
-        )
-        yield ChildSpec(
-            id="membership", body=self.membership, requires=("postgres", "schema"), drain_within=LEAVE_WITHIN + 1.0
-        )
-        if tenures:
-            yield ChildSpec(
-                id="leases",
-                body=Leasing(store, self.process, tenures, settings),
-                requires=("redis", "postgres", "schema"),
-                opens=tuple(tenure.gate.name for each in tenures.values() for tenure in each),
-                drain_within=LEAVE_WITHIN + 1.0,
-            )
-        for tree in trees:
-            yield tree.supervisor().spec()
-
-    async def _migrate(self, child: Child) -> None:
-        applied = await migrate_all(self.system, self.backends)
-        if self.backends.pool is not None:
-            await declare_groups(self.backends.pool, self.system)
-        if applied:
-            log.info("migrations applied", count=len(applied), last=applied[-1])
-        child.note(f"{len(applied)} applied" if applied else "up to date")
-        await self._check_partitions()
-        child.started()
-        self.gates["schema"].open()
-        while self._misdeclared:
-            await trio.sleep(LOOK_AGAIN)
-            await self._check_partitions()
-
-    async def _check_partitions(self) -> None:
-        """Hold what needs Redis while a stream is declared with other partitions than it was made with."""
-        before, self._misdeclared = self._misdeclared, await misdeclared(self.backends.store, self.system)
-        if self._misdeclared and self._misdeclared != before:
-            log.error("a stream is declared otherwise than it was made", mend=self._misdeclared)
-            self._redis_watch.trouble(Unhealthy(self._misdeclared))
-
-    async def _probe_redis(self) -> None:
-        if self._misdeclared:
-            raise Unhealthy(self._misdeclared)
-        await self.checks()
-
-    # Redis ----------------------------------------------------------------------------------------------------------
-
-    @property
-    def _may_move(self) -> bool:
-        """Whether another node may become what the present master is."""
-        return not isinstance(self.backends.redis_options, RedisOptions)
-
-    def _read_within(self, block: float) -> float:
-        """Seconds within which a blocking read has an end, whatever happens."""
-        options = self.backends.redis_options
-        server = options if isinstance(options, RedisOptions) else options.node
-        limit = block + server.block_margin
-        if isinstance(options, ClusterOptions):
-            # When its slot moves it is made again on another node, with its whole BLOCK, which may be there or not.
-            limit += block + options.retry_for + server.connect_timeout
-        return limit
-
-    def _watch_redis(self) -> Watch:
-        options, health = self.backends.redis_options, self.settings.health
-        probe = probe_of(
-            options,
-            tuple(self._partitions()),
-            connect=self.backends.redis_connect,
-            memory=self.gates["redis-memory"],
-            within=health.timeout,
-        )
-        if isinstance(probe, ClusterProbe):
-            self._cluster_probe = probe
-            probe.on_change = _tell_nodes
-        rest = REST_AT_MOST if self._may_move else None
-        self.checks = Checks(
-            self.system, probe, self.gates["redis"], allow=self.settings.checks.allow, wall=self._wall
-        )
-        return Watch(self.gates["redis"], self._probe_redis, health, options.address, rest_at_most=rest)
-
-    # News -----------------------------------------------------------------------------------------------------------
-
-    def _link_trouble(self, error: Exception) -> None:
-        """What the link itself says, before any caller has an error.
-
-        In a cluster a connection that breaks proves nothing: a master that hands over closes some. That it cannot be
-        made again, or that a node is silent, does.
-        """
-        probe = self._cluster_probe
-        if probe is not None and (_has_broken(error) or not probe.concerns(error)):
-            self._redis_watch.doubt()
-        else:
-            self._redis_trouble(error)
-
-    def _redis_trouble(self, error: Exception) -> None:
-        """Shut the gate for what an error of Redis says about Redis; never for what it says about a command."""
-        row = classify(error)
-        if row.shuts_gate or row.kind in _OF_THE_SERVER:
-            self._redis_watch.trouble(error)
-        elif row.kind is Kind.DEGRADE:
-            self.gates["redis-memory"].shut(reply_text(error))
-
-    def _reader_trouble(self, error: Exception) -> None:
-        """The same for a listener: a full Redis lets it read, but not make a group, and without one it must wait."""
-        if classify(error).kind is Kind.DEGRADE:
-            self._redis_watch.trouble(error)
-        else:
-            self._redis_trouble(error)
+    # What is seen ---------------------------------------------------------------------------------------------------
 
     async def _observe(self) -> None:
         """Look at the streams, where Redis is there to be asked, and into the outbox."""
@@ -577,35 +398,3 @@ class Deployment:
 
 def _repeatable_uuid(of: str) -> UUID:
     return UUID(int=random.Random(of).getrandbits(128), version=4)  # noqa: S311 - a name, no secret
-
-
-async def migrate_all(system: System, backends: Backends) -> list[str]:
-    """Bring the runtime's tables and the system's own up to date; the names of what was applied, in order.
-
-    Raises:
-        MigrationFailed: the database refused one; the text names it, and what the server said.
-        PostgresUnavailable, PostgresRejected: as the link says.
-    """
-    applied = await backends.migrate(resources.files(migrations), "penstock")
-    if system.migrations is not None:
-        # An account of its own: the numbers of two sets of migrations mean nothing to each other.
-        prefix = re.sub(r"\W", "_", system.name.lower(), flags=re.ASCII)
-        applied += await backends.migrate(system.migrations, f"penstock_{prefix}")
-    return applied
-
-
-_OF_THE_SERVER = (Kind.WAIT, Kind.REROUTE, Kind.REDIRECT, Kind.CONFIG)
-"""Kinds of replies that no other command would fare better with; on the one server that there is."""
-
-
-def _tell_nodes(gone: list[str], back: list[str]) -> None:
-    if gone:
-        log.warning("nodes of the cluster have failed; our streams work without them", nodes=gone)
-    if back:
-        log.info("nodes of the cluster are no longer called failed", nodes=back)
-
-
-def _has_broken(error: Exception) -> bool:
-    """Whether it tells of a connection that was there, and is no more."""
-    ends = (EOFError, trio.BrokenResourceError, trio.ClosedResourceError, ConnectionResetError, BrokenPipeError)
-    return isinstance(error, RedisUnavailable) and isinstance(error.__cause__, ends)

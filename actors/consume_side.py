@@ -1,0 +1,125 @@
+"""The consume side of a deployment: who is there, who has which partition, and the groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final
+
+from ..runtime.supervision import ChildSpec
+from .group_tree import GroupTree, Site
+from .leasing import Leasing
+from .membership import LEAVE_WITHIN, Membership
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable
+    from datetime import datetime
+    from uuid import UUID
+
+    from ..runtime.supervision import Gates
+    from .backends import Backends
+    from .backlog import Backlog
+    from .handler_pool import HandlerPool
+    from .health_monitor import Watch
+    from .losses import LossDetector
+    from .publish_side import PublishSide
+    from .redis_side import RedisSide
+    from .settings import ActorSettings
+    from .system import System
+
+__all__ = ["ConsumeSide"]
+
+PATIENCE: Final = 1.0
+"""Seconds for which a listener makes a connection to a cluster again before it calls that trouble."""
+
+
+class ConsumeSide:
+    """See the module. Adds the gates of its leases.
+
+    Args:
+        system: what was declared.
+        settings: what was set.
+        backends: what the deployment stands on.
+        gates: the deployment's.
+        redis: its link, and who is told of its errors.
+        postgres: who is told of PostgreSQL's.
+        publishing: takes what handlers publish.
+        losses: looks what a stream has lost, before somebody reads on in it.
+        instance: the short stable id of the installation.
+        process: of this process alone.
+        chance: of all jitter.
+        wall: where dates come from; None for the real clock.
+
+    Attributes:
+        pools: the handler pools, by group and partition (``GROUP@KEY``).
+        backlogs: their backlogs.
+        membership: who else is there.
+    """
+
+    def __init__(
+        self,
+        system: System,
+        settings: ActorSettings,
+        backends: Backends,
+        gates: Gates,
+        *,
+        redis: RedisSide,
+        postgres: Watch,
+        publishing: PublishSide,
+        losses: LossDetector,
+        instance: str,
+        process: UUID,
+        chance: random.Random,
+        wall: Callable[[], datetime] | None,
+    ) -> None:
+        site = Site(
+            client=redis.client,
+            store=backends.store,
+            gates=gates,
+            settings=settings.delivery,
+            instance=instance,
+            live_instances=lambda: self.membership.live_instances(),
+            redis_trouble=redis.trouble,
+            reader_trouble=redis.reader_trouble,
+            postgres_trouble=postgres.trouble,
+            publish=publishing.publish_within,
+            chance=chance.random,
+            wall=wall,
+            read_within=redis.read_within,
+            patience=PATIENCE if redis.cluster else 0.0,
+            look=losses.look,
+        )
+        self._trees = [
+            GroupTree(site, stream, group) for stream in system.streams.values() for group in stream.groups.values()
+        ]
+        self._tenures = {tree.name: tree.tenures for tree in self._trees if tree.tenures}
+        self.pools: dict[str, HandlerPool] = {}
+        self.backlogs: dict[str, Backlog] = {}
+        for partition in [each for tree in self._trees for each in tree.partitions]:
+            self.pools[partition.name], self.backlogs[partition.name] = partition.pool, partition.backlog
+        self.membership = Membership(
+            backends.store,
+            settings.delivery,
+            system=system.name,
+            instance=instance,
+            process=process,
+            groups=list(self._tenures),
+            gate=gates["redis"],
+        )
+        self._leasing = Leasing(backends.store, process, self._tenures, settings.delivery)
+
+    def children(self) -> Iterable[ChildSpec]:
+        """The children, in the order of their start."""
+        yield ChildSpec(
+            id="membership", body=self.membership, requires=("postgres", "schema"), drain_within=LEAVE_WITHIN + 1.0
+        )
+        if self._tenures:
+            yield ChildSpec(
+                id="leases",
+                body=self._leasing,
+                requires=("redis", "postgres", "schema"),
+                opens=tuple(tenure.gate.name for each in self._tenures.values() for tenure in each),
+                drain_within=LEAVE_WITHIN + 1.0,
+            )
+        for tree in self._trees:
+            yield tree.supervisor().spec()
