@@ -47,6 +47,7 @@ class _Fate:
     errors: tuple[Callable[[], BaseException], ...] = ()
     for_ever: bool = False
     pause: float = 0.0
+    freezes: float = 0.0
     late: bool = False
 
 
@@ -59,6 +60,7 @@ class Stumbling:
         ledger: where effects and failures are noted; set before the copy runs.
         connection: see `Scenario.connection`.
         on: whether handlers are made to stumble at all.
+        freeze: freezes the process whose task calls it for so many seconds.
         time_limit: seconds that a handler's transaction may take.
     """
 
@@ -66,6 +68,7 @@ class Stumbling:
     connection: Callable[[Any], Any]
     on: bool = True
     time_limit: float = 10.0
+    freeze: Callable[[float], None] = lambda seconds: None
     ledger: Ledger = field(init=False)
     _tries: Counter[tuple[str, UUID]] = field(factory=Counter)
 
@@ -138,6 +141,9 @@ class Stumbling:
             return
         tries = self._tries[group.name, event_id]
         self._tries[group.name, event_id] += 1
+        if fate.freezes and not tries:
+            self.freeze(fate.freezes)
+            await trio.lowlevel.checkpoint()
         if fate.pause and not tries:
             await trio.sleep(fate.pause)
         if tries < len(fate.errors):
@@ -158,6 +164,9 @@ class Stumbling:
             return _Fate(tuple(chance.choices(PASSING, k=chance.randint(1, 4))), late=late)
         if draw < 0.22:
             return _Fate(pause=chance.choice([0.5, 3.0, 60.0]), late=late)
+        if draw < 0.23:
+            # Longer than a lease: the process goes on with a transaction of a partition that is another's by then.
+            return _Fate(freezes=chance.choice([5.0, 40.0, 100.0]), late=late)
         return _Fate()
 
     def _note(self, group: Group, event_ids: Sequence[UUID], error: BaseException, memory: Any, began: float) -> None:

@@ -107,6 +107,7 @@ class World:
         stumbling = Stumbling(seed, scenario.connection, on=scenario.stumbling)
         system, store = stumbling.copy_of(declared), MemoryStore()
         ledger = stumbling.ledger = Ledger(system, store)
+        stumbling.freeze = lambda seconds: world.freeze_current(seconds)
         stumbling.time_limit = scenario.settings.delivery.handler_timeout
         world = cls(seed, scenario, redis, simulation, chance, system, ledger, store)
         for server in world.servers:
@@ -167,6 +168,14 @@ class World:
         if process.error is not None:
             self.tell(f"{node.name} has ended: {process.error!r}")
             await self.restart(node, 1.0)
+
+    def freeze_current(self, seconds: float) -> None:
+        """Freeze the process whose task calls this, as long as things go wrong at all."""
+        process = current_process()
+        if process is not None and not self.calm:
+            self.tell(f"{process.name} is frozen in a handler for {seconds:g} s")
+            process.freeze()
+            self.simulation.later(seconds, process.thaw)
 
     async def restart(self, node: Node, pause: float) -> None:
         """Once its present life is over, and a pause later, begin another."""
