@@ -176,13 +176,18 @@ def _order(facts: Facts) -> list[Violation]:
             if effect.group == group and effect.key is not None:
                 by_key[effect.key].append(effect)
         late: list[str] = []
+        pair: tuple[str, str] | None = None
         for effects in by_key.values():
-            highest = -1
+            furthest: Effect | None = None
             for effect in sorted(effects, key=lambda each: each.row):
-                if effect.number < highest:
+                if furthest is not None and effect.number < furthest.number:
                     late.append(effect.event_id)
-                highest = max(highest, effect.number)
-        found += _violation("ORDER", f"events came after a later one of their key in {group}", late)
+                    pair = pair or (furthest.event_id, effect.event_id)
+                else:
+                    furthest = effect
+        if pair is not None:
+            text = f"{len(late)} events came after a later one of their key in {group}; first {pair[0]}, then {pair[1]}"
+            found.append(Violation("ORDER", text, (*pair, *late[: SHOWN - 2])))
     return found
 
 

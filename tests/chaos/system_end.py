@@ -94,6 +94,19 @@ class End:
             found[f"consumers of processes that are gone, {group}@{key}"] = left
         return found
 
+    def behind(self) -> int:
+        """Entries that the slowest group of the sent stream has not been given yet; 0 while nobody can tell."""
+        behind = {LEDGER: 0, SHIPPING: 0}
+        try:
+            for key in orders.keys:
+                with self.redis.admin(self.redis.owner(key)) as admin:
+                    views: Any = admin.xinfo_groups(key) if admin.exists(key) else []
+                for view in views:
+                    behind[view["name"]] += int(view["lag"] or 0)
+        except (redis.exceptions.RedisError, LookupError):
+            return 0
+        return max(behind.values())
+
     # What there is --------------------------------------------------------------------------------------------------
 
     def effects(self) -> list[Effect]:

@@ -52,6 +52,7 @@ class Load:
         ports: the HTTP port of each process, by its name; a process that is replaced has a new one.
         rate: events a second, of all clients.
         limit: events that are enough, once the faults are over.
+        held: the handlers are too far behind: nothing new is sent.
         took: seconds of each POST that was answered, whatever the answer.
         answers: how often each kind of answer came.
         durable: how many events were accepted into which place.
@@ -72,6 +73,7 @@ class Load:
     wrong: list[str] = field(factory=list)
     stopping: threading.Event = field(factory=threading.Event)
     accepted: int = 0
+    held: bool = False
     lock: threading.Lock = field(factory=threading.Lock)
     _begun: float | None = None
     _threads: list[threading.Thread] = field(factory=list)
@@ -102,7 +104,7 @@ class Load:
         """Block while we are ahead of the rate; False when it is over."""
         assert self._begun is not None
         while not self.stopping.is_set():
-            if len(self.sent) <= self.rate * (time.monotonic() - self._begun):
+            if not self.held and len(self.sent) <= self.rate * (time.monotonic() - self._begun):
                 return True
             self.stopping.wait(0.02)
         return False
