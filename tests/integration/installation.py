@@ -85,6 +85,11 @@ class Installation:
 
     def start(self, limit: float = 60.0) -> float:
         """Start it and wait until it is ready; the seconds that it took."""
+        self.start_unready()
+        return until(self._is_ready, limit, "ready")
+
+    def start_unready(self, limit: float = 60.0) -> float:
+        """Start it and wait until it answers, ready or not; the seconds that it took."""
         self.runs += 1
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
@@ -95,15 +100,19 @@ class Installation:
                 stderr=log,
                 stdin=subprocess.DEVNULL,
             )
-        return until(self._is_ready, limit, "ready")
+        return until(lambda: self._status() is not None, limit, "it answers")
 
     def _is_ready(self) -> bool:
+        return self._status() == 200
+
+    def _status(self) -> int | None:
+        """Of ``/readyz``; None while nobody answers."""
         assert self.process is not None
         assert self.process.poll() is None, f"penstock ended: {self.log[-1500:]}"
         try:
-            return self.get("/readyz")[0] == 200
+            return self.get("/readyz")[0]
         except OSError:
-            return False
+            return None
 
     def terminate(self, limit: float = 10.0) -> int:
         """SIGTERM; the exit code."""
