@@ -19,10 +19,11 @@ from .cluster_probe import ClusterProbe
 from .probes import RedisProbe, Unhealthy
 
 if TYPE_CHECKING:
+    from ..runtime.postgres import Pool
     from ..runtime.supervision import Gate
     from .system import System
 
-__all__ = ["Checks", "look_at_redis"]
+__all__ = ["Checks", "database_clock", "look_at_redis"]
 
 log = get_logger(__name__)
 
@@ -38,7 +39,11 @@ def _now() -> datetime:
 
 
 async def look_at_redis(
-    probe: RedisProbe | ClusterProbe, keys: Sequence[str], wall: Callable[[], datetime] = _now
+    probe: RedisProbe | ClusterProbe,
+    keys: Sequence[str],
+    wall: Callable[[], datetime] = _now,
+    *,
+    mirrors: Sequence[str] = (),
 ) -> list[Finding]:
     """One round of checks of the servers behind a probe that has just found them well.
 
@@ -46,6 +51,7 @@ async def look_at_redis(
         probe: of a cluster, one that has run: each master that it saw is looked at.
         keys: the streams' keys.
         wall: our clock, aware.
+        mirrors: keys of the streams that show dead letters.
 
     Raises:
         redis.exceptions.RedisError: as the link or a server says.
@@ -54,13 +60,22 @@ async def look_at_redis(
     if isinstance(probe, RedisProbe):
         async with open_client(probe.options, connect=probe.connect) as client:
             findings += await server_findings(client, probe.options.address, wall)
-            return [*findings, *await access_findings(client, keys, probe.options.address)]
+            return [*findings, *await access_findings(client, keys, probe.options.address, mirrors)]
     for node in probe.view.masters if probe.view is not None else ():
         if not node.failed:
             async with _node(probe, probe.node_options(node.address)) as server:
                 findings += await server_findings(server, node.address, wall)
     async with open_client(probe.options, connect=probe.connect) as cluster:
-        return [*findings, *await access_findings(cluster, keys, probe.options.address)]
+        return [*findings, *await access_findings(cluster, keys, probe.options.address, mirrors)]
+
+
+async def database_clock(pool: Pool) -> datetime:
+    """What time it is there; aware. Raises psycopg.Error."""
+    async with pool.connection() as connection:
+        row = await (await connection.execute("select clock_timestamp()")).fetchone()
+    assert row is not None  # noqa: S101 - a select without a table
+    moment: datetime = row[0]
+    return moment
 
 
 def _node(probe: ClusterProbe, options: RedisOptions) -> Redis:
@@ -90,7 +105,10 @@ class Checks:
     ) -> None:
         self._keys = [key for stream in system.streams.values() for key in stream.keys]
         self._probe: Callable[[], Awaitable[None]] = probe
-        self._look: Callable[[], Awaitable[list[Finding]]] = partial(look_at_redis, probe, self._keys, wall or _now)
+        mirrors = [stream.mirror_key for stream in system.streams.values() if stream.mirror and stream.groups]
+        self._look: Callable[[], Awaitable[list[Finding]]] = partial(
+            look_at_redis, probe, self._keys, wall or _now, mirrors=mirrors
+        )
         self._gate = gate
         self._allow = frozenset(allow)
         self._declared = declared_findings(system)
@@ -98,7 +116,7 @@ class Checks:
         self._database: list[Finding] = []
         self._database_at = -math.inf
         self._wall = wall or _now
-        self._told: set[str] = set()
+        self._told: set[tuple[str, str, Severity]] = set()
         self._at = -math.inf
         for finding in self._declared:
             self._tell(finding)
@@ -160,9 +178,9 @@ class Checks:
 
     def _tell(self, finding: Finding) -> None:
         """Once for each thing that is wrong; again if it was mended in between."""
-        place = f"{finding.name} {finding.where}"
+        place = (finding.name, finding.where, finding.severity)
         if finding.severity is Severity.GOOD:
-            self._told.discard(place)
+            self._told.difference_update([(*place[:2], severity) for severity in Severity])
         elif place not in self._told:
             self._told.add(place)
             facts: dict[str, Any] = {"check": finding.name, "found": finding.found, "mend": finding.mend}

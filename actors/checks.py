@@ -212,42 +212,73 @@ def _questions(key: str) -> Sequence[tuple[str, tuple[str, ...]]]:
         ("XCLAIM", (key, _GROUP, "probe", "0", "0-1")),
         ("XINFO", ("STREAM", key)),
         ("XINFO", ("GROUPS", key)),
+        ("XINFO", ("CONSUMERS", key, _GROUP)),
         ("XGROUP", ("CREATE", key, _GROUP, "no-id")),
         ("XGROUP", ("SETID", key, _GROUP, "0")),
         ("XGROUP", ("DELCONSUMER", key, _GROUP, "probe")),
         ("XTRIM", (key, "MINID", "0")),
+        ("XLEN", (key,)),
         ("EVAL", ("return redis.call('XLEN', KEYS[1])", "1", key)),
+        ("EVALSHA", ("0" * 40, "1", key)),
     )
 
 
-async def access_findings(client: AnyRedis, keys: Sequence[str], where: str) -> list[Finding]:
-    """Whether our user may do on each stream what has to be done; a command that is refused for another reason may.
+def _questions_of_mirror(key: str) -> Sequence[tuple[str, tuple[str, ...]]]:
+    return ("XADD", (key, "no-id", "probe", "1")), ("XDEL", (key, "0-0"))
+
+
+async def access_findings(
+    client: AnyRedis, keys: Sequence[str], where: str, mirrors: Sequence[str] = ()
+) -> list[Finding]:
+    """Whether our user may do what has to be done; a command that is refused for another reason may.
+
+    Args:
+        client: the link.
+        keys: the streams' keys; without these rights nothing can be done.
+        where: the server's address.
+        mirrors: keys of the streams that show dead letters; without these rights they do not.
 
     Raises:
         RedisUnavailable: the link is lost.
     """
+    denied = await _denied_on(client, keys, _questions)
+    hidden = await _denied_on(client, mirrors, _questions_of_mirror)
+    found = []
+    if denied:
+        told = _told(denied)
+        found.append(Finding(name="access", where=where, severity=Severity.REFUSE, found=told, mend=_right(denied)))
+    if hidden:
+        told = f"{_told(hidden)}, so dead letters are not shown there, and what is to show them stays in the outbox"
+        mend = f"{_right(hidden)}, or declare the stream with mirror=False"
+        found.append(Finding(name="access", where=where, severity=Severity.WARN, found=told, mend=mend))
+    if found:
+        return found
+    return [Finding(name="access", where=where, severity=Severity.GOOD, found="its user has all rights needed")]
+
+
+def _told(denied: Mapping[str, Sequence[str]]) -> str:
+    streams = sorted({key for keys in denied.values() for key in keys})
+    return f"our user may not run {', '.join(denied)} on {', '.join(streams)}"
+
+
+def _right(denied: Mapping[str, Sequence[str]]) -> str:
+    wanted = " ".join(f"+{command.lower().replace(' ', '|')}" for command in denied)
+    return f"ACL SETUSER … ~* +@stream +@scripting (or {wanted}, and the streams' keys)"
+
+
+_Questions = Callable[[str], Sequence[tuple[str, tuple[str, ...]]]]
+
+
+async def _denied_on(client: AnyRedis, keys: Sequence[str], ask: _Questions) -> dict[str, list[str]]:
+    """By command, the keys on which our user may not run it."""
     denied: dict[str, list[str]] = {}
     for key in keys:
-        for command in await _denied(client, key):
+        for command in await _denied(client, ask(key)):
             denied.setdefault(command, []).append(key)
-    if not denied:
-        return [Finding(name="access", where=where, severity=Severity.GOOD, found="its user has all rights needed")]
-    commands = ", ".join(denied)
-    streams = sorted({key for keys_of in denied.values() for key in keys_of})
-    wanted = " ".join(f"+{command.lower().replace(' ', '|')}" for command in denied)
-    return [
-        Finding(
-            name="access",
-            where=where,
-            severity=Severity.REFUSE,
-            found=f"our user may not run {commands} on {', '.join(streams)}",
-            mend=f"ACL SETUSER … ~* +@stream +@scripting (or {wanted}, and the streams' keys)",
-        )
-    ]
+    return denied
 
 
-async def _denied(client: AnyRedis, key: str) -> list[str]:
-    questions = _questions(key)
+async def _denied(client: AnyRedis, questions: Sequence[tuple[str, tuple[str, ...]]]) -> list[str]:
     pipeline = client.pipeline(transaction=False)
     for command, words in questions:
         pipeline.execute_command(command, *words)

@@ -16,6 +16,7 @@ import redis.exceptions
 import trio
 from attrs import frozen
 
+from ..runtime import redis as redis_link
 from ..runtime.postgres import Fault, classify
 from ..runtime.telemetry import get_logger
 from .dead_letter import unpack_fields
@@ -57,16 +58,17 @@ MIRRORED: Final = 500
 REDIS_WITHIN: Final = 3.0
 """Seconds that Redis has for a removal, while rows are locked."""
 
+# Whoever works at one letter in 100 s says nothing for 100 s: it is not left behind for that.
 _RUNNING: Final = """
-select id, rate from penstock_dead_letter_order where system = %(system)s and state = 'running'
-    and (worker is null or worker = %(worker)s or worked_at < now() - make_interval(secs => %(left_behind)s))
-order by ordered_at
+select id, rate from penstock_dead_letter_order where system = %(system)s and state = 'running' and (
+    worker is null or worker = %(worker)s or worked_at < now() - make_interval(secs => %(left_behind)s + 1 / rate)
+) order by ordered_at
 """
 
 _TAKE_ORDER: Final = """
-select target, ordered_by from penstock_dead_letter_order where id = %(order)s and state = 'running'
-    and (worker is null or worker = %(worker)s or worked_at < now() - make_interval(secs => %(left_behind)s))
-for update skip locked
+select target, ordered_by from penstock_dead_letter_order where id = %(order)s and state = 'running' and (
+    worker is null or worker = %(worker)s or worked_at < now() - make_interval(secs => %(left_behind)s + 1 / rate)
+) for update skip locked
 """
 
 _TAKE_LETTERS: Final = """
@@ -92,7 +94,8 @@ where id = %(order)s
 
 _TAKE_SHOWN: Final = """
 select id, mirror, mirror_id from penstock_dead_letter
-where mirror_id is not null and status in ('replayed', 'discarded') order by id limit %s for update skip locked
+where mirror_id is not null and status in ('replayed', 'discarded') and not coalesce(mirror = any(%s), false)
+order by id limit %s for update skip locked
 """
 
 
@@ -138,6 +141,7 @@ class LetterOrders:
         self._redis_trouble = redis_trouble
         self._worker = str(uuid4())
         self._due: dict[UUID, float] = {}
+        self._refused: dict[str, float] = {}
 
     async def __call__(self, child: Child) -> None:
         """Work until cancelled, at any moment: what is moved is counted, and the rest is as it was.
@@ -230,11 +234,11 @@ class LetterOrders:
             return False
         try:
             async with self._store.transaction() as transaction:
-                cursor = await transaction.connection.execute(_TAKE_SHOWN, (MIRRORED,))
+                refused = [mirror for mirror, until in self._refused.items() if until > trio.current_time()]
+                cursor = await transaction.connection.execute(_TAKE_SHOWN, (refused, MIRRORED))
                 rows = await cursor.fetchall()
                 if rows:
-                    await self._remove(rows)
-                    await self._forget(transaction, [row[0] for row in rows])
+                    await self._forget(transaction, await self._remove(rows))
                 return len(rows) == MIRRORED
         except redis.exceptions.RedisError as error:
             log.debug("mirrors not cleared", error=str(error))
@@ -243,19 +247,36 @@ class LetterOrders:
             log.debug("mirrors not cleared", error="Redis did not answer in time")
         return False
 
-    async def _remove(self, rows: Sequence[Any]) -> None:
-        shown: dict[str, list[str]] = {}
-        for _, mirror, mirror_id in rows:
+    async def _remove(self, rows: Sequence[Any]) -> list[int]:
+        """The ids of the letters that are shown no more. A mirror that refuses rests for a while; the others go on."""
+        removed = [letter_id for letter_id, mirror, _ in rows if mirror is None]
+        shown: dict[str, dict[str, int]] = {}
+        for letter_id, mirror, mirror_id in rows:
             if mirror is not None:
-                shown.setdefault(mirror, []).append(mirror_id)
+                shown.setdefault(mirror, {})[mirror_id] = letter_id
         with trio.fail_after(REDIS_WITHIN):
             for mirror, ids in shown.items():
-                await self._client().xdel(mirror, *ids)
+                try:
+                    await self._client().xdel(mirror, *ids)
+                except redis.exceptions.ResponseError as error:
+                    if not _is_of_one_key(error):
+                        raise
+                    self._refused[mirror] = trio.current_time() + SET_ASIDE
+                    log.warning("dead letters that are settled are still shown", mirror=mirror, error=str(error))
+                else:
+                    removed += ids.values()
+        return removed
 
     async def _forget(self, transaction: Transaction, ids: list[int]) -> None:
         await transaction.connection.execute(
             "update penstock_dead_letter set mirror_id = null where id = any(%s)", (ids,)
         )
+
+
+def _is_of_one_key(error: redis.exceptions.ResponseError) -> bool:
+    """Whether the refusal says something about this key, or our right to it, and nothing of the server."""
+    row = redis_link.classify(error)
+    return row.kind is redis_link.Kind.BUG or (row.kind is redis_link.Kind.CONFIG and not row.shuts_gate)
 
 
 def _passes(error: psycopg.Error) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -101,10 +101,12 @@ def test_a_key_that_nothing_can_stand_beside_is_a_warning() -> None:
 # Rights
 
 
-async def _findings(redis: Redis, valkey: Any, *rules: str, key: str = "orders") -> list[Finding]:
+async def _findings(
+    redis: Redis, valkey: Any, *rules: str, key: str = "orders", mirrors: Sequence[str] = ()
+) -> list[Finding]:
     await redis.execute_command("ACL", "SETUSER", "app", "reset", "on", ">secret", *rules)
     async with Redis(evolve(valkey.options, username="app", password="secret")) as link:
-        return await access_findings(link, [key], "here")
+        return await access_findings(link, [key], "here", mirrors)
 
 
 async def test_a_user_with_all_rights_may(redis: Redis, valkey: Any) -> None:
@@ -116,8 +118,17 @@ async def test_what_a_user_may_not_is_named_and_how_to_mend_it(redis: Redis, val
     rules = ("~orders", "~{orders}:*", "+@stream", "-xclaim", "-xgroup|setid")
     (finding,) = await _findings(redis, valkey, *rules)
     assert finding.severity is REFUSE
-    assert finding.found == "our user may not run XCLAIM, XGROUP SETID, EVAL on orders"
+    assert finding.found == "our user may not run XCLAIM, XGROUP SETID, EVAL, EVALSHA on orders"
     assert "+xclaim +xgroup|setid +eval" in finding.mend
+
+
+async def test_who_may_not_show_dead_letters_is_warned(redis: Redis, valkey: Any) -> None:
+    rules = ("~orders", "~{orders}:*", "+@stream", "+@scripting")
+    (finding,) = await _findings(redis, valkey, *rules, mirrors=["orders:dead-letter"])
+    assert finding.severity is WARN
+    assert "XADD, XDEL on orders:dead-letter" in finding.found
+    (finding,) = await _findings(redis, valkey, *rules, "~orders:dead-letter", mirrors=["orders:dead-letter"])
+    assert finding.severity is GOOD
 
 
 async def test_a_key_that_is_not_ours_is_noticed(redis: Redis, valkey: Any) -> None:
@@ -135,7 +146,7 @@ async def test_asking_changes_nothing(redis: Redis, valkey: Any, exists: bool) -
         await redis.xreadgroup("payment", "c", {"orders": ">"}, count=2)
     before = await redis.execute_command("XINFO", "STREAM", "orders", "FULL") if exists else None
     keys = await redis.keys()
-    await access_findings(redis, ["orders"], "here")
+    await access_findings(redis, ["orders"], "here", ["orders:dead-letter", "orders"])
     assert await redis.keys() == keys
     if exists:
         assert await redis.execute_command("XINFO", "STREAM", "orders", "FULL") == before

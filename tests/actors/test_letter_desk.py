@@ -463,3 +463,35 @@ async def test_one_that_another_order_has_taken_meanwhile_is_refused(
     with pytest.raises(LetterRefused, match="somebody else"):
         await office.desk.replay_one(number, by="kim")
     assert [each.by for each in (await office.desk.letter(number)).audit] == ["lee"]
+
+
+async def test_an_order_whose_rate_is_low_is_left_to_whoever_works_at_it(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(letter_orders, "LEFT_BEHIND", 0.0)
+    await office.bury(3)
+    order = await office.desk.replay(ANYTHING, by="kim", rate=0.01)
+    first, second = office.worker(), office.worker()
+    await first._work()
+    await second._work()
+    assert len(await office.retry_rows()) == 1
+    await office.rows("update penstock_dead_letter_order set worked_at = now() - interval '101 s'")
+    await second._work()
+    assert len(await office.retry_rows()) == 2
+    assert (await office.desk.order(order.id)).moved == 2
+
+
+async def test_a_mirror_that_refuses_keeps_no_other_and_shuts_no_gate(office: Office) -> None:
+    async with InProcessRedis() as server, Redis(RedisOptions(), connect=server.connect) as office.redis:
+        await office.redis.set("orders:dead-letter", "no stream")
+        shown = await office.redis.xadd("clicks:dead-letter", {"n": "1"})
+        for mirror, entry_id in (("orders:dead-letter", "1-0"), ("clicks:dead-letter", shown.decode())):
+            (number,) = await office.bury(mirror=mirror)
+            await office.rows("update penstock_dead_letter set mirror_id = %s where id = %s", entry_id, number)
+        await office.desk.discard(ANYTHING, by="kim")
+        await office.worker()._clear_mirrors()
+        assert await office.redis.xlen("clicks:dead-letter") == 0
+    assert await office.rows("select mirror from penstock_dead_letter where mirror_id is not null") == [
+        ("orders:dead-letter",)
+    ]
+    assert office.trouble == []
