@@ -67,7 +67,7 @@ def rules(system: System, tables: Iterable[OldRows], cutoff: datetime, streams: 
     return [
         *[Rule(table, _by_age(table), [cutoff]) for table in tables],
         *[
-            Rule(_INBOX, _GONE, [stream.stream, cutoff, stream.first_id, stream.first_id])
+            Rule(_INBOX, _GONE, [stream.stream, cutoff, stream.first_id, stream.first_id, cutoff])
             for stream in streams
             if stream.error is None
         ],
@@ -95,7 +95,7 @@ _OF_SYSTEM: Final = sql.SQL("system = %s and ")
 _INBOX: Final = OldRows("penstock_inbox", "handled_at", ("consumer_group", "event_id"))
 # An inbox row outlives everything that can bring its event again: the entry in the stream (to a group that was lost and
 # made again, say), the row in the outbox, the row that waits for another attempt, the dead letter of another group that
-# may be replayed to all of them.
+# may be replayed to all of them, or was: its new entry is far behind the one that the row knows.
 _GONE: Final = sql.SQL(
     """
     stream = %s and handled_at < %s
@@ -104,7 +104,8 @@ _GONE: Final = sql.SQL(
     and not exists (select from penstock_retry other where other.event_id = penstock_inbox.event_id)
     and not exists (
         select from penstock_dead_letter other
-        where other.event_id = penstock_inbox.event_id and other.status in ('dead', 'replaying')
+        where other.event_id = penstock_inbox.event_id
+            and (other.status in ('dead', 'replaying') or other.settled_at >= %s)
     )
     """
 )

@@ -362,7 +362,16 @@ _LETTER = (
 )
 
 
-@pytest.mark.parametrize("waiting", [_OUTBOX, _RETRY, _LETTER], ids=["outbox", "retry", "letter"])
+# It was published again lately: its new entry stands far behind the one that the inbox knows.
+_PUBLISHED_AGAIN = (
+    "insert into penstock_dead_letter (stream, entry_id, consumer_group, consumer, reason, fields, deliveries,"
+    f" event_id, status, settled_at) values ('s', '1-0', 'g', 'c', 'permanent', '{{}}', 1, %s, 'replayed', '{NOW}')"
+)
+
+
+@pytest.mark.parametrize(
+    "waiting", [_OUTBOX, _RETRY, _LETTER, _PUBLISHED_AGAIN], ids=["outbox", "retry", "letter", "published again"]
+)
 async def test_an_inbox_row_outlives_whatever_may_bring_its_event_again(
     redis: Redis, pool: Pool, make_sweep: Callable[..., Sweep], waiting: str
 ) -> None:
