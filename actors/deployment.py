@@ -33,6 +33,7 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
@@ -55,6 +56,7 @@ from ..runtime.supervision import (
 )
 from ..runtime.telemetry import get_logger
 from .access_repository import AccessRepository
+from .checking import database_clock
 from .conditional import ConditionNotMet
 from .consume_side import ConsumeSide
 from .delivery_view import DeliveryWatch
@@ -65,7 +67,7 @@ from .letter_orders import LetterOrders
 from .letters import LetterDesk
 from .migrating import Migrating, migrate_all
 from .ownership import Ownership
-from .probes import StreamView, observe
+from .probes import StreamView
 from .producer import Published, PublishFailed
 from .publish_side import PublishSide
 from .redis_side import RedisSide
@@ -367,21 +369,18 @@ class Deployment:
     # What is seen ---------------------------------------------------------------------------------------------------
 
     async def _observe(self) -> None:
-        """Look at the streams, where Redis is there to be asked, and into the outbox."""
+        """Look at the streams, where Redis is there to be asked, into the outbox, and at the database's clock."""
         await self.publishing.observe()
+        if self.backends.pool is not None and self.gates["postgres"].is_open:
+            clock = partial(database_clock, self.backends.pool)
+            await self.checks.look_at_database(self.backends.postgres_address, clock)
         if not self.gates["redis"].is_open:
             return
         for key in self._partitions():
             try:
-                self._streams[key] = await self._look(key)
+                self._streams[key] = await self.upkeep.look(key)
             except (redis.exceptions.RedisError, psycopg.Error) as error:
                 log.debug("stream not observed", stream=key, error=str(error))
-
-    async def _look(self, key: str) -> StreamView:
-        """With an eye to what was lost, where that can be written down."""
-        if self.gates["postgres"].is_open and self.gates["schema"].is_open:
-            return await self.upkeep.losses.look(key)
-        return await observe(self.client(), key, trio.current_time())
 
     def _partitions(self) -> list[str]:
         return [key for stream in self.system.streams.values() for key in stream.keys]

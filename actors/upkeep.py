@@ -6,11 +6,14 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+import trio
+
 from ..runtime.supervision import ChildSpec
 from .losses import LossDetector
 from .pending_view import Pending, pending_of
 from .replay import Replays
 from .retention import Retention
+from .stream_view import StreamView, observe
 from .trimmer import Trimmer
 
 if TYPE_CHECKING:
@@ -60,7 +63,7 @@ class Upkeep:
         made_room: Callable[[], None],
         wall: Callable[[], datetime] | None,
     ) -> None:
-        self._system, self._client, self._store = system, client, backends.store
+        self._system, self._client, self._store, self._gates = system, client, backends.store, gates
         self._settings = settings.retention
         self.reclaim_idle = settings.delivery.reclaim_idle
         self.losses = LossDetector(client, backends.store)
@@ -86,6 +89,16 @@ class Upkeep:
             yield ChildSpec(id="trimmer", body=self._trimmer, requires=("redis",))
         if self.retention is not None:
             yield ChildSpec(id="retention", body=self.retention, requires=("redis", "postgres", "schema"))
+
+    async def look(self, key: str) -> StreamView:
+        """A stream as it is now, with an eye to what was lost, where that can be written down.
+
+        Raises:
+            redis.exceptions.RedisError, psycopg.Error: as the links say.
+        """
+        if self._gates["postgres"].is_open and self._gates["schema"].is_open:
+            return await self.losses.look(key)
+        return await observe(self._client(), key, trio.current_time())
 
     async def pending(
         self, stream: str, group: str, *, limit: int = 100, consumer: str | None = None, idle: float = 0.0
