@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
+from uuid import UUID
 
 import trio
 from attrs import define, evolve, field
@@ -20,7 +21,7 @@ from .dead_letter import Reason
 from .event import Envelope
 from .failures import Counts, Failures, Sentence
 from .handling import Context, Delivery, Entry
-from .retry_table import RetryOrigin, RetryRow
+from .retry_table import RetryRow
 from .sorting import Handle, Ignore, Refuse, Verdict, expired, key_of, verdict_of
 from .store import InboxEntry
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from .system import Group, Stream
 
 __all__ = ["Attempts", "Publish"]
+
+V = TypeVar("V", bound=Verdict)
 
 Publish = Callable[["Transaction", str, Sequence[Envelope]], Awaitable[None]]
 """Puts events into the outbox, within a transaction."""
@@ -121,7 +124,8 @@ class Attempts:
             async with self._store.transaction() as transaction:
                 progress.transaction = transaction
                 await self._claims.hold_lease(transaction)
-                sorted_ = _Sorted.of(await self._still_ours(transaction, verdicts))
+                verdicts = await self._still_ours(transaction, verdicts)
+                sorted_ = _Sorted.of(verdicts)
                 await self._park(transaction, sorted_)
                 fresh = await self._first_time(transaction, sorted_.handles)
                 progress.stage = Stage.HANDLING
@@ -134,9 +138,9 @@ class Attempts:
         counts = self._failures.tell(sentences)
         refused = len(sentences) - len(failed)
         counts.handled = len(fresh) - len(failed)
-        counts.duplicates = len(sorted_.handles) - len(fresh) + len(sorted_.refusals) - refused
         counts.ignored = len(sorted_.ignored)
         counts.parked = len(sorted_.parked)
+        counts.duplicates = len(verdicts) - len(fresh) - refused - counts.ignored - counts.parked
         return counts
 
     async def _still_ours(self, transaction: Transaction, verdicts: Sequence[Verdict]) -> list[Verdict]:
@@ -164,37 +168,35 @@ class Attempts:
         waiting = await self._store.retries.keys(transaction, self._group.name, self._partition, keys)
         if not waiting:
             return
-        sorted_.parked = [handle for handle in sorted_.handles if key_of(handle) in waiting and not handle.entry.retry]
-        sorted_.handles = [handle for handle in sorted_.handles if handle not in sorted_.parked]
-        # What is over, or has its row already, needs none: it came again because an acknowledgement was lost.
-        fresh = await self._first_time(transaction, sorted_.parked)
-        await self._store.retries.withdraw(
-            transaction, self._group.name, [handle.envelope.event_id for handle in fresh]
-        )
-        await self._store.retries.add(transaction, [self._failures.parked(handle) for handle in fresh])
+        behind = [handle for handle in sorted_.handles if key_of(handle) in waiting and not handle.entry.retry]
+        sorted_.handles = [handle for handle in sorted_.handles if handle not in behind]
+        # What is over, or has its row already, needs none.
+        sorted_.parked = await self._open(transaction, behind)
+        await self._store.retries.add(transaction, [self._failures.parked(handle) for handle in sorted_.parked])
 
-    async def _first_time(self, transaction: Transaction, handles: Sequence[Handle]) -> list[Handle]:
-        """Those whose event the group has not handled before, one for each event id, in order."""
-        given = [handle for handle in handles if handle.entry.retry is None]
-        rows = [InboxEntry(handle.envelope.event_id, handle.entry.stream, handle.entry.id) for handle in given]
-        left = set(await transaction.first_time(self._group.name, rows)) if rows else set()
-        entered = await self._enter_rows(transaction, [handle for handle in handles if handle.entry.retry is not None])
+    async def _first_time(self, transaction: Transaction, verdicts: Sequence[V]) -> list[V]:
+        """Those whose event has come to no end in the group before, one for each event id, in order."""
+        given = [
+            InboxEntry(_id_of(each), each.entry.stream, each.entry.id) for each in verdicts if not each.entry.retry
+        ]
+        left = set(await transaction.first_time(self._group.name, given)) if given else set()
+        entered = await self._enter_rows(transaction, [each for each in verdicts if each.entry.retry is not None])
         fresh = []
-        for handle in handles:
-            if handle.entry.id in entered:
-                fresh.append(handle)
-            elif handle.entry.retry is None and handle.envelope.event_id in left:
-                left.discard(handle.envelope.event_id)
-                fresh.append(handle)
+        for verdict in verdicts:
+            if verdict.entry.id in entered:
+                fresh.append(verdict)
+            elif verdict.entry.retry is None and _id_of(verdict) in left:
+                left.discard(_id_of(verdict))
+                fresh.append(verdict)
         return fresh
 
-    async def _enter_rows(self, transaction: Transaction, handles: Sequence[Handle]) -> set[str]:
+    async def _enter_rows(self, transaction: Transaction, verdicts: Sequence[Verdict]) -> set[str]:
         entered = set()
         # In one order, so that two transactions that share events wait for each other and never deadlock.
-        for handle in sorted(handles, key=lambda handle: handle.envelope.event_id):
-            row = handle.entry.retry
-            if row is not None and await self._store.retries.enter(transaction, _named(row, handle.envelope)):
-                entered.add(handle.entry.id)
+        for verdict in sorted(verdicts, key=_id_of):
+            row = verdict.entry.retry
+            if row is not None and await self._store.retries.enter(transaction, _named(row, _id_of(verdict))):
+                entered.add(verdict.entry.id)
         return entered
 
     async def _call(self, transaction: Transaction, fresh: Sequence[Handle], *, alone: bool) -> dict[str, Exception]:
@@ -230,24 +232,33 @@ class Attempts:
         if failed:
             events = [by_id[entry_id].envelope.event_id for entry_id in failed]
             await self._store.retries.withdraw(transaction, group, events)
-        for refusal in await self._open(transaction, sorted_.refusals):
-            sentences.append(self._failures.judge(refusal, refusal.error, refusal.reason))
+        refused = await self._open(transaction, sorted_.refusals)
+        sentences += [self._failures.judge(refusal, refusal.error, refusal.reason) for refusal in refused]
         if sentences:
             await self._failures.carry_out(transaction, sentences)
-        await self._finish_rows(transaction, [*sorted_.handles, *sorted_.ignored], failed)
+        over = [refusal for refusal in sorted_.refusals if refusal not in refused]
+        await self._finish_rows(transaction, [*sorted_.handles, *sorted_.ignored, *over], failed)
         await self._claims.clear(transaction, entries)
         position = self._position(entries) if not _rows(entries) else None
         if position is not None:
             await transaction.position(group, self._partition, position)
         return sentences
 
-    async def _open(self, transaction: Transaction, refusals: Sequence[Refuse]) -> list[Refuse]:
-        """Without the entries that have a row or a letter already: their acknowledgement was lost."""
-        ids = [refusal.entry.id for refusal in refusals if refusal.entry.retry is None]
-        if not ids:
-            return list(refusals)
-        remaining = await self._store.retries.remaining(transaction, self._group.name, self._partition, ids)
-        return [each for each in refusals if each.entry.retry is not None or each.entry.id in remaining]
+    async def _open(self, transaction: Transaction, verdicts: Sequence[V]) -> list[V]:
+        """Those that have come to no other end, and come to none until the end of the transaction; in order.
+
+        The others come again because an acknowledgement was lost, or because their event was published twice.
+        """
+        # Whoever ordered a row by force knows that there was an end before.
+        told = [each for each in verdicts if each.envelope is not None and not _is_forced(each)]
+        fresh = await self._first_time(transaction, told)
+        if fresh:
+            await self._store.retries.withdraw(transaction, self._group.name, [_id_of(each) for each in fresh])
+        untold = [each.entry.id for each in verdicts if each.envelope is None and each.entry.retry is None]
+        group, key = self._group.name, self._partition
+        left = await self._store.retries.remaining(transaction, group, key, untold) if untold else set()
+        over = {each.entry.id for each in told}.difference(each.entry.id for each in fresh).union(untold) - left
+        return [each for each in verdicts if each.entry.id not in over]
 
     async def _finish_rows(
         self, transaction: Transaction, verdicts: Sequence[Verdict], failed: Collection[str]
@@ -257,10 +268,11 @@ class Attempts:
         if not rows:
             return
         await self._store.retries.delete(transaction, rows)
+        events = {verdict.entry.id: verdict.envelope.event_id for verdict in verdicts if verdict.envelope is not None}
         for row in rows:
-            if row.origin in (RetryOrigin.LETTER, RetryOrigin.REPLAY):
+            if row.is_ordered:
                 await self._store.dead_letters.settle(
-                    transaction, row.consumer_group, row.stream, row.entry_id, self._consumer
+                    transaction, row.consumer_group, row.stream, row.entry_id, self._consumer, events.get(row.entry_id)
                 )
 
     # A failed attempt -----------------------------------------------------------------------------------------------
@@ -288,17 +300,10 @@ class Attempts:
 
     async def _is_open(self, transaction: Transaction, verdict: Verdict) -> bool:
         """Whether the event has come to no other end; it cannot, until the end of the transaction."""
-        entry = verdict.entry
-        if entry.retry is not None:
-            return bool(await self._store.retries.hold(transaction, [entry.retry]))
-        if isinstance(verdict, Handle):
-            fresh = await self._first_time(transaction, [verdict])
-            await self._store.retries.withdraw(
-                transaction, self._group.name, [each.envelope.event_id for each in fresh]
-            )
-            return bool(fresh)
-        left = await self._store.retries.remaining(transaction, self._group.name, self._partition, [entry.id])
-        return bool(left)
+        row = verdict.entry.retry
+        if row is not None and not await self._store.retries.hold(transaction, [row]):
+            return False
+        return bool(await self._open(transaction, [verdict]))
 
     # Inside ---------------------------------------------------------------------------------------------------------
 
@@ -317,7 +322,7 @@ def _can_fail_alone(fresh: Sequence[Handle], failed: Collection[str], *, ordered
     for handle in fresh:
         key = key_of(handle) if ordered else None
         if handle.entry.id in failed:
-            if handle.entry.retry is not None and handle.entry.retry.forced:
+            if _is_forced(handle):
                 return False  # the inbox may have known it before
             if key is not None:
                 halted.add(key)
@@ -330,6 +335,15 @@ def _rows(entries: Iterable[Entry]) -> list[RetryRow]:
     return [entry.retry for entry in entries if entry.retry is not None]
 
 
-def _named(row: RetryRow, envelope: Envelope) -> RetryRow:
+def _is_forced(verdict: Verdict) -> bool:
+    return verdict.entry.retry is not None and verdict.entry.retry.forced
+
+
+def _id_of(verdict: Verdict) -> UUID:
+    assert verdict.envelope is not None  # noqa: S101 - only those come to the inbox that could be read
+    return verdict.envelope.event_id
+
+
+def _named(row: RetryRow, event_id: UUID) -> RetryRow:
     """The row with the id that its event has; a row that somebody else wrote may have none."""
-    return row if row.event_id is not None else evolve(row, event_id=envelope.event_id)
+    return row if row.event_id is not None else evolve(row, event_id=event_id)

@@ -6,6 +6,7 @@ Both belong to the transaction that decides so. What people do with letters is i
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, Protocol
+from uuid import UUID
 
 from psycopg.types.json import Jsonb
 
@@ -30,8 +31,18 @@ class LetterTable(Protocol):
         """
         ...
 
-    async def settle(self, transaction: Transaction, group: str, stream: str, entry_id: str, by: str) -> bool:
+    async def settle(
+        self,
+        transaction: Transaction,
+        group: str,
+        stream: str,
+        entry_id: str,
+        by: str,
+        event_id: UUID | None = None,
+    ) -> bool:
         """The entry was tried again, and came to a good end: its dead letter, if it has one, is settled as replayed.
+
+        So are those of other entries of its event.
 
         Args:
             transaction: the handler's.
@@ -39,6 +50,7 @@ class LetterTable(Protocol):
             stream: the key of the entry's partition.
             entry_id: the entry.
             by: who handled it, for people.
+            event_id: its event, where it could be read.
 
         Returns:
             Whether there was a letter to settle.
@@ -96,8 +108,8 @@ _TELL_DEATH: Final = (
 _SETTLE: Final = """
 with settled as (
     update penstock_dead_letter set status = 'replayed', settled_at = now(), settled_by = %(by)s
-    where consumer_group = %(group)s and stream = %(stream)s and entry_id = %(entry_id)s
-        and status in ('dead', 'replaying')
+    where consumer_group = %(group)s and status in ('dead', 'replaying')
+        and (stream = %(stream)s and entry_id = %(entry_id)s or event_id = %(event_id)s::uuid)
     returning id, order_id
 )
 insert into penstock_dead_letter_audit (letter_id, action, by, order_id)
@@ -140,9 +152,17 @@ class PostgresLetters:
         if row is not None:
             await self._outbox.add(transaction, [row])
 
-    async def settle(self, transaction: Transaction, group: str, stream: str, entry_id: str, by: str) -> bool:
+    async def settle(
+        self,
+        transaction: Transaction,
+        group: str,
+        stream: str,
+        entry_id: str,
+        by: str,
+        event_id: UUID | None = None,
+    ) -> bool:
         """See `LetterTable.settle`."""
-        values = {"group": group, "stream": stream, "entry_id": entry_id, "by": by}
+        values = {"group": group, "stream": stream, "entry_id": entry_id, "by": by, "event_id": event_id}
         cursor = await transaction.connection.execute(_SETTLE, values)
         return bool(cursor.rowcount)
 

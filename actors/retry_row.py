@@ -99,6 +99,11 @@ class RetryRow:
     id: int = 0
 
     @property
+    def is_ordered(self) -> bool:
+        """Whether somebody ordered that it be handled again."""
+        return self.origin in (RetryOrigin.LETTER, RetryOrigin.REPLAY)
+
+    @property
     def entry_fields(self) -> dict[bytes, bytes]:
         """The fields as the stream had them."""
         return {_as_bytes(name): _as_bytes(value) for name, value in self.fields.items()}

@@ -79,7 +79,10 @@ class RetryTable(Protocol):
         ...
 
     async def enter(self, transaction: Transaction, row: RetryRow) -> bool:
-        """Enter the row's event into the group's inbox; False if it is there already, and the row is not forced."""
+        """Enter the row's event into the group's inbox; False if it is there already, and the row is not forced.
+
+        Also False if it died as another entry, and nobody ordered the row.
+        """
         ...
 
     async def remaining(
@@ -185,6 +188,14 @@ set stream = excluded.stream, entry_id = excluded.entry_id, handled_at = now() w
 returning true
 """
 
+_DIED_ELSEWHERE = """
+delete from penstock_inbox known where consumer_group = %(group)s and event_id = %(event_id)s and exists (
+    select from penstock_dead_letter letter
+    where letter.event_id = known.event_id and letter.consumer_group = known.consumer_group
+        and letter.status <> 'replayed'
+)
+"""
+
 _REMAINING = """
 select given.entry_id from unnest(%(ids)s::text[]) as given (entry_id)
 where not exists (
@@ -274,7 +285,13 @@ class PostgresRetries:
     async def enter(self, transaction: Transaction, row: RetryRow) -> bool:
         """See `RetryTable.enter`."""
         values = (row.consumer_group, row.event_id, row.stream, row.entry_id, row.forced)
-        return await (await _on(transaction).execute(_ENTER, values)).fetchone() is not None
+        if await (await _on(transaction).execute(_ENTER, values)).fetchone() is None:
+            return False
+        if row.is_ordered or row.forced:
+            return True
+        # A statement of its own: it sees what was written by whoever the first one waited for.
+        event = {"group": row.consumer_group, "event_id": row.event_id}
+        return not (await _on(transaction).execute(_DIED_ELSEWHERE, event)).rowcount
 
     async def remaining(
         self, transaction: Transaction, group: str, stream: str, entry_ids: Collection[str]

@@ -61,8 +61,9 @@ class Transaction(Protocol):
     async def first_time(self, group: str, entries: Sequence[InboxEntry]) -> set[UUID]:
         """Enter events into the group's inbox; return those that were not there before.
 
-        An entry that the group has buried, or that waits for a retry, is left out: it comes again when its
-        acknowledgement is lost.
+        An event that the group has buried, or that waits for a retry, is left out: it comes again when its
+        acknowledgement is lost, or when it was published twice. One whose dead letter was settled as replayed, but is
+        not in the inbox, was published once more: only the entry that died is left out then.
         An id that stands twice among `entries` is one event: handle it once. Where another transaction is about to
         enter the same event, this waits until that one is committed (then the event is not new) or rolled back.
         """
@@ -148,20 +149,9 @@ class Store(Protocol):
 
 
 _ENTER = """
-insert into penstock_inbox (consumer_group, event_id, stream, entry_id)
-select %(group)s, given.*
-from unnest(%(event_ids)b::uuid[], %(streams)b::text[], %(entry_ids)b::text[]) as given (event_id, stream, entry_id),
-    -- A process that is frozen from here on would keep others from handling these events.
-    (select set_config('idle_in_transaction_session_timeout', %(abandoned)s, true)) as limited
-where not exists (
-    select from penstock_dead_letter letter
-    where letter.consumer_group = %(group)s and letter.stream = given.stream and letter.entry_id = given.entry_id
-) and not exists (
-    select from penstock_retry row
-    where row.consumer_group = %(group)s and row.stream = given.stream and row.entry_id = given.entry_id
+select * from penstock_enter(
+    %(group)s, %(event_ids)b::uuid[], %(streams)b::text[], %(entry_ids)b::text[], %(abandoned)s
 )
-on conflict do nothing
-returning event_id
 """
 
 _MOVE = """

@@ -18,7 +18,7 @@ create table penstock_outbox (
     event_key  text,
     -- The entry's fields as a JSON object in ASCII: bytes, for JSON in PostgreSQL holds no NUL.
     fields     bytea       not null,
-    kind       text        not null check (kind in ('spool', 'transaction', 'mirror', 'replay')),
+    kind       text        not null check (kind in ('spool', 'behind', 'transaction', 'mirror', 'replay')),
     -- The approximate length to which the stream is cut; a declared lossy cap, or a mirror's.
     max_len    bigint,
     -- The dead letter that a mirror's entry shows.
@@ -30,8 +30,8 @@ create table penstock_outbox (
 create index penstock_outbox_stream_idx on penstock_outbox (stream, id);
 create index penstock_outbox_event_id_idx on penstock_outbox (event_id);
 
--- Wakes the relays. Told by name is what was spooled, for from then on everybody's events go behind it. (A payload has
--- at most 8000 bytes.)
+-- Wakes the relays. Told by name is what was spooled, for from then on everybody's events go behind it; not what only went
+-- behind that, or processes would send each other on this detour for ever. (A payload has at most 8000 bytes.)
 create function penstock_outbox_news() returns trigger language plpgsql as $$
 begin
     perform pg_notify('penstock_outbox', told.stream) from (
@@ -114,6 +114,51 @@ create table penstock_retry (
 create index penstock_retry_due_at_idx on penstock_retry (consumer_group, stream, due_at);
 create index penstock_retry_key_idx on penstock_retry (consumer_group, stream, event_key, id) where event_key is not null;
 create index penstock_retry_event_id_idx on penstock_retry (event_id);
+
+-- Enters events into a group's inbox; returns those that have come to no end there yet, and wait for none. An event that
+-- is dead, or waits in the table of retries, comes again when the acknowledgement of its entry was lost, and, as another
+-- entry, when it was published twice. A letter that was published again ends its entry alone.
+-- Two statements: who has waited for another transaction in the first one sees in the second what that one has written.
+create function penstock_enter(
+    for_group text, event_ids uuid[], streams text[], entry_ids text[], abandoned_after text
+) returns setof uuid language plpgsql as $$
+declare
+    entered uuid[];
+    fresh   uuid[];
+begin
+    -- A process that is frozen from here on would keep others from handling these events.
+    perform set_config('idle_in_transaction_session_timeout', abandoned_after, true);
+    with added as (
+        insert into penstock_inbox (consumer_group, event_id, stream, entry_id)
+        select for_group, given.* from unnest(event_ids, streams, entry_ids) as given
+        on conflict do nothing returning event_id
+    )
+    select array_agg(added.event_id) into entered from added;
+    if entered is null then
+        return;
+    end if;
+    select array_agg(distinct given.event_id) into fresh
+    from unnest(event_ids, streams, entry_ids) as given (event_id, stream, entry_id)
+    where given.event_id = any(entered) and not exists (
+        select from penstock_dead_letter letter
+        where letter.consumer_group = for_group and letter.stream = given.stream and letter.entry_id = given.entry_id
+    ) and not exists (
+        select from penstock_retry waiting where waiting.consumer_group = for_group
+            and waiting.stream = given.stream and waiting.entry_id = given.entry_id
+    ) and not exists (
+        select from penstock_dead_letter letter
+        where letter.event_id = given.event_id and letter.consumer_group = for_group and letter.status <> 'replayed'
+    ) and not exists (
+        select from penstock_retry waiting
+        where waiting.event_id = given.event_id and waiting.consumer_group = for_group
+    );
+    if fresh is distinct from entered then
+        delete from penstock_inbox
+        where consumer_group = for_group and event_id = any(entered) and event_id <> all(coalesce(fresh, '{}'));
+    end if;
+    return query select unnest(fresh);
+end
+$$;
 
 -- Entries that may be the death of whoever handles them: how often one was taken up, alone, and that attempt has not
 -- come to an orderly end. Written before such an entry is handled, in a transaction of its own.

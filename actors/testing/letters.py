@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, cast
+from uuid import UUID
 
 from attrs import evolve, frozen
 
@@ -76,18 +77,31 @@ class MemoryLetters:
         if not self._is_shown(work, before.id):
             await self._show(transaction, again)
 
-    async def settle(self, transaction: Transaction, group: str, stream: str, entry_id: str, by: str) -> bool:
+    async def settle(
+        self,
+        transaction: Transaction,
+        group: str,
+        stream: str,
+        entry_id: str,
+        by: str,
+        event_id: UUID | None = None,
+    ) -> bool:
         """See `LetterTable.settle`."""
-        work = _work(transaction)
-        key = (group, stream, entry_id)
-        if work.get(self.table, key) is None:
-            return False
-        await work.lock(self.table, key)
-        before = work.get(self.table, key)
-        if before is None or before.status != "dead":
-            return False
-        await work.put(self.table, key, evolve(before, status="replayed"))
-        return True
+        work, settled = _work(transaction), False
+        keys = [key for key, stored in work.scan(self.table) if event_id and _is_of(stored, group, event_id)]
+        for key in dict.fromkeys([(group, stream, entry_id), *keys]):
+            if work.get(self.table, key) is None:
+                continue
+            await work.lock(self.table, key)
+            before = work.get(self.table, key)
+            if before is not None and before.status == "dead":
+                await work.put(self.table, key, evolve(before, status="replayed"))
+                settled = True
+        return settled
+
+    def has_event(self, work: MemoryWork, group: str, event_id: UUID) -> bool:
+        """Whether a group has a letter of an event that was not replayed, whatever its entry."""
+        return any(_is_of(stored, group, event_id) and stored.status == "dead" for _, stored in work.scan(self.table))
 
     def _is_shown(self, work: MemoryWork, letter_id: int) -> bool:
         if work.get(self._outbox.mirrors, letter_id) is not None:
@@ -98,6 +112,10 @@ class MemoryLetters:
         row = mirror_row(stored.letter, stored.id)
         if row is not None:
             await self._outbox.add(transaction, [row])
+
+
+def _is_of(stored: StoredLetter, group: str, event_id: UUID) -> bool:
+    return stored.letter.event_id == event_id and stored.letter.consumer_group == group
 
 
 def _work(transaction: Transaction) -> MemoryWork:

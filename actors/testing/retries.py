@@ -63,6 +63,13 @@ class MemoryRetries:
         """Whether a group has a row of an entry, as a transaction sees it."""
         return work.get(self._entries, (group, stream, entry_id)) is not None
 
+    def has_event(self, work: MemoryWork, group: str, event_id: UUID) -> bool:
+        """Whether a group has a row of an event, whatever its entry."""
+        return any(
+            stored.row.event_id == event_id and stored.row.consumer_group == group
+            for _, stored in work.scan(self._table)
+        )
+
     async def take(
         self,
         transaction: Transaction,
@@ -155,7 +162,12 @@ class MemoryRetries:
         if row.forced:
             await work.put(table, key, entry)
             return True
-        return await work.insert(table, key, entry)
+        if not await work.insert(table, key, entry):
+            return False
+        if row.is_ordered or not self._store.dead_letters.has_event(work, row.consumer_group, row.event_id):
+            return True
+        await work.delete(table, key)
+        return False
 
     async def remaining(
         self, transaction: Transaction, group: str, stream: str, entry_ids: Collection[str]

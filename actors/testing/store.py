@@ -196,13 +196,23 @@ class MemoryTransaction:
         self.work.check()
         new = set()
         for entry in sorted(entries, key=lambda entry: entry.event_id):
-            if self.work.get(self._store.letter_table, (group, entry.stream, entry.entry_id)) is not None:
-                continue
-            if self._store.retries.has(self.work, group, entry.stream, entry.entry_id):
-                continue
             if await self.work.insert(self._store.inbox_table, (group, entry.event_id), entry):
                 new.add(entry.event_id)
-        return new
+        # Looked for afterwards: whoever was waited for may have buried it.
+        ended = new - {entry.event_id for entry in entries if not self._has_ended(group, entry)}
+        for event_id in sorted(ended):
+            await self.work.delete(self._store.inbox_table, (group, event_id))
+        return new - ended
+
+    def _has_ended(self, group: str, entry: InboxEntry) -> bool:
+        """Whether an entry, or its event, is dead or waits for a retry."""
+        letters, retries = self._store.dead_letters, self._store.retries
+        return (
+            self.work.get(letters.table, (group, entry.stream, entry.entry_id)) is not None
+            or retries.has(self.work, group, entry.stream, entry.entry_id)
+            or letters.has_event(self.work, group, entry.event_id)
+            or retries.has_event(self.work, group, entry.event_id)
+        )
 
     async def position(self, group: str, stream: str, entry_id: str) -> None:
         """See `Transaction.position`."""

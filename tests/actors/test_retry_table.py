@@ -64,6 +64,20 @@ async def due(store: Store, **options: Any) -> list[str]:
         return [each.entry_id for each in rows]
 
 
+async def blocked(store: Store) -> None:
+    """Block until some transaction waits for another one."""
+    if isinstance(store, MemoryStore):
+        await trio.testing.wait_all_tasks_blocked()
+        return
+    # Another process decides, so there is no event to wait for; the test's watchdog bounds it.
+    while True:
+        async with store.transaction() as transaction:
+            cursor = await transaction.connection.execute("select from pg_locks where not granted")
+            if await cursor.fetchone() is not None:
+                return
+        await trio.sleep(0.01)
+
+
 @asynccontextmanager
 async def taken(store: Store, limit: int = 1, **options: Any) -> AsyncIterator[list[RetryRow]]:
     """Rows that a transaction has in hand."""
@@ -266,6 +280,100 @@ async def test_an_entry_that_waits_for_a_retry_is_not_new(store: Store) -> None:
         entries = [InboxEntry(UUID(int=1), STREAM, "1-0"), InboxEntry(UUID(int=2), STREAM, "2-0")]
         assert await transaction.first_time(GROUP, entries) == {UUID(int=2)}
         assert await transaction.first_time("other", entries[:1]) == {UUID(int=1)}
+
+
+async def test_an_event_that_waits_for_a_retry_is_not_new_as_another_entry(store: Store) -> None:
+    await add(store, row(1))
+    async with store.transaction() as transaction:
+        twice = [InboxEntry(UUID(int=1), "another stream", "5-0"), InboxEntry(UUID(int=1), STREAM, "6-0")]
+        assert await transaction.first_time(GROUP, twice) == set()
+        assert await transaction.first_time("other", twice) == {UUID(int=1)}
+    async with store.transaction() as transaction:
+        await store.retries.delete(transaction, await store.retries.take(transaction, GROUP, STREAM))
+        assert await transaction.first_time(GROUP, twice) == {UUID(int=1)}
+
+
+def letter(number: int, **facts: Any) -> DeadLetter:
+    given: dict[str, Any] = {
+        "stream": STREAM,
+        "entry_id": f"{number}-0",
+        "event_id": UUID(int=number),
+        "consumer_group": GROUP,
+        "consumer": "c",
+        "reason": "permanent",
+        "fields": {},
+        "deliveries": 1,
+    }
+    return DeadLetter(**{**given, **facts})
+
+
+async def test_an_event_that_is_dead_is_not_new_as_another_entry(store: Store) -> None:
+    async with store.transaction() as transaction:
+        await transaction.bury(letter(1))
+    async with store.transaction() as transaction:
+        again, fresh = InboxEntry(UUID(int=1), STREAM, "5-0"), InboxEntry(UUID(int=2), STREAM, "6-0")
+        assert await transaction.first_time(GROUP, [again, fresh]) == {UUID(int=2)}
+        assert await transaction.first_time("other", [again]) == {UUID(int=1)}
+
+
+async def test_an_event_whose_letter_was_settled_may_come_again_as_another_entry(store: Store) -> None:
+    """It was published once more for all groups; the entry that died is over for good."""
+    async with store.transaction() as transaction:
+        await transaction.bury(letter(1))
+        await store.dead_letters.settle(transaction, GROUP, STREAM, "1-0", "c")
+    async with store.transaction() as transaction:
+        assert await transaction.first_time(GROUP, [InboxEntry(UUID(int=1), STREAM, "1-0")]) == set()
+        both = [InboxEntry(UUID(int=1), STREAM, "1-0"), InboxEntry(UUID(int=1), STREAM, "5-0")]
+        assert await transaction.first_time(GROUP, both) == {UUID(int=1)}
+        assert await transaction.first_time(GROUP, both) == set()
+
+
+async def test_a_row_is_over_whose_event_died_as_another_entry_unless_it_was_ordered(store: Store) -> None:
+    async with store.transaction() as transaction:
+        await transaction.bury(letter(1))
+    for origin in RetryOrigin:
+        async with store.transaction() as transaction:
+            ordered = origin in (RetryOrigin.LETTER, RetryOrigin.REPLAY)
+            again = row(1, entry_id="5-0", origin=origin)
+            assert await store.retries.enter(transaction, again) is ordered
+            await store.retries.withdraw(transaction, GROUP, [UUID(int=1)])
+
+
+async def test_a_replay_settles_the_letters_of_all_entries_of_its_event(store: Store) -> None:
+    async with store.transaction() as transaction:
+        for entry in ("1-0", "5-0"):
+            await transaction.bury(letter(1, entry_id=entry))
+        await transaction.bury(letter(2))
+        await transaction.bury(letter(1, consumer_group="other"))
+    async with store.transaction() as transaction:
+        assert await store.dead_letters.settle(transaction, GROUP, STREAM, "7-0", "c", UUID(int=1))
+        assert not await store.dead_letters.settle(transaction, GROUP, STREAM, "1-0", "c")
+        assert not await store.dead_letters.settle(transaction, GROUP, STREAM, "5-0", "c")
+        assert await store.dead_letters.settle(transaction, GROUP, STREAM, "2-0", "c")
+        assert await store.dead_letters.settle(transaction, "other", STREAM, "1-0", "c")
+
+
+@pytest.mark.parametrize("end", ["a letter", "a row"])
+async def test_who_waited_for_a_duplicate_sees_what_became_of_it(store: Store, end: str) -> None:
+    """The one entry fails for good while the other is about to be handled: one end, and not two."""
+    event_id = UUID(int=1)
+    found: list[set[UUID]] = []
+
+    async def handle() -> None:
+        async with store.transaction() as transaction:
+            found.append(await transaction.first_time(GROUP, [InboxEntry(event_id, STREAM, "5-0")]))
+
+    async with trio.open_nursery() as nursery:
+        async with store.transaction() as transaction:
+            assert await transaction.first_time(GROUP, [InboxEntry(event_id, STREAM, "1-0")])
+            nursery.start_soon(handle)
+            await blocked(store)
+            await store.retries.withdraw(transaction, GROUP, [event_id])
+            if end == "a letter":
+                await transaction.bury(letter(1))
+            else:
+                await store.retries.add(transaction, [row(1)])
+    assert found == [set()]
 
 
 async def test_a_row_enters_the_inbox_once_unless_it_is_forced(store: Store) -> None:
