@@ -15,13 +15,14 @@ from uuid import UUID, uuid4
 import psycopg
 import redis.exceptions
 import trio
-from attrs import define, evolve
+from attrs import evolve
 
-from ..runtime.redis import RedisUnavailable
+from ..runtime.redis import Kind, RedisUnavailable, classify
 from ..runtime.telemetry import get_logger
 from .event import Envelope, Origin, SkippedEntry, UndecodableEntry
 from .handling import entry_order
 from .outbox_table import OutboxRow
+from .replay_pace import Pace
 from .replay_range import RangeEntry, count_range, read_range
 from .replay_table import Replay, ReplayState
 from .retry_table import RetryOrigin, RetryRow
@@ -61,6 +62,9 @@ LEAVE_WITHIN: Final = 1.0
 COUNT_WITHIN: Final = 5.0
 """Seconds that counting a range may take."""
 
+_LASTING: Final = (Kind.CONFIG, Kind.DOWNGRADE, Kind.BUG)
+"""Kinds of replies that another attempt would meet again."""
+
 
 class ReplayRefused(ValueError):
     """The order makes no sense; the text says why."""
@@ -85,7 +89,7 @@ class Replays:
         self._store = store
         self._worker = uuid4()
         self._news = trio.Event()
-        self._paces: dict[UUID, _Pace] = {}
+        self._paces: dict[UUID, Pace] = {}
 
     # The desk -------------------------------------------------------------------------------------------------------
 
@@ -178,8 +182,10 @@ class Replays:
 
         Cancellation: between two transactions, or within one that is rolled back; the order is free for the next one.
 
+        An outage of Redis is waited for.
+
         Raises:
-            RedisUnavailable, PostgresUnavailable: the order goes on when they are back.
+            PostgresUnavailable: the order goes on when it is back.
         """
         child.started()
         try:
@@ -217,13 +223,14 @@ class Replays:
             return FULL_REST
         try:
             read = await read_range(self._client(), stream.keys, replay.cursors, replay.from_id, replay.to_id, BATCH)
-        except RedisUnavailable:
-            raise
-        except redis.exceptions.ResponseError as error:
-            return await self._finish(replay, ReplayState.FAILED, str(error))
+        except redis.exceptions.RedisError as error:
+            if classify(error).kind in _LASTING and not isinstance(error, RedisUnavailable):
+                return await self._finish(replay, ReplayState.FAILED, str(error))
+            log.debug("range not read, trying again", replay=str(replay.id), error=str(error))
+            return REST
         if not read:
             return await self._finish(replay, ReplayState.DONE)
-        pace = self._paces.setdefault(replay.id, _Pace.of(replay))
+        pace = self._paces.setdefault(replay.id, Pace.of(replay))
         due = pace.due(read, trio.current_time())[:BATCH]
         if due and await self._replay(replay, stream, due):
             pace.passed(due, trio.current_time())
@@ -345,53 +352,3 @@ def _again(group: str, entry: RangeEntry, fields: Mapping[str, str], event: Enve
 
 def _text(value: bytes) -> str:
     return value.decode(errors="surrogateescape")
-
-
-# Pace ----------------------------------------------------------------------------------------------------------------
-
-
-@define
-class _Pace:
-    """When the next entries are due.
-
-    Attributes:
-        rate: events a second; None: at once.
-        original: with the pauses between the entries.
-        not_before: `trio.current_time()` of the next event at `rate`.
-        began: the first entry's time, and ours when it was due; None before.
-    """
-
-    rate: float | None
-    original: bool
-    not_before: float = -math.inf
-    began: tuple[int, float] | None = None
-
-    @classmethod
-    def of(cls, replay: Replay) -> _Pace:
-        return cls(replay.rate, replay.original_pace)
-
-    def due(self, entries: Sequence[RangeEntry], now: float) -> Sequence[RangeEntry]:
-        if self.rate is not None:
-            # What is due within a second goes together: a transaction for each event would be the limit.
-            return entries[: max(1, int(self.rate))] if now >= self.not_before else []
-        if self.original and entries:
-            if self.began is None:
-                self.began = (entries[0].milliseconds, now)
-            return [entry for entry in entries if self._at(entry) <= now]
-        return entries
-
-    def passed(self, entries: Sequence[RangeEntry], now: float) -> None:
-        if self.rate is not None:
-            self.not_before = max(self.not_before, now) + len(entries) / self.rate
-
-    def wait(self, left: Sequence[RangeEntry], now: float) -> float:
-        if self.rate is not None:
-            return max(0.0, self.not_before - now)
-        if self.original and left:
-            return max(0.0, self._at(left[0]) - now)
-        return 0.0
-
-    def _at(self, entry: RangeEntry) -> float:
-        assert self.began is not None  # noqa: S101 - set with the first entries
-        first, then = self.began
-        return then + (entry.milliseconds - first) / 1000

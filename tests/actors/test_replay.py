@@ -42,6 +42,7 @@ class World:
     """A stream, a store, and any number of processes that replay."""
 
     redis: Redis
+    server: InProcessRedis
     store: MemoryStore = field(factory=MemoryStore)
     partitions: int = 1
 
@@ -84,7 +85,7 @@ class World:
 @asynccontextmanager
 async def _world(**facts: Any) -> AsyncIterator[World]:
     async with InProcessRedis() as server, Redis(RedisOptions(), connect=server.connect) as link:
-        yield World(link, **facts)
+        yield World(link, server, **facts)
 
 
 @asynccontextmanager
@@ -293,6 +294,18 @@ async def test_what_is_no_stream_fails_and_says_why(autojump_clock: trio.testing
             await world.until(ReplayState.FAILED)
     assert world.order.error is not None
     assert world.order.error.startswith("WRONGTYPE")
+
+
+@pytest.mark.parametrize("reply", ["cluster-down", "loading"])
+async def test_what_passes_fails_no_order(autojump_clock: trio.testing.MockClock, reply: str) -> None:
+    async with _world() as world:
+        await world.fill(3)
+        process = world.process()
+        await process.order(KEY, "0-0", "9999999-0")
+        world.server.answer(reply, until=trio.current_time() + 60, commands=["XRANGE"])
+        async with _running(process):
+            await world.until()
+    assert len(world.copies) == 3
 
 
 @pytest.mark.parametrize(
