@@ -68,6 +68,11 @@ class _End:
     name_taken: bool
 
 
+_STOOD_STILL = 0.25
+"""Seconds that a look at a child's progress may be late, beside a tenth of what was promised; later than that, it is no
+evidence against the child."""
+
+
 @define(eq=False)
 class Core(Reconciler):
     """The decisions of one supervisor; see `Reconciler` for its arguments."""
@@ -417,9 +422,13 @@ class Core(Reconciler):
         child = self._current(event.id, event.incarnation)
         if child is None or child.status is not Status.RUNNING or child.spec.progress_within is None:
             return
-        due = event.at + child.spec.progress_within
+        promised = child.spec.progress_within
+        due = event.at + promised
         if due > self.now:
             self._alarms.set(due, Alarm.PROGRESS, child)
+        elif self.now - due > _STOOD_STILL + promised / 10:
+            # We looked so late that this process stood still (frozen, or starved), and the child with it.
+            self._alarms.set(self.now + promised, Alarm.PROGRESS, child)
         else:
             self._condemn(child, Stalled(f"no progress for {self.now - event.at:.3g} s"))
 

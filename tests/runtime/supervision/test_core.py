@@ -346,6 +346,21 @@ def test_a_child_that_makes_no_progress_is_stalled_and_counts_as_crashed() -> No
     assert play.take() == "+a"
 
 
+def test_a_process_that_stood_still_holds_that_against_no_child() -> None:
+    """Frozen for ten minutes, say: the child had no chance to make progress. It has its time again, once."""
+    play = Play([spec("a", progress_within=5.0)])
+    play.tell(Begin())
+    play.take()
+    play.advance(600)
+    assert play.take() == "?a"
+    play.tell(ProgressSeen("a", 1, at=0.0))
+    assert play.take() == ""
+    play.advance(5)
+    assert play.take() == "?a"
+    play.tell(ProgressSeen("a", 1, at=600.0))
+    assert play.take() == "-a"
+
+
 def test_what_ends_the_process_is_never_restarted() -> None:
     play = begun("a", "b")
     play.end("a", KeyboardInterrupt(), fatal=True)
