@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import trio
 from attrs import frozen
 
-from ..runtime.supervision import Body, Child, ChildSpec, Gates, Strategy, Supervisor
+from ..runtime.supervision import Body, Child, ChildSpec, Gates, Intensity, Strategy, Supervisor
 from .backlog import Backlog
 from .group_making import GroupMaking, look_away
 from .handler_pool import HandlerPool
@@ -137,7 +137,13 @@ class GroupTree:
         if len(self.partitions) == 1:
             return Supervisor(self.name, self._children(self.partitions[0]), strategy=Strategy.REST_FOR_ONE)
         parts = [
-            Supervisor(f"partition-{number}", self._children(partition), strategy=Strategy.REST_FOR_ONE).spec()
+            Supervisor(
+                f"partition-{number}",
+                self._children(partition),
+                strategy=Strategy.REST_FOR_ONE,
+                # Budgets multiply with each floor of the tree: one more must not let a crash be ridden out for long.
+                intensity=Intensity(3),
+            ).spec()
             for number, partition in enumerate(self.partitions)
         ]
         return Supervisor(self.name, parts)
