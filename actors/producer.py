@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 __all__ = ["Outgoing", "Producer", "PublishFailed", "Published"]
 
 log = get_logger(__name__)
+
+LINGER: Final = 0.05
+"""Seconds that a captured event waits for company: nobody waits for its answer, and events that are added together cost
+one exchange with Redis, and one transaction of whoever handles them."""
 
 
 class Producer:
@@ -184,8 +188,15 @@ class Producer:
             nursery.start_soon(wait, self._spool.wait)
 
     async def _carry(self, inbox: Inbox[Outgoing]) -> None:
+        """Take along what waits, up to `BURST`; where that is little, what comes in a moment, too."""
         if not self._carried:
             self._carried.append(await inbox.next())
+        self._take_along(inbox)
+        if len(self._carried) < BURST:
+            await trio.sleep(LINGER)
+            self._take_along(inbox)
+
+    def _take_along(self, inbox: Inbox[Outgoing]) -> None:
         while len(self._carried) < BURST:
             try:
                 self._carried.append(inbox.next_nowait())

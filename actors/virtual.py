@@ -119,6 +119,8 @@ class VirtualDeployment(Generic[R]):
         needed = [gate for gate in self.deployment.gates.values() if not gate.name.startswith(LEASE_GATE)]
         if not all(gate.is_open for gate in needed) or (self.store.outbox.rows or self.store.retries.rows):
             return False
+        if self.deployment.producer.waiting:
+            return False
         client = self.deployment.client()
         read = [stream for stream in self.deployment.system.streams.values() if stream.groups]
         for key in [key for stream in read for key in stream.keys]:
