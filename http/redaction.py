@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import lru_cache
 from urllib.parse import parse_qsl
 
 from ..runtime.masking import MASK, is_secret_key, mask_text
@@ -52,10 +53,19 @@ _BRACKETS_AND_STRINGS = re.compile(r'[{}\[\]]|"(?:[^"\\]|\\.)*+\\?"?', re.DOTALL
 
 def is_secret(key: str) -> bool:
     """Whether a value under this key is to be hidden, in whatever case or joining it is written."""
+    return _is_secret_name(key) if len(key) <= _NAME_LIMIT else _is_secret(key)
+
+
+def _is_secret(key: str) -> bool:
     if is_secret_key(key):
         return True
     compact = _NO_LETTER_OR_DIGIT.sub("", key.lower())
     return compact in _SECRET_NAMES or compact.endswith(_SECRET_ENDINGS)
+
+
+# The same few names come with every request. What is longer is no name, and must not fill the memory.
+_NAME_LIMIT = 64
+_is_secret_name = lru_cache(1024)(_is_secret)
 
 
 def redact_text(text: str) -> str:

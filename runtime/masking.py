@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote
 
@@ -64,10 +65,19 @@ def is_secret_key(key: str) -> bool:
     Looks at whole words, so that ``accessToken``, ``X-Api-Key`` and ``Set-Cookie`` are secrets and ``tokenizer`` or
     ``monkey`` are not.
     """
+    return _is_secret_name(key) if len(key) <= _NAME_LIMIT else _has_secret_word(key)
+
+
+def _has_secret_word(key: str) -> bool:
     words = [word.lower() for word in _WORD.findall(key)]
     if not _SECRET_WORDS.isdisjoint(words):
         return True
     return any(pair in _SECRET_PAIRS for pair in itertools.pairwise(words))
+
+
+# The same few names come with every request. What is longer is no name, and must not fill the memory.
+_NAME_LIMIT = 64
+_is_secret_name = lru_cache(1024)(_has_secret_word)
 
 
 def mask_url(url: str) -> str:
