@@ -12,6 +12,7 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast
 from uuid import UUID
 
+from . import retry_statements as sql
 from .retry_row import RetryFailure, RetryOrigin, RetryRow, unbroken
 from .texts import storable
 
@@ -107,114 +108,6 @@ class RetryTable(Protocol):
         ...
 
 
-_COLUMNS = """
-    id, consumer_group, stream, entry_id, fields, origin, event_id, event_type, event_key, forced, letter_id, attempts,
-    extract(epoch from due_at - now())::float8, error_class, error_message, traceback, fingerprint, first_failed_at
-"""
-
-_ADD = """
-insert into penstock_retry (
-    consumer_group, stream, entry_id, fields, origin, event_id, event_type, event_key, forced, letter_id, attempts,
-    due_at, error_class, error_message, traceback, fingerprint, first_failed_at
-)
-select g, s, e, f, o, i, t, k, b, l, a, now() + make_interval(secs => d), c, m, r, p, case when a > 0 then now() end
-from unnest(
-    %s::text[], %s::text[], %s::text[], %b::bytea[], %s::text[], %b::uuid[], %s::text[], %s::text[], %s::boolean[],
-    %s::bigint[], %s::integer[], %s::float8[], %s::text[], %s::text[], %s::text[], %s::text[]
-) with ordinality as given (g, s, e, f, o, i, t, k, b, l, a, d, c, m, r, p, place)
-order by place
-on conflict (consumer_group, stream, entry_id) do nothing
-"""
-
-_TAKE = f"""
-select {_COLUMNS} from penstock_retry
-where consumer_group = %s and stream = %s and due_at <= now()
-order by due_at, id limit %s for update skip locked
-"""  # noqa: S608 - our own names
-
-_TAKE_ORDERED = f"""
-select {_COLUMNS} from penstock_retry
-where consumer_group = %s and stream = %s and due_at <= now() and (
-    event_key is null or event_key <> all(%s::text[]) and not exists (
-        select from penstock_retry earlier
-        where earlier.consumer_group = penstock_retry.consumer_group and earlier.stream = penstock_retry.stream
-        and earlier.event_key = penstock_retry.event_key and earlier.id < penstock_retry.id
-    )
-)
-order by due_at, id limit %s for update skip locked
-"""  # noqa: S608 - our own names
-
-_HOLD = f"""
-select {_COLUMNS} from penstock_retry
-where (id, attempts) in (select * from unnest(%s::bigint[], %s::integer[]))
-order by id for update skip locked
-"""  # noqa: S608 - our own names
-
-_HOLD_ORDERED = f"""
-select {_COLUMNS} from penstock_retry
-where (id, attempts) in (select * from unnest(%(ids)s::bigint[], %(attempts)s::integer[])) and not exists (
-    select from penstock_retry earlier
-    where earlier.consumer_group = penstock_retry.consumer_group and earlier.stream = penstock_retry.stream
-    and earlier.event_key = penstock_retry.event_key and earlier.id < penstock_retry.id and earlier.id <> all(%(ids)s)
-)
-order by id for update skip locked
-"""  # noqa: S608 - our own names
-
-_FOLLOWING = f"""
-select {_COLUMNS} from penstock_retry
-where consumer_group = %s and stream = %s and event_key = any(%s::text[]) and id <> all(%s)
-order by id limit %s
-"""  # noqa: S608 - our own names
-
-_CLAIM = """
-update penstock_retry set due_at = now() + make_interval(secs => %s)
-where id in (select id from penstock_retry where id = any(%s) order by id for update skip locked)
-"""
-
-_NEXT = """
-select extract(epoch from min(due_at) - now())::float8 from penstock_retry
-where consumer_group = %s and stream = %s and due_at > now()
-"""
-
-_KEYS = """
-select event_key from penstock_retry where consumer_group = %s and stream = %s and event_key = any(%s::text[])
-group by event_key
-"""
-
-_ENTER = """
-insert into penstock_inbox as known (consumer_group, event_id, stream, entry_id) values (%s, %s, %s, %s)
-on conflict (consumer_group, event_id) do update
-set stream = excluded.stream, entry_id = excluded.entry_id, handled_at = now() where %s
-returning true
-"""
-
-_DIED_ELSEWHERE = """
-delete from penstock_inbox known where consumer_group = %(group)s and event_id = %(event_id)s and exists (
-    select from penstock_dead_letter letter
-    where letter.event_id = known.event_id and letter.consumer_group = known.consumer_group
-        and letter.status <> 'replayed'
-)
-"""
-
-_REMAINING = """
-select given.entry_id from unnest(%(ids)s::text[]) as given (entry_id)
-where not exists (
-    select from penstock_retry row
-    where row.consumer_group = %(group)s and row.stream = %(stream)s and row.entry_id = given.entry_id
-) and not exists (
-    select from penstock_dead_letter letter
-    where letter.consumer_group = %(group)s and letter.stream = %(stream)s and letter.entry_id = given.entry_id
-)
-"""
-
-_PUT_OFF = """
-update penstock_retry set attempts = %s, due_at = now() + make_interval(secs => %s), error_class = %s,
-    error_message = %s, traceback = %s, fingerprint = %s, first_failed_at = coalesce(first_failed_at, now()),
-    updated_at = now()
-where id = %s and attempts = %s
-"""
-
-
 class PostgresRetries:
     """`RetryTable` on PostgreSQL."""
 
@@ -223,7 +116,7 @@ class PostgresRetries:
         if not rows:
             return 0
         columns = [list(column) for column in zip(*map(_given, rows), strict=True)]
-        return (await _on(transaction).execute(_ADD, columns)).rowcount
+        return (await _on(transaction).execute(sql.ADD, columns)).rowcount
 
     async def take(
         self,
@@ -236,8 +129,8 @@ class PostgresRetries:
         without: Collection[str] = (),
     ) -> list[RetryRow]:
         """See `RetryTable.take`."""
-        values = (group, stream, [storable(key) for key in without], limit) if ordered else (group, stream, limit)
-        cursor = await _on(transaction).execute(_TAKE_ORDERED if ordered else _TAKE, values)
+        given = {"group": group, "stream": stream, "limit": limit, "without": [storable(key) for key in without]}
+        cursor = await _on(transaction).execute(sql.TAKE_ORDERED if ordered else sql.TAKE, given)
         return [_read(row) for row in await cursor.fetchall()]
 
     async def following(self, transaction: Transaction, rows: Sequence[RetryRow], limit: int) -> list[RetryRow]:
@@ -246,8 +139,9 @@ class PostgresRetries:
         if not keys or limit <= 0:
             return []
         first = rows[0]
-        values = (first.consumer_group, first.stream, keys, [row.id for row in rows], limit)
-        cursor = await _on(transaction).execute(_FOLLOWING, values)
+        place = {"group": first.consumer_group, "stream": first.stream}
+        given = {**place, "keys": list(dict.fromkeys(keys)), "ids": [row.id for row in rows], "limit": limit}
+        cursor = await _on(transaction).execute(sql.FOLLOWING, given)
         return unbroken(_read(row) for row in await cursor.fetchall())
 
     async def hold(
@@ -256,14 +150,14 @@ class PostgresRetries:
         """See `RetryTable.hold`."""
         ids, attempts = [row.id for row in rows], [row.attempts for row in rows]
         if ordered:
-            cursor = await _on(transaction).execute(_HOLD_ORDERED, {"ids": ids, "attempts": attempts})
+            cursor = await _on(transaction).execute(sql.HOLD_ORDERED, {"ids": ids, "attempts": attempts})
         else:
-            cursor = await _on(transaction).execute(_HOLD, (ids, attempts))
+            cursor = await _on(transaction).execute(sql.HOLD, (ids, attempts))
         return [_read(row) for row in await cursor.fetchall()]
 
     async def claim(self, transaction: Transaction, rows: Sequence[RetryRow], within: float) -> None:
         """See `RetryTable.claim`."""
-        await _on(transaction).execute(_CLAIM, (within, [row.id for row in rows]))
+        await _on(transaction).execute(sql.CLAIM, (within, [row.id for row in rows]))
 
     async def withdraw(self, transaction: Transaction, group: str, event_ids: Collection[UUID]) -> None:
         """See `RetryTable.withdraw`."""
@@ -272,39 +166,39 @@ class PostgresRetries:
 
     async def next_due(self, transaction: Transaction, group: str, stream: str) -> float | None:
         """See `RetryTable.next_due`."""
-        row = await (await _on(transaction).execute(_NEXT, (group, stream))).fetchone()
+        row = await (await _on(transaction).execute(sql.NEXT, (group, stream))).fetchone()
         return None if row is None or row[0] is None else float(row[0])
 
     async def keys(self, transaction: Transaction, group: str, stream: str, keys: Collection[str]) -> set[str]:
         """See `RetryTable.keys`."""
         written = {storable(key): key for key in keys}
-        cursor = await _on(transaction).execute(_KEYS, (group, stream, list(written)))
+        cursor = await _on(transaction).execute(sql.KEYS, (list(written), group, stream))
         found = {row[0] for row in await cursor.fetchall()}
         return {key for key in keys if storable(key) in found}
 
     async def enter(self, transaction: Transaction, row: RetryRow) -> bool:
         """See `RetryTable.enter`."""
         values = (row.consumer_group, row.event_id, row.stream, row.entry_id, row.forced)
-        if await (await _on(transaction).execute(_ENTER, values)).fetchone() is None:
+        if await (await _on(transaction).execute(sql.ENTER, values)).fetchone() is None:
             return False
         if row.is_ordered or row.forced:
             return True
         # A statement of its own: it sees what was written by whoever the first one waited for.
         event = {"group": row.consumer_group, "event_id": row.event_id}
-        return not (await _on(transaction).execute(_DIED_ELSEWHERE, event)).rowcount
+        return not (await _on(transaction).execute(sql.DIED_ELSEWHERE, event)).rowcount
 
     async def remaining(
         self, transaction: Transaction, group: str, stream: str, entry_ids: Collection[str]
     ) -> set[str]:
         """See `RetryTable.remaining`."""
         values = {"group": group, "stream": stream, "ids": list(entry_ids)}
-        return {row[0] for row in await (await _on(transaction).execute(_REMAINING, values)).fetchall()}
+        return {row[0] for row in await (await _on(transaction).execute(sql.REMAINING, values)).fetchall()}
 
     async def put_off(self, transaction: Transaction, row: RetryRow) -> bool:
         """See `RetryTable.put_off`."""
         failure = row.failure
         cursor = await _on(transaction).execute(
-            _PUT_OFF,
+            sql.PUT_OFF,
             (
                 row.attempts,
                 row.due_in,

@@ -113,6 +113,7 @@ create table penstock_retry (
 
 create index penstock_retry_due_at_idx on penstock_retry (consumer_group, stream, due_at);
 create index penstock_retry_key_idx on penstock_retry (consumer_group, stream, event_key, id) where event_key is not null;
+create index penstock_retry_keyless_idx on penstock_retry (consumer_group, stream, due_at) where event_key is null;
 create index penstock_retry_event_id_idx on penstock_retry (event_id);
 
 -- Enters events into a group's inbox; returns those that have come to no end there yet, and wait for none. An event that
@@ -135,6 +136,11 @@ begin
     )
     select array_agg(added.event_id) into entered from added;
     if entered is null then
+        return;
+    end if;
+    if not exists (select from penstock_dead_letter letter where letter.consumer_group = for_group)
+        and not exists (select from penstock_retry waiting where waiting.consumer_group = for_group) then
+        return query select unnest(entered);
         return;
     end if;
     select array_agg(distinct given.event_id) into fresh

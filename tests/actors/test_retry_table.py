@@ -263,6 +263,18 @@ async def test_a_claimed_row_is_nobody_elses_for_a_while(store: Store) -> None:
     assert await due(store) == ["2-0", "1-0"]
 
 
+async def test_what_is_parked_in_great_number_behind_one_key_hides_no_other(store: Store) -> None:
+    await add(store, row(1, event_key="slow", due_in=60))
+    await add(store, *[row(number, event_key="slow", attempts=0, due_in=-100) for number in range(2, 300)])
+    assert await due(store, ordered=True, limit=2) == []
+    await add(store, row(400, event_key="b"), row(401, event_key="a", due_in=-2), row(402), row(403, event_key="a"))
+    await add(store, row(404, event_key="c", due_in=60), row(405, event_key="busy"))
+    assert await due(store, ordered=True, limit=2, without=["busy"]) == ["401-0", "400-0"]
+    assert await due(store, ordered=True, limit=9, without=["busy"]) == ["401-0", "400-0", "402-0"]
+    async with store.transaction() as transaction:
+        assert await store.retries.keys(transaction, GROUP, STREAM, ["slow", "a", "x"]) == {"slow", "a"}
+
+
 async def test_keys_that_wait_are_known_by_group_and_partition(store: Store) -> None:
     await add(store, row(1, event_key="a\0"), row(2, event_key="b", stream="{orders:2}"), row(3))
     async with store.transaction() as transaction:
