@@ -32,8 +32,13 @@ class _Detour:
 
 @define(eq=False)
 class Detours:
-    """Shared by the producer and the relay of one process. Nothing of it blocks but `news`."""
+    """Shared by the producer and the relay of one process. Nothing of it blocks but `news`.
 
+    Attributes:
+        is_known: whether we have seen what is in the outbox from before we listened, and have listened ever since.
+    """
+
+    is_known: bool = field(default=False, init=False)
     _streams: dict[str, _Detour] = field(factory=dict, init=False)
     _news: trio.Event = field(factory=trio.Event, init=False)
 

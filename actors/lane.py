@@ -13,7 +13,7 @@ import trio
 from attrs import define, field
 
 from ..runtime.mailbox import AskTimeout, Mailbox, MailboxClosed, PeerDied, Reply
-from .outgoing import Outgoing, Published, PublishFailed, Result, refused
+from .outgoing import Outgoing, Published, PublishFailed, Result, refused, unsent
 from .sending import Refusal, Sender
 from .spooling import Spool
 
@@ -147,20 +147,43 @@ class Lane:
     async def _answer(self, requests: Sequence[_Request], background: trio.Nursery) -> None:
         wanted = [request for request in requests if not request.reply.is_abandoned]
         entries = [entry for request in wanted for entry in request.entries]
-        results: list[Result] = []
-        for start in range(0, len(entries), BURST):
-            results.extend(await self.put(entries[start : start + BURST], background))
-        answers = iter(results)
+        if len(entries) > BURST:
+            answers = iter(await self._put_many(wanted, background))
+        else:
+            answers = iter(await self.put(entries, background) if entries else ())
         for request in wanted:
             request.reply.set([next(answers) for _ in request.entries])
+
+    async def _put_many(self, requests: Sequence[_Request], background: trio.Nursery) -> list[Result]:
+        """In several bursts. Of a request of which something was refused the rest is not sent: it would overtake."""
+        pairs = [(request, entry) for request in requests for entry in request.entries]
+        results: list[Result] = []
+        refusals: dict[_Request, PublishFailed] = {}
+        for start in range(0, len(pairs), BURST):
+            burst = pairs[start : start + BURST]
+            sound = [entry for request, entry in burst if request not in refusals]
+            found = iter(await self.put(sound, background) if sound else ())
+            answers = [
+                unsent(entry.event_id, refusals[request]) if request in refusals else next(found)
+                for request, entry in burst
+            ]
+            for (request, _), answer in zip(burst, answers, strict=True):
+                if isinstance(answer, PublishFailed) and not answer.permanent:
+                    refusals.setdefault(request, answer)
+            results += answers
+        return results
 
     # Bursts ---------------------------------------------------------------------------------------------------------
 
     async def put(self, entries: Sequence[Outgoing], background: trio.Nursery) -> list[Result]:
         """Accept one burst, or refuse it; one result for each entry, in order. Bursts wait for each other."""
         async with self._detours.turn(self._stream):
-            if self._sender.why_not() or self._detours.is_on(self._stream):
+            if not self._detours.is_known:
+                await self._spool.look()
+            if self._sender.why_not():
                 return self._spooled(entries, await self._spool.add(self._stream, entries))
+            if self._detours.is_on(self._stream):
+                return self._spooled(entries, await self._spool.add(self._stream, entries, "behind"))
             return await self._straight(entries, background)
 
     async def _straight(self, entries: Sequence[Outgoing], background: trio.Nursery) -> list[Result]:

@@ -35,7 +35,7 @@ __all__ = [
     "unpack",
 ]
 
-Kind = Literal["spool", "transaction", "mirror", "replay"]
+Kind = Literal["spool", "behind", "transaction", "mirror", "replay"]
 
 CHANNEL: Final = "penstock_outbox"
 """The channel on which every insert is told."""
@@ -50,7 +50,8 @@ class OutboxRow:
         event_id: of the event; None only for a mirror of what is no event.
         fields: the entry's fields; bytes that are no UTF-8 as surrogate escapes (PEP 383).
         key: the event's key.
-        kind: ``spool``: Redis did not take it; ``transaction``: published within a transaction; ``mirror``: of a dead
+        kind: ``spool``: Redis did not take it; ``behind``: it went behind such a one, and Redis was not asked;
+            ``transaction``: published within a transaction; ``mirror``: of a dead
             letter; ``replay``: somebody ordered it.
         max_len: about how many entries its stream may have; None: any number.
         letter_id: the dead letter that a mirror shows; it is told the entry's id.
@@ -174,6 +175,14 @@ returning id
 """
 """Writes rows in the order of `insert_values`."""
 
+STANDS_STILL_FOR: Final = "20s"
+"""How long who relays a stream may leave its transaction alone, longer than any answer of Redis takes: a process that
+was frozen in the midst of it must not keep the others from relaying."""
+
+_LOCK: Final = """
+select pg_try_advisory_xact_lock(hashtextextended(%s, 0)), set_config('idle_in_transaction_session_timeout', %s, true)
+"""
+
 _TAKE: Final = """
 select id, stream, event_id, event_key, fields, kind, max_len, letter_id, created_by,
        greatest(0, extract(epoch from clock_timestamp() - created_at))::float8
@@ -238,8 +247,7 @@ class PostgresOutbox:
     async def take(self, transaction: Transaction, stream: str, limit: int, after: int = 0) -> list[StoredRow] | None:
         """See `OutboxTable.take`."""
         connection = transaction.connection
-        lock = "select pg_try_advisory_xact_lock(hashtextextended(%s, 0))"
-        cursor = await connection.execute(lock, (f"penstock_outbox {stream}",))
+        cursor = await connection.execute(_LOCK, (f"penstock_outbox {stream}", STANDS_STILL_FOR))
         if not (await cursor.fetchone())[0]:
             return None
         cursor = await connection.execute(_TAKE, (stream, after, limit))

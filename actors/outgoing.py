@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 from uuid import UUID
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from .event import Envelope, Fields, InvalidEvent
 from .outbox_table import Kind, OutboxRow
@@ -24,6 +24,7 @@ __all__ = [
     "refused",
     "row_of",
     "rows_of",
+    "unsent",
 ]
 
 
@@ -91,8 +92,12 @@ Result = Published | PublishFailed
 
 
 def outgoing(stream: Stream, envelope: Envelope) -> Outgoing | PublishFailed:
-    """The entry of an envelope; what a codec refuses, or Redis cannot be given, has failed for good."""
+    """The entry of an envelope; what a codec refuses, or Redis cannot be given, has failed for good.
+
+    An envelope without a key is given that of its class: who publishes need not know by what events are kept in order.
+    """
     try:
+        envelope = _keyed(stream, envelope)
         fields = stream.encode(envelope)
         made = Outgoing(
             stream.key,
@@ -106,6 +111,16 @@ def outgoing(stream: Stream, envelope: Envelope) -> Outgoing | PublishFailed:
     except Exception as error:  # noqa: BLE001 - a codec may be the user's, and data may be anything
         defect = f"the event cannot be encoded: {type(error).__name__}: {error}"
     return PublishFailed(envelope.event_id, defect, permanent=True) if defect else made
+
+
+def _keyed(stream: Stream, envelope: Envelope) -> Envelope:
+    declared = stream.types.get(envelope.event_type)
+    if envelope.key is not None or declared is None or declared.key is None:
+        return envelope
+    try:
+        return evolve(envelope, key=declared.key_of(envelope.data))
+    except InvalidEvent:
+        return envelope  # whoever handles it will say what is wrong with it
 
 
 def defect_of(entry: Outgoing) -> str:
@@ -129,6 +144,11 @@ def refused(
 ) -> list[Result]:
     """The same failure for each."""
     return [PublishFailed(entry.event_id, reason, outcome_unknown=unknown, permanent=permanent) for entry in entries]
+
+
+def unsent(event_id: UUID, before: PublishFailed) -> PublishFailed:
+    """The failure of what would overtake `before`."""
+    return PublishFailed(event_id, f"not sent, for an event before it was refused: {before.reason}", before.retry_after)
 
 
 def row_of(entry: Outgoing, kind: Kind, created_by: str = "") -> OutboxRow:

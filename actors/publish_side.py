@@ -16,7 +16,7 @@ from .capabilities import Capabilities
 from .conditional import ConditionNotMet, Conditions
 from .detours import Detours
 from .lane import BURST
-from .outgoing import Outgoing, Published, PublishFailed, outgoing, rows_of
+from .outgoing import Outgoing, Published, PublishFailed, outgoing, rows_of, unsent
 from .producer import Producer
 from .publishing import envelopes_of
 from .relay import OutboxView, Relay
@@ -85,17 +85,25 @@ class PublishSide:
         self._waiting: tuple[OutboxView, ...] = ()
         self.capabilities = Capabilities(client)
         sender = way(trouble)
+        self._spool = Spool(store, (gates["postgres"], gates["schema"]), self._detours, instance)
         self.producer = Producer(
             system.streams,
             sender,
-            Spool(store, (gates["postgres"], gates["schema"]), self._detours, instance),
+            self._spool,
             self._detours,
             requests=settings.delivery.publish_capacity,
             buffer=settings.capture.buffer,
             hedge_after=settings.publish.hedge_after,
         )
         relaying = way(lambda error: None if _is_of_one_stream(error) else trouble(error))
-        self.relay = Relay(system, store, relaying, self._detours, look_every=settings.publish.look_every)
+        self.relay = Relay(
+            system,
+            store,
+            relaying,
+            self._detours,
+            hold=settings.publish.hedge_after,
+            look_every=settings.publish.look_every,
+        )
         self.conditions = Conditions(sender, self._detours)
 
     def children(self) -> Iterable[ChildSpec]:
@@ -124,8 +132,7 @@ class PublishSide:
             envelopes = envelopes_of(waiting)
             waiting.clear()
             if refused is not None:
-                why = f"not sent, for an event before it was refused: {refused.reason}"
-                results.extend(PublishFailed(each.event_id, why, refused.retry_after) for each in envelopes)
+                results.extend(unsent(each.event_id, refused) for each in envelopes)
                 return
             found = await self.publish(stream, envelopes)
             refused = next((each for each in found if isinstance(each, PublishFailed) and not each.permanent), None)
@@ -143,7 +150,10 @@ class PublishSide:
     ) -> Published | ConditionNotMet | PublishFailed:
         """See `Deployment.publish_if`."""
         made = outgoing(self._system.streams[stream], envelope)
-        return made if isinstance(made, PublishFailed) else await self.conditions.publish(condition, made)
+        if isinstance(made, PublishFailed):
+            return made
+        await self._spool.look()
+        return await self.conditions.publish(condition, made)
 
     async def publish_within(
         self, transaction: Transaction, stream: str, envelopes: Sequence[Envelope], created_by: str = ""

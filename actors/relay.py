@@ -10,7 +10,7 @@ What a stream refuses keeps its rows, is told, and holds up nothing but that str
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
@@ -45,6 +45,10 @@ REST_AT_LEAST, REST_AT_MOST = 1.0, 10.0
 TELL_EVERY: Final = 60.0
 """Seconds between two alarms about the same stream."""
 
+SCAN_EVERY: Final = 60.0
+"""Seconds after which what was passed over for a partition that refuses is looked through again: it may be much, and
+somewhere in it may be what a third partition, mended meanwhile, would take."""
+
 ELSEWHERE: Final = 0.05
 """Seconds until the next look at what another process relays: it does not tell us when it is done."""
 
@@ -78,18 +82,40 @@ class _Add:
     max_len: int | None
 
 
+@frozen
+class _Burst:
+    """What came of one.
+
+    Attributes:
+        added: how many entries were added.
+        last: the last row that was looked at.
+        is_end: whether there are no more.
+    """
+
+    added: int
+    last: int
+    is_end: bool
+
+
+_Adder = Callable[[Sequence[_Add]], Awaitable[list[str | Refusal]]]
+
+
 @define(eq=False)
 class _Line:
     """One stream's, as long as something of it is refused.
 
     Attributes:
         refused: why, by the key in Redis.
-        retry_at: `trio.current_time()` before which it is not tried again.
-        pause: seconds that it then rests.
+        passed: the row up to which everything that waits is for those keys, as far as we have looked.
+        scan_at: `trio.current_time()` at which all of it is looked through again.
+        retry_at: before which those keys are not tried again.
+        pause: seconds that they then rest.
         told_at: when it was last told.
     """
 
     refused: dict[str, str] = field(factory=dict)
+    passed: int = 0
+    scan_at: float = -math.inf
     retry_at: float = -math.inf
     pause: float = REST_AT_LEAST
     told_at: float = -math.inf
@@ -110,17 +136,26 @@ class Relay:
         store: whose outbox it is.
         sender: the way to Redis.
         detours: is told what is empty, and tells what was spooled here.
+        hold: seconds that publishing may wait for Redis while a detour is ended. Default 0.05.
         look_every: seconds between two looks while nothing is told. Default 1.
     """
 
     def __init__(
-        self, system: System, store: Store, sender: Sender, detours: Detours, *, look_every: float = 1.0
+        self,
+        system: System,
+        store: Store,
+        sender: Sender,
+        detours: Detours,
+        *,
+        hold: float = 0.05,
+        look_every: float = 1.0,
     ) -> None:
         self.relayed = 0
         self._system = system
         self._store = store
         self._sender = sender
         self._detours = detours
+        self._hold = hold
         self._look_every = look_every
         self._lines: dict[str, _Line] = {}
         self._due = trio.Event()
@@ -149,7 +184,9 @@ class Relay:
         while True:
             try:
                 async with self._store.outbox.news() as news:
-                    self._due.set()  # what came before we listened
+                    # What came before we listened:
+                    self._detours.is_known = False
+                    self._due.set()
                     while True:
                         for stream in await news.wait():
                             self._detours.enter(stream)
@@ -169,13 +206,16 @@ class Relay:
         """Seconds until the next look."""
         now = trio.current_time()
         every = min(self._look_every, ELSEWHERE) if self._is_elsewhere else self._look_every
-        return min([every, *(max(0.0, line.retry_at - now) for line in self._lines.values())])
+        # What Redis owes an answer for is not looked at before that, and the answer wakes us.
+        lines = [line for stream, line in self._lines.items() if not self._detours.is_unresolved(stream)]
+        return min([every, *(max(0.0, line.retry_at - now) for line in lines)])
 
     # One look -------------------------------------------------------------------------------------------------------
 
     async def _look(self, child: Child) -> bool:
         """Relay what can be relayed; whether there was anything, so that it is worth to look again at once."""
         await self._sender.wait()
+        self._is_elsewhere = False  # what was there at the last look may be relayed by now
         try:
             versions = self._detours.versions()
             streams = await self._store.outbox.streams()
@@ -195,44 +235,92 @@ class Relay:
         return f"{self.relayed} relayed{waits}"
 
     def _is_due(self, stream: str) -> bool:
+        if self._detours.is_unresolved(stream):
+            return False
+        return self._has_partitions(stream) or not self._rests(stream)
+
+    def _has_partitions(self, stream: str) -> bool:
+        declared = self._system.streams.get(stream)
+        return declared is not None and declared.partitions > 1
+
+    def _rests(self, stream: str) -> bool:
         line = self._lines.get(stream)
-        rests = line is not None and trio.current_time() < line.retry_at
-        return not rests and not self._detours.is_unresolved(stream)
+        return line is not None and trio.current_time() < line.retry_at
 
     async def _drain(self, stream: str) -> bool:
-        """Add what waits for a stream, up to `BURSTS`; whether anything was moved."""
-        refused: dict[str, str] = {}
-        moved, after = False, 0
+        """Add what waits for a stream, up to `BURSTS`; whether it is worth to go on at once."""
+        rests = self._rests(stream)
+        refused, after, moved = await self._begin(stream)
+        is_end = False
         for _ in range(BURSTS):
-            taken, last = await self._burst(stream, after, refused)
-            moved = moved or taken > 0
-            if last is None:
-                break
+            burst = await self._burst(stream, after, refused)
+            moved, is_end = moved or burst.added > 0, burst.is_end
             if refused:
-                after = last  # what was refused stays; behind it may be what is for another partition
-        else:
-            last = 0
-        self._judge(stream, refused)
-        if last is None and not refused and self._detours.is_on(stream):
+                after = burst.last  # what was refused stays; behind it may be what is for another partition
+            if is_end or (refused and not self._has_partitions(stream)):
+                break
+        self._judge(stream, refused, after, tried=not rests)
+        if is_end and not refused and not self._is_elsewhere and self._detours.is_on(stream):
             await self._end_detour(stream)
-        return moved
+        return moved or not is_end
+
+    async def _begin(self, stream: str) -> tuple[dict[str, str], int, bool]:
+        """Which keys are passed over, from which row on we look, and whether anything was added.
+
+        Behind a partition that refuses may wait any number of rows: they are not looked through at each try.
+        """
+        line = self._lines.get(stream)
+        if line is None:
+            return {}, 0, False
+        if self._rests(stream):
+            return dict(line.refused), line.passed, False
+        refused: dict[str, str] = {}
+        burst = await self._burst(stream, 0, refused)
+        if refused and trio.current_time() < line.scan_at:
+            return {**line.refused, **refused}, max(line.passed, burst.last), burst.added > 0
+        line.scan_at = trio.current_time() + SCAN_EVERY
+        return refused, burst.last if refused else 0, burst.added > 0
 
     async def _end_detour(self, stream: str) -> None:
         """We have caught up: let nobody publish for the moment that it takes to add the rest, and then go straight.
 
         Else what comes while a burst is relayed would wait for the next one, and so on for as long as there is a load.
+        If Redis does not answer soon, nobody waits for it: they go behind the burst.
         """
         refused: dict[str, str] = {}
-        async with self._detours.turn(stream):
+        hold = trio.CancelScope()
+        done = trio.Event()
+
+        async def add(entries: Sequence[_Add]) -> list[str | Refusal]:
+            hold.deadline = trio.current_time() + self._hold
+            try:
+                return await self._sender.add(entries)
+            finally:
+                hold.deadline = math.inf
+
+        async def relay_rest() -> None:
+            try:
+                burst = await self._burst(stream, 0, refused, add)
+            except (PostgresUnavailable, psycopg.Error) as error:
+                log.debug("the rest cannot be relayed", stream=stream, error=str(error))
+                return
+            else:
+                caught_up = burst.is_end and not refused and not self._is_elsewhere
+                if caught_up and not hold.cancelled_caught:
+                    self._detours.end(stream)
+            finally:
+                done.set()
+
+        async with trio.open_nursery() as nursery, self._detours.turn(stream):
             if self._sender.why_not() or self._detours.is_unresolved(stream):
                 return
-            _, last = await self._burst(stream, 0, refused)
-            if last is None and not refused and not self._is_elsewhere:
-                self._detours.end(stream)
-        self._judge(stream, refused)
+            nursery.start_soon(relay_rest)
+            with hold:
+                await done.wait()
+        self._judge(stream, refused, 0)
 
-    async def _burst(self, stream: str, after: int, refused: dict[str, str]) -> tuple[int, int | None]:
-        """Add one burst: how many entries were added, and the last row that was looked at; None if there are no more.
+    async def _burst(self, stream: str, after: int, refused: dict[str, str], add: _Adder | None = None) -> _Burst:
+        """Relay one burst of what is behind the row `after`.
 
         What is refused is entered in `refused`, and what is for the same key goes nowhere before it.
         """
@@ -240,20 +328,19 @@ class Relay:
             stored = await self._store.outbox.take(transaction, stream, BURST, after)
             self._is_elsewhere = stored is None
             if not stored:
-                return 0, None
+                return _Burst(0, after, is_end=True)
             adds = [(each, self._add_of(each)) for each in stored]
-            ready = [(each, add) for each, add in adds if add.place not in refused]
-            results = await self._sender.add([add for _, add in ready]) if ready else []
+            ready = [(each, made) for each, made in adds if made.place not in refused]
+            results = await (add or self._sender.add)([made for _, made in ready]) if ready else []
             done: list[tuple[StoredRow, str]] = []
-            for (each, add), result in zip(ready, results, strict=True):
+            for (each, sent), result in zip(ready, results, strict=True):
                 if isinstance(result, Refusal):
-                    refused.setdefault(add.place, result.reason)
+                    refused.setdefault(sent.place, result.reason)
                 else:
                     done.append((each, result))
             await self._forget(transaction, done)
         self.relayed += len(done)
-        is_last = len(stored) < BURST or self._sender.why_not() != ""
-        return len(done), None if is_last else stored[-1].id
+        return _Burst(len(done), stored[-1].id, is_end=len(stored) < BURST or self._sender.why_not() != "")
 
     async def _forget(self, transaction: Transaction, done: Sequence[tuple[StoredRow, str]]) -> None:
         if not done:
@@ -271,8 +358,15 @@ class Relay:
         place = declared.partition(row.key, row.event_id or _NOBODY)
         return _Add(place, row.event_id, row.fields, row.max_len or declared.lossy_cap)
 
-    def _judge(self, stream: str, refused: dict[str, str]) -> None:
-        """Let a stream rest that has refused something, and tell it."""
+    def _judge(self, stream: str, refused: dict[str, str], passed: int, *, tried: bool = True) -> None:
+        """Let the keys of a stream rest that have refused something, and tell it.
+
+        Args:
+            stream: its key.
+            refused: why, by the key in Redis.
+            passed: the row up to which everything is theirs.
+            tried: whether they were asked again.
+        """
         if refused:
             self._detours.enter(stream)
         if not refused or self._sender.why_not():
@@ -280,10 +374,14 @@ class Relay:
             self._lines.pop(stream, None)
             return
         now = trio.current_time()
-        line = self._lines.setdefault(stream, _Line())
+        line = self._lines.get(stream)
+        if line is None:
+            line = self._lines[stream] = _Line(scan_at=now + SCAN_EVERY)
         is_new = line.refused != refused
-        line.refused, line.retry_at = refused, now + line.pause
-        line.pause = min(line.pause * 2, REST_AT_MOST)
+        line.refused, line.passed = refused, passed
+        if tried:
+            line.retry_at = now + line.pause
+            line.pause = min(line.pause * 2, REST_AT_MOST)
         if is_new or now - line.told_at >= TELL_EVERY:
             line.told_at = now
             log.error("the stream does not take what waits in the outbox", stream=stream, why=line.reason)

@@ -16,6 +16,7 @@ from .sending import Refusal
 
 if TYPE_CHECKING:
     from ..runtime.supervision import Gate
+    from .outbox_table import Kind
     from .store import Store
 
 __all__ = ["Spool"]
@@ -62,9 +63,37 @@ class Spool:
             for gate in self._gates:
                 nursery.start_soon(_when_shut, gate, nursery.cancel_scope)
 
-    async def add(self, stream: str, entries: Sequence[Outgoing]) -> list[int] | Refusal:
+    async def look(self) -> None:
+        """Find out what was in the outbox before we could hear of it: a process before us, or another, wrote that.
+
+        Asks once, and again after we were deaf. Where the database does not answer, it stays unknown: to publish
+        nothing for that would be worse. Raises nothing for PostgreSQL.
+        """
+        if self._detours.is_known or self.why_not():
+            return
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._give_up, nursery.cancel_scope)
+            nursery.cancel_scope.deadline = trio.current_time() + SPOOLED_WITHIN
+            await self._find()
+            nursery.cancel_scope.cancel(reason="we have looked")
+
+    async def _find(self) -> None:
+        self._detours.is_known = True  # before we ask: who listens takes it back, should we be deaf meanwhile
+        streams: list[str] | None = None
+        try:
+            streams = await self._store.outbox.streams()
+        except (PostgresUnavailable, psycopg.Error) as error:
+            log.debug("what is in the outbox is not known", error=str(error))
+        finally:
+            if streams is None:
+                self._detours.is_known = False
+        for stream in streams or ():
+            self._detours.enter(stream)
+
+    async def add(self, stream: str, entries: Sequence[Outgoing], kind: Kind = "spool") -> list[int] | Refusal:
         """Write entries of one stream behind what is in its outbox, all or none; their rows' ids, or why not.
 
+        Of `kind` ``behind``, where Redis was not asked, other processes are not sent behind them.
         Blocks until they are committed, and never when the database is known to be away. Raises nothing for PostgreSQL.
         Cancelled, the outcome is unknown.
         """
@@ -72,27 +101,29 @@ class Spool:
             await trio.lowlevel.checkpoint()
             return Refusal(why)
         with self._detours.spooling(stream):
-            rows = await self._write(entries)
+            rows = await self._write(entries, kind)
         if not isinstance(rows, Refusal):
             self.spooled += len(rows)
         return rows
 
-    async def _write(self, entries: Sequence[Outgoing]) -> list[int] | Refusal:
+    async def _write(self, entries: Sequence[Outgoing], kind: Kind) -> list[int] | Refusal:
         ids: list[int] | Refusal = []
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._give_up, nursery.cancel_scope)
             nursery.cancel_scope.deadline = trio.current_time() + SPOOLED_WITHIN
-            ids = await self._insert(entries)
+            ids = await self._insert(entries, kind)
             nursery.cancel_scope.cancel(reason="the rows are written")
         return ids or Refusal(self.why_not() or f"postgres: no answer within {SPOOLED_WITHIN:g} s", unknown=True)
 
-    async def _insert(self, entries: Sequence[Outgoing]) -> list[int] | Refusal:
-        rows = [row_of(entry, "spool", self._created_by) for entry in entries]
+    async def _insert(self, entries: Sequence[Outgoing], kind: Kind) -> list[int] | Refusal:
+        rows = [row_of(entry, kind, self._created_by) for entry in entries]
         try:
             async with self._store.transaction() as transaction:
                 ids = await self._store.outbox.add(transaction, rows)
-        except (PostgresUnavailable, psycopg.Error) as error:
+        except PostgresUnavailable as error:
             return Refusal(f"postgres: {error}", unknown=True)
+        except psycopg.Error as error:
+            return Refusal(f"postgres: {error}", unknown=not _has_refused(error))
         return ids
 
     async def take_back(self, ids: Sequence[int]) -> None:
@@ -107,6 +138,11 @@ class Spool:
     async def _give_up(self, write: trio.CancelScope) -> None:
         await self.wait_not()
         write.cancel(reason="the database is away")
+
+
+def _has_refused(error: psycopg.Error) -> bool:
+    """Whether the server itself says that nothing was written (read-only, full, no right), and is still there."""
+    return error.sqlstate is not None and error.sqlstate[:2] not in ("08", "40", "57", "58", "XX")
 
 
 async def _when_shut(gate: Gate, others: trio.CancelScope) -> None:

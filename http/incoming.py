@@ -14,8 +14,6 @@ from datetime import datetime
 from typing import Any, NoReturn
 from uuid import UUID
 
-from attrs import evolve
-
 from ..actors.event import Envelope, EventType, InvalidEvent, new_event_id
 from ..actors.system import Stream
 from .problems import Problem
@@ -83,9 +81,6 @@ def read_event(item: Any, stream: Stream, traceparent: str | None = None) -> Env
         mistakes += _unfit(declared, envelope.data)
     if mistakes:
         raise _invalid(mistakes, item.get("eventId"))
-    if declared is not None and declared.key is not None and envelope.key is None:
-        # Whoever publishes need not know by what events are kept in order.
-        return evolve(envelope, key=declared.key_of(envelope.data))
     return envelope
 
 

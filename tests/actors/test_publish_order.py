@@ -1,0 +1,250 @@
+"""Nothing overtakes what waits in the outbox: after a restart, in long requests, and among several processes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from attrs import frozen
+from trio.testing import MockClock
+
+from penstock.actors import relay
+from penstock.actors.event import Envelope, event, new_event_id
+from penstock.actors.outbox_table import OutboxRow
+from penstock.actors.producer import Published, PublishFailed
+from penstock.actors.system import System
+from penstock.actors.testing import MemoryStore
+from penstock.actors.virtual import VirtualDeployment, virtual
+from penstock.runtime.testing.redis import InProcessRedis
+
+TRYAGAIN = "TRYAGAIN Multiple keys request during rehashing of slot"
+
+
+@event("ORDER", key="customer")
+@frozen
+class Order:
+    number: int
+    customer: str | None = "c"
+
+
+def shop(*, partitions: int = 1) -> System:
+    system = System("app")
+    system.stream("orders", events=[Order], partitions=partitions)
+    return system
+
+
+def row(number: int, customer: str = "c", *, kind: str = "spool") -> OutboxRow:
+    event_id = new_event_id()
+    data = json.dumps({"number": number, "customer": customer})
+    fields = {"eventId": str(event_id), "eventType": "ORDER", "timestamp": "2026-01-01T00:00:00+00:00", "data": data}
+    return OutboxRow(stream="orders", event_id=event_id, fields=fields, key=customer, kind=kind)  # type: ignore[arg-type]
+
+
+async def numbers(app: VirtualDeployment, key: str = "orders") -> list[int]:
+    entries = await app.deployment.client().xrange(key)
+    return [json.loads(fields[b"data"])["number"] for _, fields in entries]
+
+
+async def emptied(app: VirtualDeployment) -> None:
+    while app.store.outbox.rows:
+        await trio.sleep(0.01)
+
+
+async def test_what_was_spooled_in_an_earlier_life_is_not_overtaken(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process was killed while events waited: what is published first after its restart goes behind them."""
+    store = MemoryStore()
+    async with store.transaction() as transaction:
+        await store.outbox.add(transaction, [row(number) for number in range(3)])
+    take = store.outbox.take
+
+    async def slow(*args: Any) -> Any:
+        await trio.sleep(0.5)
+        return await take(*args)
+
+    monkeypatch.setattr(store.outbox, "take", slow)
+    async with InProcessRedis() as redis, virtual(shop(), redis=redis, store=store) as app:
+        await app.publish("orders", Order(3))
+        await emptied(app)
+        assert await numbers(app) == [0, 1, 2, 3]
+
+
+async def test_what_is_behind_a_refused_burst_of_the_same_request_is_not_sent(autojump_clock: MockClock) -> None:
+    """A request with more events than go in one burst: those of the second do not overtake those of the first."""
+    async with virtual(shop()) as app:
+        app.lose_database("away")
+        app.redis.fail_next("XADD", TRYAGAIN)
+        results = await app.publish("orders", *(Order(number) for number in range(1200)))
+        assert all(isinstance(result, PublishFailed) for result in results)
+        assert len(results) == 1200
+        last = results[-1]
+        assert isinstance(last, PublishFailed)
+        assert "an event before it was refused" in last.reason
+        assert (last.outcome_unknown, last.permanent) == (False, False)
+        assert await numbers(app) == []
+
+
+async def test_another_request_in_the_same_breath_is_not_refused_for_that(autojump_clock: MockClock) -> None:
+    async with virtual(shop()) as app:
+        app.lose_database("away")
+        app.redis.fail_next("XADD", TRYAGAIN)
+        results: dict[int, list[Any]] = {}
+
+        async def publish(start: int, count: int) -> None:
+            results[start] = await app.publish("orders", *(Order(number) for number in range(start, start + count)))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(publish, 0, 500)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(publish, 1000, 2)
+        assert all(isinstance(result, PublishFailed) for result in results[0])
+        assert all(isinstance(result, Published) for result in results[1000])
+
+
+async def test_processes_do_not_keep_each_other_in_the_outbox(autojump_clock: MockClock) -> None:
+    """Under a steady load on both, after an outage: each goes straight again as soon as Redis takes everything."""
+    store = MemoryStore()
+    for name in ("add", "take", "streams", "remove"):
+        _slow(store.outbox, name)
+    ways: dict[str, list[str]] = {"one": [], "two": []}
+
+    async def load(name: str, app: VirtualDeployment) -> None:
+        async def publish(number: int) -> None:
+            (result,) = await app.publish("orders", Order(number, f"{name} {number % 7}"))
+            assert isinstance(result, Published)
+            ways[name].append(result.durable)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(500):
+                nursery.start_soon(publish, number)
+                await trio.sleep(0.002)
+
+    async with (
+        InProcessRedis() as redis,
+        virtual(shop(), redis=redis, store=store, instance="one") as one,
+        virtual(shop(), redis=redis, store=store, instance="two") as two,
+    ):
+        redis.fail_next("XADD", TRYAGAIN, times=2)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(load, "one", one)
+            nursery.start_soon(load, "two", two)
+        for found in ways.values():
+            assert "outbox" in found
+            assert found[-100:] == ["redis"] * 100
+        await one.settled()
+        for name in ways:
+            for customer in range(7):
+                mine = await _of(one, f"{name} {customer}")
+                assert mine == sorted(mine)
+                assert len(set(mine)) == len([number for number in range(500) if number % 7 == customer])
+
+
+async def _of(app: VirtualDeployment, customer: str) -> list[int]:
+    """What came of a customer, each number where it stands first."""
+    entries = await app.deployment.client().xrange("orders")
+    data = [json.loads(fields[b"data"]) for _, fields in entries]
+    return list(dict.fromkeys(each["number"] for each in data if each["customer"] == customer))
+
+
+def _slow(table: Any, name: str) -> None:
+    call = getattr(table, name)
+
+    async def slow(*args: Any) -> Any:
+        await trio.sleep(0.02)
+        return await call(*args)
+
+    setattr(table, name, slow)
+
+
+async def test_a_redis_that_freezes_while_a_detour_ends_delays_nobody(autojump_clock: MockClock) -> None:
+    async with virtual(shop()) as app:
+        app.redis.fail_next("XADD", TRYAGAIN)
+        detours = app.deployment.publishing._detours
+        end = app.deployment.publishing.relay._end_detour
+
+        async def freeze(stream: str) -> None:
+            app.redis.hang()
+            async with app.store.transaction() as transaction:
+                await app.store.outbox.add(transaction, [row(2)])
+            await end(stream)
+
+        app.deployment.publishing.relay._end_detour = freeze  # type: ignore[method-assign]
+        await app.publish("orders", Order(1))
+        while not detours.turn("orders").locked():
+            await trio.sleep(0.001)
+        before = trio.current_time()
+        (result,) = await app.publish("orders", Order(3))
+        assert isinstance(result, Published)
+        assert result.durable == "outbox"
+        assert trio.current_time() - before < 0.2
+        app.deployment.publishing.relay._end_detour = end  # type: ignore[method-assign]
+        app.redis.resume()
+        await app.settled()
+        assert list(dict.fromkeys(await numbers(app))) == [1, 2, 3]
+
+
+def customer_of(system: System, place: str) -> str:
+    stream = system.streams["orders"]
+    names = [f"customer {number}" for number in range(50)]
+    return next(name for name in names if stream.partition(name, new_event_id()) == place)
+
+
+async def test_a_partition_with_much_that_it_does_not_take_holds_up_no_other(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More of it than the relay looks through at a time stands before what another partition would take."""
+    monkeypatch.setattr(relay, "BURSTS", 1)
+    monkeypatch.setattr(relay, "BURST", 100)
+    system = shop(partitions=2)
+    bad, good = system.streams["orders"].keys
+    async with virtual(system) as app:
+        await app.deployment.client().set(bad, "no stream")
+        async with app.store.transaction() as transaction:
+            await app.store.outbox.add(transaction, [row(number, customer_of(system, bad)) for number in range(350)])
+            await app.store.outbox.add(transaction, [row(number, customer_of(system, good)) for number in range(10)])
+        await trio.sleep(5)
+        assert await numbers(app, good) == list(range(10))
+        async with app.store.transaction() as transaction:
+            await app.store.outbox.add(transaction, [row(10, customer_of(system, good))])
+        await trio.sleep(0.5)  # not only when the other one has rested
+        assert await numbers(app, good) == list(range(11))
+        await app.deployment.client().delete(bad)
+        with trio.fail_after(60):
+            await emptied(app)
+        assert await numbers(app, bad) == list(range(350))
+
+
+@pytest.mark.parametrize("way", ["publish", "publish_many", "publish_if", "capture", "transaction"])
+async def test_an_envelope_without_a_key_has_that_of_its_class(autojump_clock: MockClock, way: str) -> None:
+    """On every way in: else its order would depend on who publishes it."""
+    async with virtual(shop(partitions=4)) as app:
+        envelope = Envelope(event_type="ORDER", data={"number": 1, "customer": "c"})
+        publishing = app.deployment.publishing
+        if way == "publish":
+            await app.publish("orders", envelope)
+        elif way == "publish_many":
+            await app.deployment.publish_many("orders", [envelope])
+        elif way == "publish_if":
+            await publishing.conditions.set(app.deployment.system.streams["orders"], "open", True)
+            await app.deployment.publish_if("orders", envelope, "open")
+        elif way == "capture":
+            app.deployment.capture(envelope, "orders")
+        else:
+            async with app.store.transaction() as transaction:
+                await publishing.publish_within(transaction, "orders", [envelope])
+        await trio.sleep(1)
+        home = app.deployment.system.streams["orders"].partition("c", envelope.event_id)
+        [(_, fields)] = await app.deployment.client().xrange(home)
+        assert fields[b"key"] == b"c"
+
+
+async def test_data_that_do_not_fit_their_class_have_no_key_and_are_for_the_handler_to_judge(
+    autojump_clock: MockClock,
+) -> None:
+    async with virtual(shop()) as app:
+        (result,) = await app.publish("orders", Envelope(event_type="ORDER", data={"customer": "c"}))
+        assert isinstance(result, Published)
