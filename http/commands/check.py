@@ -11,6 +11,7 @@ import trio
 from attrs import asdict, evolve, frozen
 
 from ...actors.access import event_system
+from ...actors.capabilities import abilities_of, ask_versions
 from ...actors.checking import look_at_redis
 from ...actors.checks import Severity, declared_findings
 from ...actors.cluster_probe import ClusterProbe
@@ -133,7 +134,22 @@ async def _servers(settings: Settings) -> list[Finding]:
             findings += await _nodes(setting, probe, probe.view)
         if isinstance(probe, RedisProbe | ClusterProbe) and problem is None:
             findings += await _start_up(probe, settings)
+            findings += await _abilities(setting, probe)
     return findings
+
+
+async def _abilities(setting: str, probe: RedisProbe | ClusterProbe) -> list[Finding]:
+    """What is used where every master has it; where one has not, the older way is as good, and nothing is wrong."""
+    try:
+        with trio.fail_after(LIMIT):
+            async with open_client(probe.options, connect=probe.connect) as client:
+                nodes = await ask_versions(client)
+    except (redis.exceptions.RedisError, trio.TooSlowError) as error:
+        return [Finding(f"{setting} abilities", True, f"the servers' versions are not known: {error}")]
+    return [
+        Finding(f"{setting} {each.name}", True, f"used: {each.what}" if each.there else f"not used: {each.why_not}")
+        for each in abilities_of(nodes)
+    ]
 
 
 async def _start_up(probe: RedisProbe | ClusterProbe, settings: Settings) -> list[Finding]:
