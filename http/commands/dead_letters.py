@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import getpass
 import json
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +18,7 @@ from ...runtime.output import echo_json, echo_table
 from ...runtime.printable import printable
 from ..headers import ACTOR
 from .letter_options import filters, selection
-from .remote import Remote, remote_of, url_option
+from .remote import Remote, me, remote_of, url_option
 
 __all__ = ["dead_letters", "local_time"]
 
@@ -274,21 +272,11 @@ def _error(found: dict[str, Any]) -> str | None:
 
 def _post(remote: Remote, path: str, body: dict[str, Any] | None) -> Any:
     given = {name: value for name, value in (body or {}).items() if value is not None}
-    headers = {ACTOR: _me()}
+    headers = {ACTOR: me()}
     answer = remote.request("POST", BASE + path, json.dumps(given).encode(), "application/json", headers)
     if answer.status not in (200, 202):
         raise CommandError(answer.complaint)
     return answer.json()
-
-
-def _me() -> str:
-    try:
-        user = getpass.getuser()
-    except (OSError, KeyError):  # an id without a name, as containers have
-        user = "somebody"
-    return "".join(letter for letter in f"{user}@{socket.gethostname()}" if letter.isascii() and letter.isprintable())[
-        :200
-    ]
 
 
 def _letters_of(count: int) -> str:
@@ -340,7 +328,7 @@ def _wait(remote: Remote, order: dict[str, Any]) -> dict[str, Any]:
     with _bar(order["total"]) as show:
         while order["state"] == "running":
             time.sleep(LOOK)
-            order = remote.get(f"{BASE}/orders/{order['id']}")
+            order = remote.insist(f"{BASE}/orders/{order['id']}")
             show(order["moved"])
     return order
 

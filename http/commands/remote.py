@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import getpass
 import http.client
 import json
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -16,12 +18,17 @@ from attrs import frozen
 from ...runtime.cli import CommandError, load_settings
 from ..configuration import Settings
 
-__all__ = ["Answer", "Refused", "Remote", "Sent", "Unreachable", "remote_of", "url_option"]
+__all__ = ["Answer", "Refused", "Remote", "Sent", "Unreachable", "me", "remote_of", "url_option"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 TIMEOUT = 30.0
 """Seconds without a byte, after which an answer is given up. An event stream says something every 15 s."""
+
+PATIENCE = 60.0
+"""Seconds for which a system may not answer whose orders are waited for: they outlive its restarts."""
+
+_AWAY, _LOOK = 503, 0.5
 
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104 - what one listens on, not what one connects to
 
@@ -105,6 +112,22 @@ class Remote:
         if answer.status != 200:
             raise CommandError(answer.complaint)
         return answer.json()
+
+    def insist(self, path: str) -> Any:
+        """As `get`, but a system that restarts meanwhile, or whose servers are away, is asked again for `PATIENCE`."""
+        patient_until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                answer = self.request("GET", path)
+            except Unreachable:
+                if time.monotonic() > patient_until:
+                    raise
+            else:
+                if answer.status == 200:
+                    return answer.json()
+                if answer.status != _AWAY or time.monotonic() > patient_until:
+                    raise CommandError(answer.complaint)
+            time.sleep(_LOOK)
 
     def request(
         self,
@@ -217,6 +240,16 @@ def url_option(command: F) -> F:
 def remote_of(url: str | None) -> Remote:
     """The system at `url`, or the one of this invocation's settings."""
     return Remote(url if url is not None else _url_of(load_settings(Settings).http.bind[0]))
+
+
+def me() -> str:
+    """Who gives this command, for the record: ``USER@HOST``."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # an id without a name, as containers have
+        user = "somebody"
+    name = f"{user}@{socket.gethostname()}"
+    return "".join(letter for letter in name if letter.isascii() and letter.isprintable())[:200]
 
 
 def _url_of(bind: str) -> str:

@@ -13,15 +13,13 @@ import click
 
 from ...runtime.cli import CommandError, json_option
 from ...runtime.output import echo_json, echo_table
-from .remote import Remote, Unreachable, remote_of, url_option
+from ..headers import ACTOR
+from .remote import Remote, me, remote_of, url_option
 
 __all__ = ["replay"]
 
 LOOK = 0.3
 """Seconds between two looks at how far it is."""
-
-PATIENCE = 60.0
-"""Seconds for which nothing may answer; a replay outlives restarts of the system, and so does this command."""
 
 
 @click.command(short_help="Replay a range of a stream.")
@@ -91,7 +89,7 @@ def replay(
 
 
 def _sent(remote: Remote, path: str, body: dict[str, Any]) -> dict[str, Any]:
-    answer = remote.request("POST", path, json.dumps(body).encode(), "application/json")
+    answer = remote.request("POST", path, json.dumps(body).encode(), "application/json", {ACTOR: me()})
     found = answer.json()
     if answer.status not in (200, 202) or not isinstance(found, dict):
         raise CommandError(answer.complaint)
@@ -100,18 +98,11 @@ def _sent(remote: Remote, path: str, body: dict[str, Any]) -> dict[str, Any]:
 
 def _follow(remote: Remote, ordered: dict[str, Any]) -> dict[str, Any]:
     """Wait for its end, with a bar on a terminal; a system that restarts meanwhile is waited for."""
-    found, silent_since = ordered, None
+    found = ordered
     with _bar(ordered["total"]) as advance:
         while found["state"] in ("waiting", "running"):
             time.sleep(LOOK)
-            try:
-                now = remote.get(f"/api/v1/replays/{ordered['id']}")
-            except Unreachable:
-                silent_since = silent_since or time.monotonic()
-                if time.monotonic() - silent_since > PATIENCE:
-                    raise
-                continue
-            silent_since = None
+            now = remote.insist(f"/api/v1/replays/{ordered['id']}")
             advance(now["replayed"] - found.get("replayed", 0))
             found = now
     return found

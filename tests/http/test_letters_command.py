@@ -25,6 +25,7 @@ from penstock.actors.letters import LetterDesk
 from penstock.actors.store import InboxEntry, PostgresStore
 from penstock.http.commands.dead_letters import dead_letters
 from penstock.http.commands.ledger import ledger
+from penstock.http.commands.remote import Answer, Remote, Unreachable
 from penstock.runtime.cli import CommandError
 from penstock.runtime.postgres import Pool, PostgresOptions
 from penstock.runtime.supervision import ChildSpec, Supervisor, Tree
@@ -240,6 +241,30 @@ async def test_one_is_replayed_without_a_question_and_can_be_stopped(site: Site)
     assert await site.statuses() == ["dead", "dead"]
     done = await site.letters("orders")
     assert order["id"] in done.stdout
+
+
+async def test_an_order_is_waited_for_through_a_restart_of_the_system(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing answers, then the system does, and its database not yet; the order goes on meanwhile."""
+    away: list[Answer | Unreachable] = [Unreachable("nothing answers", 2), Answer(503, 1.0, b"{}")]
+    request = Remote.request
+
+    def asked(remote: Remote, method: str, path: str, *words: Any) -> Answer:
+        if method == "GET" and away:
+            found = away.pop(0)
+            if isinstance(found, Unreachable):
+                raise found
+            return found
+        return request(remote, method, path, *words)
+
+    monkeypatch.setattr(Remote, "request", asked)
+    await site.bury(2)
+    async with site.working():
+        done = await site.letters("replay", "--all", "--yes", "--rate", "1000")
+    assert done.returncode == 0, done.stderr
+    assert "2 of 2 dead letters moved" in done.stdout
+    assert away == []
 
 
 async def test_there_must_be_something_to_replay(site: Site) -> None:
