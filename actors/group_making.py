@@ -1,5 +1,5 @@
-"""Making a consumer group, and making it again when it was lost: at the position that the database knows, never at
-``$``, for what was published before would not be read."""
+"""Making a consumer group, and making it again when it was lost: some time before the position that the database knows,
+never at ``$``, for what was published before would not be read."""
 
 from __future__ import annotations
 
@@ -24,6 +24,12 @@ log = get_logger(__name__)
 
 REPAIR_PAUSE = 10.0
 """Seconds that must lie between two repairs of a lost group; a second loss sooner than that is a crash."""
+
+REREAD = 600.0
+"""Seconds before the stored position at which a lost group begins again. That is the position of the process that has
+come furthest: what another one had in hand below it, and has died with, is in no list any more. Entries are handled
+within seconds, or become rows; ten minutes are as long as a process may hold one (`reclaim_idle`, slow handlers, a
+freeze) with room to spare. What is read again and was handled already is known by the inbox, and costs a look each."""
 
 BREATH = 0.1
 """Seconds before a read is tried again that failed for a reason which should be gone by now."""
@@ -119,7 +125,16 @@ class GroupMaking:
         if last is None or entry_order(last) < entry_order(known):
             # The data are younger than our memory (flushed, or a lost volume): the inbox knows what comes again.
             return "0"
-        return known
+        return _again_from(known, self._declared_start)
+
+
+def _again_from(known: str, declared_start: str) -> str:
+    """Where a lost group begins that is known to have come to `known`, or further."""
+    if declared_start == "$":
+        return known  # nobody knows where that was; what is older must not be read
+    milliseconds, _ = entry_order(known)
+    earlier = f"{max(0, milliseconds - int(REREAD * 1000))}-0"
+    return min(known, max(earlier, declared_start, key=entry_order), key=entry_order)
 
 
 async def _last_id(connection: Connection, stream: str) -> str | None:
