@@ -188,13 +188,19 @@ class Ledger:
         verdict = self.verdict(key, group, entry_id)
         if verdict is None or isinstance(verdict, Ignore):
             return True
-        if isinstance(verdict, Handle) and (group, verdict.envelope.event_id) in self.store.inbox_table.rows:
+        event_id = None if verdict.envelope is None else verdict.envelope.event_id
+        if event_id is not None and (group, event_id) in self.store.inbox_table.rows:
             return True
-        event_id = verdict.envelope.event_id if isinstance(verdict, Handle) else None
-        return self._is_buried(group, key, entry_id) or self._has_retry(group, (key, entry_id), event_id)
+        if self._is_buried(group, key, entry_id) or self._has_retry(group, (key, entry_id), event_id):
+            return True
+        return event_id is not None and self._is_dead(group, event_id)
 
     def _is_buried(self, group: str, key: str, entry_id: str) -> bool:
         return (group, key, entry_id) in self.store.letter_table.rows
+
+    def _is_dead(self, group: str, event_id: UUID) -> bool:
+        """Whether the event has died in the group, as whichever of its entries."""
+        return any(letter.event_id == event_id and letter.consumer_group == group for letter in self.store.letters)
 
     def _has_retry(self, group: str, place: tuple[str, str], event_id: UUID | None) -> bool:
         """Whether the event waits for another attempt, by this entry or by another one of it."""
@@ -215,7 +221,7 @@ class Ledger:
                 return f"there is no group {group.name} of {key}"
             if found.pel:
                 return f"{len(found.pel)} entries of {key} are pending in {group.name}: {sorted(found.pel)[0]}"
-            if unread and found.last_delivered_key != found.stream._last_id:
+            if unread and found.stream._ids and found.stream._ids[-1] > found.last_delivered_key:
                 return f"{group.name} has not read {key} to its end"
         return None
 
@@ -272,8 +278,7 @@ class Ledger:
             self.broken(f"{event_id} is done in {group.name} with {self._effects[group.name, event_id]} effects")
         if not done and self._effects[group.name, event_id]:
             self.broken(f"{event_id} has an effect in {group.name}, and the inbox does not know it")
-        # Two entries of one event are two deliveries: the first may die, and the second succeed.
-        if done and dead and len(copies) == 1:
+        if done and dead:
             self.broken(f"{event_id} has an effect and a dead letter in {group.name}")
 
     def _check_fault(self, group: str, event_id: UUID, attempts: int, fate: str) -> None:

@@ -121,14 +121,15 @@ class Stumbling:
                 return
             try:
                 await handler.call(sound, context)
+                for delivery in sound:
+                    if delivery.entry_id not in context.failures:
+                        await self._record(stream, group, delivery, memory)
             except BaseException as error:
                 self._note(group, [each.envelope.event_id for each in sound], error, memory, began)
                 raise
             for delivery in sound:
                 if delivery.entry_id in context.failures:
                     self._note(group, [delivery.envelope.event_id], context.failures[delivery.entry_id], memory, began)
-                else:
-                    await self._record(stream, group, delivery, memory)
 
         return evolve(handler, call=batch if handler.batch else single)
 

@@ -204,6 +204,8 @@ class Simulation:
         self.processes: list[SimulatedProcess] = []
         self._chance = random.Random(f"turns {seed}")  # noqa: S311 - no secret
         self._digest = zlib.crc32(b"")
+        self._log: list[str] = []  # what is not digested yet
+        self._time = -1.0
         self._due = _NEVER
         self._act: Act | None = None
         self._last: trio.lowlevel.Task | None = None
@@ -217,6 +219,7 @@ class Simulation:
     @property
     def trace(self) -> str:
         """A hash of every step of every task so far, and of its time: equal in two runs if, very likely, they were."""
+        self._digest_log()
         return f"{self._digest:08x}-{self.steps}"
 
     async def __aenter__(self) -> Self:
@@ -298,8 +301,9 @@ class Simulation:
 
     def _turn(self, runnable: list[trio.lowlevel.Task]) -> tuple[list[trio.lowlevel.Task], list[trio.lowlevel.Task]]:
         """Which of the tasks that are ready go on now, and which later: those of a stopped process are put by."""
-        # What is ready at once comes in an order that depends on addresses.
-        runnable.sort(key=_age)
+        if len(runnable) > 1:
+            # What is ready at once comes in an order that depends on addresses.
+            runnable.sort(key=_age)
         now, mine = [], []
         for task in runnable:
             process = task.context.get(_PROCESS)
@@ -320,11 +324,18 @@ class Simulation:
             if self.steps > self._most:
                 self._limit.cancel(reason=f"more than {self._most} steps")
             now += mine
-        digest = zlib.crc32(repr(trio.current_time()).encode(), self._digest)
-        for task in now:
-            digest = zlib.crc32(task.name.encode(), digest)
-        self._digest = digest
+        time, log = trio.current_time(), self._log
+        if time != self._time:
+            self._time = time
+            log.append(repr(time))
+        log += [task.name for task in now]
+        if len(log) > _LOGGED:
+            self._digest_log()
         return now, later
+
+    def _digest_log(self) -> None:
+        self._digest = zlib.crc32(",".join([*self._log, ""]).encode(), self._digest)
+        self._log.clear()
 
     def _act_if_due(self) -> None:
         if self._due > 0 or self._act is None or self._last is None:
@@ -339,6 +350,9 @@ class Simulation:
 
 
 _NEVER: Final = 1 << 60
+
+_LOGGED: Final = 1000
+"""Steps that are digested at once: much cheaper than each by itself."""
 
 
 class _RunQueue(deque[trio.lowlevel.Task]):
