@@ -118,6 +118,7 @@ class Checks:
         self._wall = wall or _now
         self._told: set[tuple[str, str, Severity]] = set()
         self._at = -math.inf
+        self._are_made = True
         for finding in self._declared:
             self._tell(finding)
 
@@ -165,12 +166,15 @@ class Checks:
 
     async def _round(self) -> list[Finding] | None:
         """None where a server could not be looked at: the probe has just found it well, and will look again."""
-        found = None
+        found, why = None, f"no answer within {WITHIN:g} s"
         with trio.move_on_after(WITHIN):
             try:
                 found = await self._look()
             except redis.exceptions.RedisError as error:
-                log.debug("start-up checks not made", error=str(error))
+                why = str(error)
+        if found is None and self._are_made:
+            log.warning("start-up checks not made; they are tried with each probe", error=why)
+        self._are_made = found is not None
         return found
 
     def _refuses(self, finding: Finding) -> bool:

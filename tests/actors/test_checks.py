@@ -10,6 +10,7 @@ import pytest
 import trio
 from attrs import evolve, frozen
 
+from penstock.actors import checking
 from penstock.actors.checking import AGAIN, Checks, look_at_redis
 from penstock.actors.checks import Finding, Severity, access_findings, declared_findings, skew_finding
 from penstock.actors.checks import _append_only as append_only
@@ -238,13 +239,17 @@ async def test_while_all_is_well_it_looks_again_every_few_minutes(
         await checks()
 
 
-async def test_a_server_that_cannot_be_looked_at_is_looked_at_another_time(
+async def test_a_server_that_cannot_be_looked_at_is_looked_at_another_time_and_that_is_told_once(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    warnings: list[str] = []
+    monkeypatch.setattr(checking.log, "warning", lambda event, **_: warnings.append(event))
     checks, told, _ = _checks(monkeypatch, [])
     hang: Callable[[], Awaitable[Any]] = trio.sleep_forever
     monkeypatch.setattr(checks, "_look", hang)
     await checks()
+    await checks()
+    assert warnings == ["start-up checks not made; they are tried with each probe"]
     monkeypatch.setattr(checks, "_look", told)
     await checks()
     assert len(told.rounds) == 1
