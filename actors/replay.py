@@ -264,7 +264,21 @@ class Replays:
             await self._store.outbox.add(transaction, rows)
         else:
             group = replay.consumer_group
-            await self._store.retries.add(transaction, [_again(group, *event) for event in events])
+            again = [_again(group, *event) for event in events]
+            await self._store.retries.add(transaction, await self._once(transaction, replay, again))
+
+    async def _once(self, transaction: Transaction, replay: Replay, rows: Sequence[RetryRow]) -> list[RetryRow]:
+        """Without those whose event was handled since the order, or is about to be: it may stand there twice."""
+        assert replay.ordered_at is not None  # noqa: S101 - the table has set it
+        ids = {row.event_id for row in rows if row.event_id is not None}
+        group = replay.consumer_group or ""
+        seen: set[UUID | None] = set(await self._store.retries.replayed(transaction, group, ids, replay.ordered_at))
+        left = []
+        for row in rows:
+            if row.event_id is None or row.event_id not in seen:
+                left.append(row)
+                seen.add(row.event_id)
+        return left
 
     async def _finish(self, replay: Replay, state: ReplayState, error: str | None = None) -> float:
         async with self._store.transaction() as transaction:

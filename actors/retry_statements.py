@@ -129,6 +129,14 @@ delete from penstock_inbox known where consumer_group = %(group)s and event_id =
 )
 """
 
+REPLAYED: Final = """
+select event_id from penstock_inbox
+where consumer_group = %(group)s and event_id = any(%(events)s::uuid[]) and handled_at > %(since)s
+union
+select event_id from penstock_retry
+where consumer_group = %(group)s and event_id = any(%(events)s::uuid[]) and forced
+"""
+
 REMAINING: Final = """
 select given.entry_id from unnest(%(ids)s::text[]) as given (entry_id)
 where not exists (

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol, cast
 from uuid import UUID
 
@@ -84,6 +85,12 @@ class RetryTable(Protocol):
 
         Also False if it died as another entry, and nobody ordered the row.
         """
+        ...
+
+    async def replayed(
+        self, transaction: Transaction, group: str, event_ids: Collection[UUID], since: datetime
+    ) -> set[UUID]:
+        """Which of these events the group has handled since then, or has a forced row of."""
         ...
 
     async def remaining(
@@ -186,6 +193,13 @@ class PostgresRetries:
         # A statement of its own: it sees what was written by whoever the first one waited for.
         event = {"group": row.consumer_group, "event_id": row.event_id}
         return not (await _on(transaction).execute(sql.DIED_ELSEWHERE, event)).rowcount
+
+    async def replayed(
+        self, transaction: Transaction, group: str, event_ids: Collection[UUID], since: datetime
+    ) -> set[UUID]:
+        """See `RetryTable.replayed`."""
+        given = {"group": group, "events": list(event_ids), "since": since}
+        return {row[0] for row in await (await _on(transaction).execute(sql.REPLAYED, given)).fetchall()}
 
     async def remaining(
         self, transaction: Transaction, group: str, stream: str, entry_ids: Collection[str]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..store import Transaction
     from .store import MemoryTransaction
 
-__all__ = ["MemoryReplays"]
+__all__ = ["MemoryReplays", "moment"]
 
 _EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
 
@@ -111,8 +111,13 @@ def _age(replay: Replay) -> tuple[datetime, UUID]:
     return replay.ordered_at or _EPOCH, replay.id
 
 
+def moment(at: float) -> datetime:
+    """What `trio.current_time()` is in these tables."""
+    return _EPOCH + timedelta(seconds=at)
+
+
 def _now() -> datetime:
-    return _EPOCH + timedelta(seconds=trio.current_time())
+    return moment(trio.current_time())
 
 
 def _work(transaction: Transaction) -> MemoryWork:

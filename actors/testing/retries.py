@@ -11,9 +11,10 @@ import trio
 from attrs import evolve, frozen
 
 from ..retry_table import RetryRow, unbroken
-from ..store import InboxEntry, Transaction
+from ..store import Transaction
 from ..texts import storable
 from .memory import MemoryWork, Table
+from .replays import moment
 
 if TYPE_CHECKING:
     from .store import MemoryStore, MemoryTransaction
@@ -158,16 +159,31 @@ class MemoryRetries:
         assert row.event_id is not None  # noqa: S101 - only what was decoded is handled
         work, table = _work(transaction), self._store.inbox_table
         await _statement(work)
-        key, entry = (row.consumer_group, row.event_id), InboxEntry(row.event_id, row.stream, row.entry_id)
+        key, now = (row.consumer_group, row.event_id), trio.current_time()
         if row.forced:
-            await work.put(table, key, entry)
+            await work.put(table, key, now)
             return True
-        if not await work.insert(table, key, entry):
+        if not await work.insert(table, key, now):
             return False
         if row.is_ordered or not self._store.dead_letters.has_event(work, row.consumer_group, row.event_id):
             return True
         await work.delete(table, key)
         return False
+
+    async def replayed(
+        self, transaction: Transaction, group: str, event_ids: Collection[UUID], since: datetime
+    ) -> set[UUID]:
+        """See `RetryTable.replayed`."""
+        work = _work(transaction)
+        await _statement(work)
+        times = {each: work.get(self._store.inbox_table, (group, each)) for each in event_ids}
+        handled = {each for each, at in times.items() if at is not None and moment(at) > since}
+        waiting = {
+            stored.row.event_id
+            for _, stored in work.scan(self._table)
+            if stored.row.forced and stored.row.consumer_group == group and stored.row.event_id is not None
+        }
+        return handled | waiting.intersection(event_ids)
 
     async def remaining(
         self, transaction: Transaction, group: str, stream: str, entry_ids: Collection[str]

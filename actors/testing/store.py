@@ -61,7 +61,7 @@ class MemoryStore:
         self.leases = MemoryLeases()
         self.members = MemoryMembers()
         self.streams = MemoryStreams()
-        self.inbox_table: Table[tuple[str, UUID], InboxEntry] = Table("inbox")
+        self.inbox_table: Table[tuple[str, UUID], float] = Table("inbox")  # when it was entered
         self.position_table: Table[tuple[str, str], str] = Table("position")
         self.letter_table = self.dead_letters.table
         self.effect_table: Table[int, Effect] = Table("effect")
@@ -196,7 +196,7 @@ class MemoryTransaction:
         self.work.check()
         new = set()
         for entry in sorted(entries, key=lambda entry: entry.event_id):
-            if await self.work.insert(self._store.inbox_table, (group, entry.event_id), entry):
+            if await self.work.insert(self._store.inbox_table, (group, entry.event_id), trio.current_time()):
                 new.add(entry.event_id)
         # Looked for afterwards: whoever was waited for may have buried it.
         ended = new - {entry.event_id for entry in entries if not self._has_ended(group, entry)}

@@ -153,6 +153,30 @@ async def test_a_group_alone_gets_rows_that_are_handled_again(autojump_clock: tr
     assert world.copies == []
 
 
+async def test_of_an_event_that_stands_there_twice_a_group_gets_one_row_for_each_order(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with _world() as world:
+        ids = await world.fill(2)
+        twice = world.system.streams[KEY].encode(Envelope(event_type="ORDER", data={"number": 9}, event_id=ids[0]))
+        await world.redis.xadd(KEY, twice, id="5000-0")
+        process = world.process()
+        async with _running(process):
+            for _ in range(2):
+                await process.order(KEY, "0-0", group=GROUP, rate=1)
+                await trio.sleep(1.5)
+                async with world.store.transaction() as transaction:  # the first one is handled before the other's turn
+                    (row, *_) = await world.store.retries.take(transaction, GROUP, KEY, limit=10)
+                    assert row.event_id == ids[0]
+                    assert await world.store.retries.enter(transaction, row)
+                    await world.store.retries.delete(transaction, [row])
+                await trio.sleep(5)
+                async with world.store.transaction() as transaction:
+                    rest = await world.store.retries.take(transaction, GROUP, KEY, limit=10)
+                    assert [each.event_id for each in rest] == [ids[1]]
+                    await world.store.retries.delete(transaction, rest)
+
+
 async def test_all_partitions_together_in_the_order_of_time(autojump_clock: trio.testing.MockClock) -> None:
     async with _world(partitions=3) as world:
         ids = await world.fill(700)

@@ -14,6 +14,7 @@ import trio.testing
 from attrs import evolve
 
 from penstock.actors.dead_letter import DeadLetter
+from penstock.actors.replay_table import Replay
 from penstock.actors.retry_table import RetryFailure, RetryOrigin, RetryRow
 from penstock.actors.store import InboxEntry, PostgresStore, Store
 from penstock.actors.testing import MemoryStore
@@ -398,6 +399,27 @@ async def test_a_row_enters_the_inbox_once_unless_it_is_forced(store: Store) -> 
     async with store.transaction() as transaction:
         assert await store.retries.enter(transaction, row(2, forced=True))
         assert not await store.retries.enter(transaction, row(2))
+
+
+async def test_what_was_replayed_since_an_order_is_known(store: Store) -> None:
+    async with store.transaction() as transaction:
+        await transaction.first_time(GROUP, [InboxEntry(UUID(int=1), STREAM, "1-0")])
+    await trio.sleep(0.01)
+    order = Replay(system="s", stream="orders", from_id="0", to_id="9", consumer_group=GROUP)
+    async with store.transaction() as transaction:
+        await store.replays.add(transaction, order)
+        placed = await store.replays.get(transaction, order.id)
+        assert placed is not None
+        assert placed.ordered_at is not None
+    await trio.sleep(0.01)
+    await add(store, row(2, forced=True), row(3), row(4, forced=True, consumer_group="other"))
+    async with store.transaction() as transaction:
+        assert await store.retries.enter(transaction, row(5, forced=True))
+    async with store.transaction() as transaction:
+        ids = [UUID(int=number) for number in range(1, 7)]
+        found = await store.retries.replayed(transaction, GROUP, ids, placed.ordered_at)
+        assert found == {UUID(int=2), UUID(int=5)}
+        assert await store.retries.replayed(transaction, GROUP, [], placed.ordered_at) == set()
 
 
 async def test_an_event_that_was_withdrawn_is_new_again(store: Store) -> None:
