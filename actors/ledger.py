@@ -122,8 +122,10 @@ class LedgerLine:
 _FATES: Final = "select * from penstock_fate(variadic %s::uuid[])"
 
 _COUNTS: Final = """
-select declared.stream, declared.consumer_group, ledger.fate, count(*)
-from penstock_group declared join penstock_ledger ledger on ledger.consumer_group = declared.consumer_group
+select declared.stream, declared.consumer_group, ledger.fate, sum(ledger.count)::bigint
+from penstock_group declared join (
+    select consumer_group, partition, fate, count(*) from penstock_ledger group by 1, 2, 3
+) ledger on ledger.consumer_group = declared.consumer_group
     and (ledger.partition = any(declared.partitions) or ledger.partition = declared.stream)
 where declared.system = %(system)s group by 1, 2, 3
 union all

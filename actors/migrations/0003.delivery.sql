@@ -469,8 +469,12 @@ select consumer_group, stream, entry_id, event_id,
 from penstock_dead_letter letter
 where status <> 'replayed'
     and not exists (
+        select from penstock_retry retry
+        where retry.consumer_group = letter.consumer_group and retry.event_id = letter.event_id
+    )
+    and not exists (
         select from penstock_retry retry where retry.consumer_group = letter.consumer_group
-            and (retry.event_id = letter.event_id or (retry.stream = letter.stream and retry.entry_id = letter.entry_id))
+            and retry.stream = letter.stream and retry.entry_id = letter.entry_id
     )
     and not exists (
         select from penstock_inbox inbox
