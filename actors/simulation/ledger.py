@@ -18,7 +18,7 @@ from attrs import define, field, frozen
 
 from ..dead_letter import Reason
 from ..handling import Entry, entry_order
-from ..sorting import Handle, Ignore, Verdict, sort_entry
+from ..sorting import Ignore, Verdict, sort_entry
 
 if TYPE_CHECKING:
     from ...runtime.testing.redis_engine import Data
