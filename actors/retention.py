@@ -118,10 +118,11 @@ class Retention:
 
     async def _obey(self) -> None:
         while True:
-            await self._ordered.wait()
             self._ordered = trio.Event()
+            # Before the first wait, too: this actor may have been held while something was ordered.
             for order in [each for each in self.orders if each.state == "waiting"]:
                 await self._run(order)
+            await self._ordered.wait()
 
     async def _run(self, order: RetentionOrder) -> None:
         order.state, order.error = "running", "it was interrupted"

@@ -10,10 +10,11 @@ from zoneinfo import ZoneInfo
 
 import pytest
 import trio
+import trio.testing
 
 from penstock.actors.retention import Retention
 from penstock.actors.settings import RetentionSettings
-from penstock.actors.sweep import OldRows, RetentionBusy, Sweep
+from penstock.actors.sweep import OldRows, RetentionBusy, RetentionReport, Sweep
 from penstock.actors.system import Stream, System
 from penstock.actors.trimming import HeldBack, StreamReport, count_trimmable, entry_id_of, trim
 from penstock.runtime.postgres import Pool
@@ -582,3 +583,36 @@ async def test_the_actor_runs_what_was_missed_and_reports_it(redis: Redis, pool:
     [(due,)] = await _rows(pool, "select due_at from penstock_retention_run")
     assert due == datetime(2025, 5, 4, 1, tzinfo=UTC)
     assert await _count(pool, "access_event") == 0
+
+
+async def test_an_order_that_was_waiting_when_the_actor_was_held_is_worked_off_later(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch, system: System
+) -> None:
+    actor = Retention(
+        system=system,
+        client=lambda: None,  # type: ignore[arg-type, return-value]
+        pool=None,  # type: ignore[arg-type]
+        settings=RetentionSettings(),
+        zone=ZoneInfo("Asia/Seoul"),
+        wall=lambda: NOW,
+    )
+    runs: list[bool] = []
+
+    async def run(*, dry_run: bool) -> RetentionReport:
+        runs.append(dry_run)
+        if len(runs) == 1:
+            await trio.sleep_forever()
+        raise RetentionBusy("somebody else is at it")
+
+    async def nothing_due(due: datetime) -> None:
+        await trio.lowlevel.checkpoint()
+
+    monkeypatch.setattr(actor.sweep, "run", run)
+    monkeypatch.setattr(actor.sweep, "run_due", nothing_due)
+    first, second = actor.order(dry_run=False), actor.order(dry_run=True)
+    for _ in range(2):
+        with trio.move_on_after(10):
+            await actor(Child("shop/retention", 1, lambda: None))
+    assert runs == [False, True]
+    assert (first.state, first.error) == ("failed", "it was interrupted")
+    assert (second.state, second.error) == ("failed", "somebody else is at it")
