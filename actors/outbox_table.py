@@ -186,8 +186,11 @@ select pg_try_advisory_xact_lock(hashtextextended(%s, 0)), set_config('idle_in_t
 _TAKE: Final = """
 select id, stream, event_id, event_key, fields, kind, max_len, letter_id, created_by,
        greatest(0, extract(epoch from clock_timestamp() - created_at))::float8
-from penstock_outbox where stream = %s and id > %s order by id limit %s
+from penstock_outbox where (stream, id) > (%(stream)s, %(after)s) and stream <= %(stream)s
+order by stream, id limit %(limit)s
 """
+"""In words that leave only the index (stream, id). With ``stream = …`` the planner takes that of the primary key for a
+stream that it thinks common, and reads through all that other streams have before it."""
 
 _TELL: Final = """
 update penstock_dead_letter as letter set mirror_id = given.entry_id
@@ -250,7 +253,7 @@ class PostgresOutbox:
         cursor = await connection.execute(_LOCK, (f"penstock_outbox {stream}", STANDS_STILL_FOR))
         if not (await cursor.fetchone())[0]:
             return None
-        cursor = await connection.execute(_TAKE, (stream, after, limit))
+        cursor = await connection.execute(_TAKE, {"stream": stream, "after": after, "limit": limit})
         return [_stored(*row) for row in await cursor.fetchall()]
 
     async def remove(self, transaction: Transaction, ids: Sequence[int]) -> int:

@@ -9,6 +9,7 @@ import pytest
 import trio
 import trio.testing
 
+from penstock.actors import outbox_table
 from penstock.actors.outbox_table import OutboxRow, pack, unpack
 from penstock.actors.store import PostgresStore, Store
 from penstock.actors.testing import MemoryStore
@@ -168,3 +169,17 @@ async def test_an_outage_is_told_to_who_waits_for_news() -> None:
             await news.wait()
     with pytest.raises(PostgresUnavailable):
         await store.outbox.waiting()
+
+
+async def test_a_stream_is_read_without_what_waits_for_others_before_it(pool: Pool) -> None:
+    """Though the planner thinks it common, and so soon to be found by the primary key."""
+    async with pool.connection() as connection:
+        await connection.execute(
+            "insert into penstock_outbox (stream, fields, kind) "
+            "select case when n <= 5000 then 'first' else 'second' end, '{}', 'spool' from generate_series(1, 10000) n"
+        )
+        await connection.execute("analyze penstock_outbox")
+        given = {"stream": "second", "after": 0, "limit": 500}
+        plan = await connection.execute(f"explain {outbox_table._TAKE}", given)
+        text = "\n".join([row[0] for row in await plan.fetchall()])
+    assert "penstock_outbox_stream_idx" in text
