@@ -169,7 +169,7 @@ async def test_a_transaction_of_ones_own_publishes_with_its_commit(database: Pos
     found = await rows(pool)
     assert [row[1] for row in found] == ids
     assert ids[2] == given.event_id
-    assert [row[2] for row in found] == ["ü", "", None]
+    assert [row[2] for row in found] == ["ü", "", "c"]
     assert {(row[0], row[4]) for row in found} == {("orders", "transaction")}
     assert [json.loads(unpack(row[3])["data"])["number"] for row in found] == [1, 2, 3]
 
