@@ -44,6 +44,8 @@ WAKE_UPS: Final = ("unblocked-failover", "unblocked-by-client")
 
 STATES: Final = ("loading", "read-only", "out-of-memory", "disk-error", "no-replicas", "cluster-down", "busy-script")
 
+MOST_NODES: Final = 4
+
 COMMANDS: Final = ("XADD", "XREADGROUP", "XACK", "XINFO GROUPS", "XGROUP CREATE", "EVAL", "EVALSHA", "XREAD", "*")
 
 
@@ -82,6 +84,23 @@ def kill(world: World, node: Node) -> str:
     pause = _seconds(world, 0.0, 0.5, 5.0, 30.0)
     world.simulation.spawn(world.restart, node, pause)
     return f"{node.name} is killed, and started again {pause:g} s later"
+
+
+def kill_for_good(world: World, node: Node) -> str:
+    """``kill -9``, and nobody starts it again: the others must take over what it had."""
+    assert node.process is not None  # noqa: S101 - it has made a step
+    if node.process.killed or all(each is node or each.gone for each in world.nodes):
+        return ""
+    node.gone = True
+    node.process.kill()
+    return f"{node.name} is killed, and never comes back"
+
+
+def join(world: World, node: Node) -> str:
+    """Another process of the system begins, under a name of its own."""
+    if len(world.nodes) >= MOST_NODES:
+        return ""
+    return f"{world.add_node().name} joins"
 
 
 def stop(world: World, node: Node) -> str:
@@ -188,7 +207,7 @@ def drop_replies(world: World, node: Node) -> str:
 def destroy_group(world: World, node: Node) -> str:
     """Somebody destroys a group."""
     key, group, data = world.ledger.some_group(world.chance)
-    if data is None or not world.ledger.one_reader:
+    if data is None:
         return ""
     stream = data.databases[0][key.encode()].value
     stream.group_delete(group.encode())
@@ -200,6 +219,14 @@ def destroy_group(world: World, node: Node) -> str:
 def trim(world: World, node: Node) -> str:
     """Somebody trims what he must not."""
     return world.ledger.trim(world.chance)
+
+
+def replay_letters(world: World, node: Node) -> str:
+    """Somebody has the dead letters of now tried again."""
+    if not world.ledger.replayable():
+        return ""
+    world.simulation.spawn(world.replay_letters)
+    return "somebody replays the dead letters"
 
 
 # A cluster -----------------------------------------------------------------------------------------------------------
@@ -282,6 +309,8 @@ def _partition(world: World, node: Node, seconds: float) -> None:
 
 FAULTS: Final[tuple[tuple[Fault, int], ...]] = (
     (kill, 5),
+    (kill_for_good, 1),
+    (join, 1),
     (stop, 2),
     (freeze, 3),
     (cut, 2),
@@ -296,6 +325,7 @@ FAULTS: Final[tuple[tuple[Fault, int], ...]] = (
     (drop_replies, 1),
     (destroy_group, 1),
     (trim, 1),
+    (replay_letters, 2),
     (fail_over, 3),
     (migrate, 3),
     (lose_database, 3),

@@ -16,7 +16,7 @@ from uuid import UUID
 
 from attrs import define, field, frozen
 
-from ..dead_letter import Reason
+from ..dead_letter import DeadLetter, Reason
 from ..handling import Entry, entry_order
 from ..sorting import Ignore, Verdict, sort_entry
 
@@ -62,6 +62,7 @@ class Ledger:
         failures: how often a handler has failed by itself, by group and event id.
         entries: the fields of every entry that was ever added, by the stream's key in Redis and entry id.
         trimmed: entries that a stranger has taken away.
+        replayed: groups and events whose dead letters somebody has had tried again: they have lost their place.
         one_reader: whether each group has one process: then stored positions never pass what is unfinished. With
             several that read one stream, a position is that of the furthest.
         who: tells the id of the process whose task runs; None if it is nobody's.
@@ -75,6 +76,7 @@ class Ledger:
     failures: Counter[tuple[str, UUID]] = field(factory=Counter)
     entries: dict[tuple[str, str], Mapping[bytes, bytes]] = field(factory=dict)
     trimmed: set[tuple[str, str]] = field(factory=set)
+    replayed: set[tuple[str, UUID]] = field(factory=set)
     one_reader: bool = True
     who: Callable[[], UUID | None] = field(default=lambda: None)
     violations: list[str] = field(factory=list)
@@ -151,7 +153,7 @@ class Ledger:
         if owner is not None and (lease is None or lease.owner != owner):
             self.broken(f"{event_id} takes effect in {group} by a process that has lost {partition}")
         accepted = self.accepted.get(event_id)
-        if key is None or accepted is None:
+        if key is None or accepted is None or (group, event_id) in self.replayed:
             return
         line = (group, key, accepted.lineage)
         number, before = self._last_of.get(line, (-1, event_id))
@@ -244,6 +246,7 @@ class Ledger:
         for event_id in self.refused - set(self.accepted):
             if self._copies[event_id] or event_id in self._spooled:
                 self.broken(f"{event_id} was refused, and is there")
+        self._check_losses()
         for letter in self.store.letters:
             if letter.event_id is not None and letter.reason is Reason.MAX_DELIVERIES:
                 self._check_fault(letter.consumer_group, letter.event_id, letter.deliveries, "dead")
@@ -270,7 +273,10 @@ class Ledger:
             return
         done = (group.name, event_id) in self.store.inbox_table.rows
         end = (group.name, event_id)
-        dead = any((letter.consumer_group, letter.event_id) == end for letter in self.store.letters)
+        letters = sum((letter.consumer_group, letter.event_id) == end for letter in self.store.letters)
+        dead = letters > 0
+        if letters > 1:
+            self.broken(f"{event_id} has {letters} dead letters in {group.name}")
         taken = [place for place in copies if place in self.trimmed]
         if not done and not dead and not taken and not any(self._is_buried(group.name, *place) for place in copies):
             self.broken(f"{event_id} has come to no end in {group.name}: it is lost")
@@ -280,6 +286,14 @@ class Ledger:
             self.broken(f"{event_id} has an effect in {group.name}, and the inbox does not know it")
         if done and dead:
             self.broken(f"{event_id} has an effect and a dead letter in {group.name}")
+
+    def _check_losses(self) -> None:
+        """Nothing is told as lost where nobody took anything away."""
+        for loss, _ in self.store.losses.table.rows.values():
+            between = (entry_order(loss.after_id), entry_order(loss.before_id))
+            taken = [key for key, entry in self.trimmed if between[0] < entry_order(entry) < between[1]]
+            if taken.count(loss.stream) < (loss.entries or 0):
+                self.broken(f"{loss.entries} entries of {loss.stream} are told as lost for {loss.group}, and are not")
 
     def _check_fault(self, group: str, event_id: UUID, attempts: int, fate: str) -> None:
         """Only the event's own fault costs it attempts."""
@@ -291,6 +305,11 @@ class Ledger:
         """How many ends of each kind there are, over all groups."""
         found = Counter(letter.reason.value for letter in self.store.letters)
         return {"done": len(self.store.inbox_table.rows), **dict(sorted(found.items()))}
+
+    def replayable(self) -> list[DeadLetter]:
+        """The letters of events that could be tried again."""
+        reasons = (Reason.MAX_DELIVERIES, Reason.PERMANENT, Reason.EXPIRED)
+        return [letter for letter in self.store.letters if letter.reason in reasons and letter.fields]
 
     # For the faults -------------------------------------------------------------------------------------------------
 

@@ -105,7 +105,6 @@ class _Story:
         world = self._world
         for _ in range(world.scenario.processes or self._chance.choice([1, 2, 2, 3])):
             world.add_node()
-        world.ledger.one_reader = len(world.nodes) == 1
         self._arm()
         async with trio.open_nursery() as nursery:
             self._publish(nursery)

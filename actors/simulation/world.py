@@ -9,8 +9,9 @@ from itertools import count
 from typing import Any, Final
 from uuid import UUID
 
+import psycopg
 import trio
-from attrs import define, field
+from attrs import define, evolve, field
 
 from ...runtime.postgres import PostgresUnavailable
 from ...runtime.redis import ClusterOptions, RedisOptions
@@ -21,6 +22,7 @@ from ..backends import HEALED_WITHIN, Backends
 from ..deployment import Deployment
 from ..probes import Unhealthy
 from ..producer import Published, PublishFailed
+from ..retry_row import RetryOrigin, RetryRow
 from ..system import System
 from ..testing import MemoryStore
 from .ledger import Accepted, Ledger
@@ -137,6 +139,7 @@ class World:
         """Another process of the system, started at once."""
         node = Node(f"node{len(self.nodes) + 1}", Line(self.redis.connect))
         self.nodes.append(node)
+        self.ledger.one_reader = len(self.nodes) == 1
         self.start(node)
         return node
 
@@ -239,6 +242,30 @@ class World:
             self._hear(error)
             raise error
 
+    async def replay_letters(self) -> None:
+        """What ``penstock dead-letters replay`` orders, and its actor does: each letter is a row of retries again."""
+        letters = self.ledger.replayable()
+        rows = [
+            RetryRow(
+                consumer_group=letter.consumer_group,
+                stream=letter.stream,
+                entry_id=letter.entry_id,
+                fields=letter.fields,
+                origin=RetryOrigin.LETTER,
+                event_id=letter.event_id,
+                event_type=letter.event_type,
+                event_key=letter.event_key,
+            )
+            for letter in letters
+        ]
+        # Before it is committed: its answer may be lost.
+        self.ledger.replayed.update((row.consumer_group, row.event_id) for row in rows if row.event_id is not None)
+        try:
+            async with self.store.transaction() as transaction:
+                await self.store.retries.add(transaction, rows)
+        except (PostgresUnavailable, psycopg.Error) as error:
+            self.tell(f"the letters cannot be replayed: {error}")
+
     # Publishers -----------------------------------------------------------------------------------------------------
 
     async def publish(self, name: str, publications: Sequence[Publication]) -> None:
@@ -246,13 +273,13 @@ class World:
         chance = random.Random(f"publisher {self.seed} {name}")  # noqa: S311 - no secret
         waiting, number = list(publications), count()
         while waiting:
-            size, first = chance.choice([1, 1, 1, 2, 5]), [waiting.pop(0)]
+            size, first = chance.choice([1, 1, 1, 2, 5]), [_made_now(waiting.pop(0))]
             while waiting and len(first) < size and waiting[0].stream == first[0].stream:
-                first.append(waiting.pop(0))
+                first.append(_made_now(waiting.pop(0)))
             await self._insist(name, first, chance, number)
             if chance.random() < 0.5:
                 await trio.sleep(chance.choice([0.001, 0.03, 0.3, 2.0, 8.0]))
-            if chance.random() < 0.05:
+            if chance.random() < 0.1:
                 await self._insist(name, first, chance, number)  # the same events once more: one effect
 
     async def _insist(self, name: str, wanted: Sequence[Publication], chance: random.Random, number: Any) -> None:
@@ -315,6 +342,10 @@ class World:
                     doubtful.add(event_id)
                 rest.append(each)
         return rest
+
+
+def _made_now(publication: Publication) -> Publication:
+    return evolve(publication, envelope=evolve(publication.envelope, timestamp=_wall()))
 
 
 def _wall() -> datetime:

@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 from penstock.actors.attempts import Attempts
 from penstock.actors.backlog import Backlog
+from penstock.actors.claims import Claims
 from penstock.actors.detours import Detours
 from penstock.actors.group_making import GroupMaking
 from penstock.actors.handler_pool import HandlerPool
@@ -159,6 +160,17 @@ def publishes_are_believed() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def leases_not_fenced() -> Iterator[None]:
+    """Nobody looks at the lease in the transaction: whoever stood still longer than it goes on."""
+
+    async def hold_lease(self: Claims, transaction: Any) -> None:
+        return
+
+    with patch.object(Claims, "hold_lease", hold_lease):
+        yield
+
+
 SABOTAGES: tuple[Sabotage, ...] = (
     acknowledged_before_the_commit,
     inbox_off,
@@ -170,4 +182,5 @@ SABOTAGES: tuple[Sabotage, ...] = (
     keys_not_halted,
     positions_run_ahead,
     publishes_are_believed,
+    leases_not_fenced,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from datetime import timedelta
 from uuid import UUID, uuid5
 
 from attrs import frozen
@@ -23,7 +24,7 @@ class Order:
     customer: str | None
 
 
-@event("REFUND")
+@event("REFUND", max_age=timedelta(seconds=20))
 @frozen
 class Refund:
     number: int
