@@ -177,6 +177,21 @@ def test_letters_of_an_ordered_group_are_replayed_in_order_through_a_kill_and_a_
     assert shop.fates(ids) == {("ledger", "done"): total, ("audit", "done"): total}
 
 
+def test_letters_that_are_published_again_are_handled_once_and_by_their_group_alone(shop: Shop) -> None:
+    broken = shop.installation.directory / "broken"
+    broken.touch()
+    ids = shop.publish(2)
+    until(lambda: shop.letters().get("dead") == KEYS, 30.0, "every second step is dead")
+    broken.unlink()
+    status, order = shop.post("/api/v1/dead-letters/replay", {"filter": {}, "to": "stream", "rate": 1000})
+    assert (status, order["total"]) == (202, KEYS)
+    done = {("ledger", "done"): KEYS * 2, ("audit", "done"): KEYS * 2}
+    until(lambda: shop.fates(ids) == done, 30.0, "all are done")
+    assert shop.letters().get("dead", 0) == 0
+    twice = "select count(*) from (select from step group by order_id, number having count(*) > 1) as twice"
+    assert shop.installation.sql(twice) == [(0,)]
+
+
 def test_one_node_that_would_lose_events_keeps_the_gate_shut_until_it_is_mended(shop: Shop) -> None:
     node = shop.cluster.master_of("{orders:1}")
     with shop.cluster.admin(node) as admin:
