@@ -81,9 +81,17 @@ class LeaseTable(Protocol):
         ...
 
     async def take(
-        self, transaction: Transaction, consumer_group: str, stream: str, owner: UUID, within: float
+        self,
+        transaction: Transaction,
+        consumer_group: str,
+        stream: str,
+        owner: UUID,
+        within: float,
+        above: int = 0,
     ) -> Lease | None:
         """Take a partition that nobody has, or `owner` itself, for `within` seconds, with the next epoch.
+
+        That is greater than `above`, too.
 
         Returns None, without waiting, if somebody has it, or a transaction that holds it is still open.
         """
@@ -130,7 +138,8 @@ with free as (
     for update skip locked
 )
 update penstock_lease lease
-set owner = %(owner)s, epoch = lease.epoch + 1, expires_at = clock_timestamp() + make_interval(secs => %(within)s)
+set owner = %(owner)s, epoch = greatest(lease.epoch, %(above)s) + 1,
+    expires_at = clock_timestamp() + make_interval(secs => %(within)s)
 from free where lease.consumer_group = free.consumer_group and lease.stream = free.stream
 returning lease.epoch
 """
@@ -175,11 +184,17 @@ class PostgresLeases:
             raise LeaseLost(f"{lease.stream} is not ours any more for {lease.consumer_group}, epoch {lease.epoch}")
 
     async def take(
-        self, transaction: Transaction, consumer_group: str, stream: str, owner: UUID, within: float
+        self,
+        transaction: Transaction,
+        consumer_group: str,
+        stream: str,
+        owner: UUID,
+        within: float,
+        above: int = 0,
     ) -> Lease | None:
         """See `LeaseTable.take`."""
         await transaction.connection.execute(_MAKE, (consumer_group, stream))
-        asked = {"group": consumer_group, "stream": stream, "owner": owner, "within": within}
+        asked = {"group": consumer_group, "stream": stream, "owner": owner, "within": within, "above": above}
         row = await (await transaction.connection.execute(_TAKE, asked)).fetchone()
         return None if row is None else Lease(consumer_group, stream, owner, row[0])
 

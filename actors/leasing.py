@@ -54,6 +54,7 @@ class Tenure:
         gate: open while it is ours.
         lease: what proves it.
         is_leaving: it is being given away: nothing more may be read.
+        outrun: the greatest epoch that Redis knew of when it was above ours.
     """
 
     consumer_group: str
@@ -62,6 +63,7 @@ class Tenure:
     gate: Gate
     lease: Lease | None = None
     is_leaving: bool = False
+    outrun: int = 0
     _users: int = field(default=0, init=False)
     _left: trio.Event = field(factory=trio.Event, init=False)
     _doubted: Callable[[], None] = field(default=lambda: None, init=False)
@@ -103,8 +105,9 @@ class Tenure:
         with trio.move_on_after(DRAIN_WITHIN):
             await self.backlog.wait_empty()
 
-    def doubt(self) -> None:
-        """Somebody acts as if he was the owner: have the lease looked at now."""
+    def doubt(self, epoch: int) -> None:
+        """Somebody acts as if he was the owner, with a greater epoch: have the lease looked at now."""
+        self.outrun = max(self.outrun, epoch)
         self._doubted()
 
 
@@ -204,6 +207,8 @@ class Leasing:
     async def _round(self, changing: trio.Nursery) -> bool:
         """Renew what we have, and change what should change; whether we want more than we have."""
         mine = [tenure.lease for tenure in self._tenures() if tenure.lease is not None]
+        # As it was before: what is above an epoch that is in force after that is no successor's.
+        outrun = {tenure for tenure in self._tenures() if tenure.lease and tenure.lease.epoch < tenure.outrun}
         async with self._store.transaction() as transaction:
             renewed = await self._store.leases.renew(transaction, mine, self._ttl) if mine else []
             rows = {(row.consumer_group, row.stream): row for row in await self._store.leases.all(transaction)}
@@ -214,6 +219,8 @@ class Leasing:
                 self._change(changing, self._lose, tenure)
             elif tenure.is_leaving:  # an earlier incarnation was cut off in the middle
                 self._change(changing, self._leave, tenure)
+            elif tenure in outrun:
+                self._change(changing, self._renumber, tenure)
         is_short = False
         for name, tenures in self._groups.items():
             live = {
@@ -255,7 +262,7 @@ class Leasing:
     async def _take(self, tenure: Tenure) -> None:
         async with self._store.transaction() as transaction:
             lease = await self._store.leases.take(
-                transaction, tenure.consumer_group, tenure.stream, self._process, self._ttl
+                transaction, tenure.consumer_group, tenure.stream, self._process, self._ttl, above=tenure.outrun
             )
         if lease is not None:
             log.info("partition is ours", group=tenure.consumer_group, stream=tenure.stream, epoch=lease.epoch)
@@ -269,6 +276,13 @@ class Leasing:
 
     async def _lose(self, tenure: Tenure) -> None:
         await tenure.end("another process has taken it over")
+        self._changed(tenure)
+
+    async def _renumber(self, tenure: Tenure) -> None:
+        """Redis knows of an epoch that the database has never given, or has forgotten: take it again, above that."""
+        log.warning("the database is younger than Redis", group=tenure.consumer_group, stream=tenure.stream,
+                    epoch_in_redis=tenure.outrun)  # fmt: skip
+        await self._give_back(tenure, "its epoch is below that of an earlier owner")
         self._changed(tenure)
 
     async def _leave(self, tenure: Tenure) -> None:

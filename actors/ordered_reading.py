@@ -65,7 +65,7 @@ local earlier = {}
 for _, row in ipairs(redis.call('XINFO', 'CONSUMERS', key, group)) do
     local name = value(row, 'name')
     local theirs = string.sub(name, 1, #prefix) == prefix and string.match(string.sub(name, #prefix + 1), '^%d+$')
-    if theirs and tonumber(theirs) > epoch then return {'replaced', {}, {}, last} end
+    if theirs and tonumber(theirs) > epoch then return {'replaced', {}, {}, last, theirs} end
     if theirs and tonumber(theirs) < epoch then earlier[#earlier + 1] = name end
 end
 local taken, gone = 0, {}
@@ -221,7 +221,7 @@ class OrderedListener:
         status, last = text_of(reply[0]), text_of(reply[3])
         if status == "replaced":
             log.warning("another process reads this partition", stream=self._stream, group=self._group.name)
-            self._tenure.doubt()
+            self._tenure.doubt(int(reply[4]))
             while True:
                 # Until the lease is looked at, and the gate shut.
                 child.progress()

@@ -50,7 +50,13 @@ class MemoryLeases:
             raise LeaseLost(f"{lease.stream} is not ours any more for {lease.consumer_group}, epoch {lease.epoch}")
 
     async def take(
-        self, transaction: Transaction, consumer_group: str, stream: str, owner: UUID, within: float
+        self,
+        transaction: Transaction,
+        consumer_group: str,
+        stream: str,
+        owner: UUID,
+        within: float,
+        above: int = 0,
     ) -> Lease | None:
         """See `LeaseTable.take`."""
         place, work = (consumer_group, stream), _work_of(transaction)
@@ -59,8 +65,9 @@ class MemoryLeases:
         row = work.get(self.table, place) or _Row(None, 0, 0.0)
         if row.owner not in (None, owner) and row.expires_at > trio.current_time():
             return None
-        await work.put(self.table, place, _Row(owner, row.epoch + 1, trio.current_time() + within))
-        return Lease(consumer_group, stream, owner, row.epoch + 1)
+        epoch = max(row.epoch, above) + 1
+        await work.put(self.table, place, _Row(owner, epoch, trio.current_time() + within))
+        return Lease(consumer_group, stream, owner, epoch)
 
     async def renew(self, transaction: Transaction, leases: Sequence[Lease], within: float) -> list[Lease]:
         """See `LeaseTable.renew`."""

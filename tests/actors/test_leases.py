@@ -71,6 +71,15 @@ async def test_each_owner_has_a_greater_epoch_and_the_one_before_can_commit_noth
     assert await hold(store, second)
 
 
+@pytest.mark.parametrize(("above", "expected"), [(0, 2), (1, 2), (57, 58)])
+async def test_an_epoch_may_be_asked_for_that_is_above_another(store: Store, above: int, expected: int) -> None:
+    await take(store, within=0.0)
+    async with store.transaction() as transaction:
+        lease = await store.leases.take(transaction, GROUP, KEY, OTHER, 60.0, above=above)
+    assert lease == Lease(GROUP, KEY, OTHER, expected)
+    assert await hold(store, lease)
+
+
 async def test_a_lease_that_has_ended_holds_nothing_until_it_is_renewed(store: Store) -> None:
     lease = await take(store, within=0.0)
     assert lease is not None

@@ -277,3 +277,17 @@ async def test_a_process_that_is_gone_is_replaced_when_its_leases_have_ended(aut
         await publish(app, 10, 20)
         await settle(app)
         assert place.handled() == in_order(20)
+
+
+async def test_a_database_that_is_younger_than_redis_holds_up_no_partition(autojump_clock: MockClock) -> None:
+    """It was restored from a backup, say: the epochs of owners begin below those that Redis remembers."""
+    async with site() as place:
+        app = await place.start("a")
+        await app.serving()
+        for key in app.deployment.system.streams[STREAM].keys:
+            await app.deployment.client().xgroup_createconsumer(key, GROUP, f"{GROUP}@57")
+        await publish(app, 0, 20)
+        await settle(app)
+        assert place.handled() == in_order(20)
+        epochs = [row.epoch for row in place.store.leases.table.rows.values()]
+        assert all(epoch > 57 for epoch in epochs), epochs
