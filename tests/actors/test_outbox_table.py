@@ -176,7 +176,8 @@ async def test_a_stream_is_read_without_what_waits_for_others_before_it(pool: Po
     async with pool.connection() as connection:
         await connection.execute(
             "insert into penstock_outbox (stream, fields, kind) "
-            "select case when n <= 5000 then 'first' else 'second' end, '{}', 'spool' from generate_series(1, 10000) n"
+            "select case when n <= 20000 then 'first' else 'second' end, convert_to(repeat('x', 300), 'UTF8'), 'spool' "
+            "from generate_series(1, 40000) n"
         )
         await connection.execute("analyze penstock_outbox")
         given = {"stream": "second", "after": 0, "limit": 500}
