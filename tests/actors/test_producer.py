@@ -15,7 +15,7 @@ from trio.testing import MockClock
 from penstock.actors.event import Envelope, Fields, Origin, event
 from penstock.actors.handling import Context
 from penstock.actors.outbox_table import OutboxRow
-from penstock.actors.producer import Outgoing, Published, PublishFailed
+from penstock.actors.producer import LINGER, Outgoing, Published, PublishFailed
 from penstock.actors.sending import Sender
 from penstock.actors.settings import ActorSettings, CaptureSettings
 from penstock.actors.store import Transaction
@@ -369,6 +369,32 @@ async def test_a_large_request_keeps_its_order_over_several_bursts(autojump_cloc
         entries = await app.deployment.client().xrange(STREAM)
         assert [entry_id.decode() for entry_id, _ in entries] == ids
         assert [UUID(fields[b"eventId"].decode()) for _, fields in entries] == [each.event_id for each in envelopes]
+
+
+async def test_captured_events_wait_for_company_and_are_added_together(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bursts: list[int] = []
+    add = Sender.add
+
+    async def counted(self: Sender, entries: Sequence[Any]) -> list[Any]:
+        bursts.append(len(entries))
+        return await add(self, entries)
+
+    monkeypatch.setattr(Sender, "add", counted)
+    async with virtual(orders()) as app:
+        for number in range(4):
+            assert app.deployment.capture(order(number), STREAM)
+            await trio.sleep(LINGER / 10)
+        await app.settled()
+        assert effects(app) == [0, 1, 2, 3]
+    assert bursts == [4]
+
+
+async def test_a_stop_waits_for_captured_events_that_wait_for_company(autojump_clock: MockClock) -> None:
+    async with virtual(orders()) as app:
+        assert app.deployment.capture(order(1), STREAM)
+    assert (app.deployment.producer.published, app.deployment.producer.waiting) == (1, 0)
 
 
 # The end --------------------------------------------------------------------------------------------------------------
