@@ -65,6 +65,7 @@ class Membership:
         self._instance = instance
         self._process = process
         self._groups = tuple(groups)
+        self._version = version("penstock")  # reads a file
         self._gate = gate
         self._members: tuple[MemberView, ...] = ()
         self._seen_at = -math.inf
@@ -79,7 +80,7 @@ class Membership:
         while not child.draining.is_set():
             await self._beat(tidy=beats % 100 == 0)
             beats += 1
-            child.note(f"{len(self.live())} processes")
+            child.note(f"{count} process" if (count := len(self.live())) == 1 else f"{count} processes")
             if not child.ready:
                 child.started()
             with trio.move_on_after(self._every):
@@ -111,7 +112,7 @@ class Membership:
             instance=self._instance,
             host=socket.gethostname(),
             pid=os.getpid(),
-            version=version("penstock"),
+            version=self._version,
             groups=self._groups if self._gate.is_open else (),
         )
         async with self._store.transaction() as transaction:

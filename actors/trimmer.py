@@ -5,6 +5,7 @@ Rows are not its business, and it needs no database: an outage of PostgreSQL is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
@@ -27,6 +28,9 @@ log = get_logger(__name__)
 
 BREATH: Final = 5.0
 """Seconds between two emergencies: what cannot be trimmed now is held by a group, and that takes its time."""
+
+TELL_EVERY: Final = 60.0
+"""Seconds between two lines of the log about an emergency that has not changed."""
 
 _NEVER: Final = datetime.fromtimestamp(0, UTC)
 
@@ -59,12 +63,15 @@ class Trimmer:
         self._settings = settings
         self._made_room = made_room
         self._wall = wall
+        self._told: list[str] | None = None
+        self._told_at = -math.inf
 
     async def __call__(self, child: Child) -> None:
         """Trim for ever. Cancellation: what was trimmed stays so, and nothing is half done."""
         child.started()
         while True:
             if self._memory.is_open:
+                self._told = None
                 reports = await self._trim(self._oldest_kept())
             else:
                 reports = await self._make_room()
@@ -82,15 +89,20 @@ class Trimmer:
         cause = self._memory.cause
         reports = await self._trim(self._wall() + timedelta(days=1))
         gone = sum(report.trimmed for report in reports)
-        log.error(
-            "redis is full; trimmed what every group is done with",
-            entries=gone,
-            cause=cause,
-            held_back=sorted({f"{held.group}@{report.stream}" for report in reports for held in report.held_back}),
-        )
+        held_back = sorted({f"{held.group}@{report.stream}" for report in reports for held in report.held_back})
+        self._tell(gone, cause, held_back)
         if gone:
             self._made_room()
         return reports
+
+    def _tell(self, gone: int, cause: str, held_back: list[str]) -> None:
+        """What was trimmed, each time; that there is nothing to trim, once, when it is held by others, and rarely."""
+        now = trio.current_time()
+        if not gone and held_back == self._told and now - self._told_at < TELL_EVERY:
+            return
+        self._told, self._told_at = held_back, now
+        told = "trimmed what every group is done with" if gone else "nothing can be trimmed"
+        log.error(f"redis is full; {told}", entries=gone, cause=cause, held_back=held_back)
 
     async def _trim(self, oldest: datetime) -> list[StreamReport]:
         reports = []

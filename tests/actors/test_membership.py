@@ -67,7 +67,7 @@ async def test_processes_of_other_systems_count_for_nothing_here(autojump_clock:
             virtual(orders("other"), redis=another, store=store, instance="b"),
         ):
             await trio.sleep(6)
-            assert one.child("actors/membership").note == "1 processes"
+            assert one.child("actors/membership").note == "1 process"
             assert one.deployment.membership.live_instances() == {"a", "b"}
 
 
