@@ -6,7 +6,7 @@ acknowledged, or its row gone.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, TypeVar
 from uuid import UUID
@@ -14,10 +14,9 @@ from uuid import UUID
 import trio
 from attrs import define, evolve, field
 
-from .blame import Progress, Stage
+from .blame import Progress, Stage, is_sure
 from .calling import call_handlers, plan
 from .claims import Claims
-from .dead_letter import Reason
 from .event import Envelope
 from .failures import Counts, Failures, Sentence
 from .handling import Context, Delivery, Entry
@@ -39,23 +38,33 @@ Publish = Callable[["Transaction", str, Sequence[Envelope]], Awaitable[None]]
 
 
 class _Apart(Exception):
-    """These events cannot be committed together: one by one."""
+    """What failed cannot be committed beside what was handled with it."""
 
 
 @define
 class _Sorted:
-    """The entries of one attempt, by what is to be done with them."""
+    """The entries of one attempt, by what is to be done with them; in order.
 
+    Attributes:
+        given: all of them.
+        failed: those that have failed before, and now come to their end or their row.
+        parked: those that must wait behind another one of their key.
+    """
+
+    given: list[Verdict] = field(factory=list)
     handles: list[Handle] = field(factory=list)
     refusals: list[Refuse] = field(factory=list)
     ignored: list[Ignore] = field(factory=list)
+    failed: list[Verdict] = field(factory=list)
     parked: list[Handle] = field(factory=list)
 
     @classmethod
-    def of(cls, verdicts: Iterable[Verdict]) -> _Sorted:
-        made = cls()
-        for verdict in verdicts:
+    def of(cls, verdicts: Iterable[Verdict], failed: Collection[str]) -> _Sorted:
+        made = cls(list(verdicts))
+        for verdict in made.given:
             match verdict:
+                case _ if verdict.entry.id in failed:
+                    made.failed.append(verdict)
                 case Handle():
                     made.handles.append(verdict)
                 case Refuse():
@@ -63,6 +72,35 @@ class _Sorted:
                 case Ignore():
                     made.ignored.append(verdict)
         return made
+
+    def hold_back(self, waiting: Collection[str], judged: Sequence[Sentence]) -> list[Sentence]:
+        """Set aside what must wait: for a row of its key (of one of `waiting`), or for one that is tried again later.
+
+        What is a row stays one; the others are to be parked. Who waits and has failed has come too early, which was no
+        attempt: the sentences on the others.
+        """
+        sentences: list[Sentence] = []
+        by_id = {each.entry.id: each for each in judged}
+        halted: set[str | None] = set()
+        behind: set[str] = set()
+        for verdict in self.given:
+            key, sentence = key_of(verdict), by_id.get(verdict.entry.id)
+            must_wait = key is not None and (key in halted or (key in waiting and verdict.entry.retry is None))
+            if sentence is not None and (sentence.reason is not None or not must_wait):
+                sentences.append(sentence)
+                if sentence.reason is None:
+                    halted.add(key)
+            elif must_wait:
+                behind.add(verdict.entry.id)
+        self.parked = [
+            each
+            for each in self.given
+            if isinstance(each, Handle) and each.entry.id in behind and each.entry.retry is None
+        ]
+        self.given = [each for each in self.given if each.entry.id not in behind or each.entry.retry is None]
+        self.handles = [each for each in self.handles if each.entry.id not in behind]
+        self.failed = [each for each in self.failed if each.entry.id not in behind]
+        return sentences
 
 
 class Attempts:
@@ -111,36 +149,44 @@ class Attempts:
 
     # An attempt -----------------------------------------------------------------------------------------------------
 
-    async def handle(self, entries: Sequence[Entry], progress: Progress) -> Counts:
+    async def handle(
+        self, entries: Sequence[Entry], progress: Progress, failed: Mapping[str, BaseException] | None = None
+    ) -> Counts:
         """Commit the effects of all entries together, with everything else that they come to; what that was.
+
+        Args:
+            entries: in order; either all of them are rows or none is.
+            progress: how far it comes, and who is known to have failed in it.
+            failed: what those failed of, by their own fault, that are not to be handled: for each of them is written
+                what becomes of it. Where somebody else who handled the same event has decided, nothing is.
 
         Raises:
             Exception: anything; nothing was committed then, unless the answer to the commit was lost.
         """
-        now = self._wall()
+        now, before = self._wall(), failed or {}
         verdicts = [self._verdict(entry) for entry in entries]
-        verdicts = [expired(verdict, now) or verdict for verdict in verdicts]
+        verdicts = [each if each.entry.id in before else expired(each, now) or each for each in verdicts]
         with trio.fail_after(self._time_for(verdicts)):
             async with self._store.transaction() as transaction:
                 progress.transaction = transaction
                 await self._claims.hold_lease(transaction)
-                verdicts = await self._still_ours(transaction, verdicts)
-                sorted_ = _Sorted.of(verdicts)
-                await self._park(transaction, sorted_)
+                sorted_ = _Sorted.of(await self._still_ours(transaction, verdicts), before)
+                sentences = await self._set_apart(transaction, sorted_, before, progress)
                 fresh = await self._first_time(transaction, sorted_.handles)
                 progress.stage = Stage.HANDLING
-                failed = await self._call(transaction, fresh, alone=len(entries) == 1)
+                apart = await self._call(transaction, fresh, progress, alone=len(entries) == 1)
                 # Whoever held the processor beyond the limit has exceeded it, too.
                 await trio.lowlevel.checkpoint()
                 progress.stage = Stage.CLOSING
-                sentences = await self._close(transaction, entries, sorted_, fresh, failed)
+                more = await self._close(transaction, entries, sorted_, fresh, apart)
         self._claims.ended(entries)
-        counts = self._failures.tell(sentences)
-        refused = len(sentences) - len(failed)
-        counts.handled = len(fresh) - len(failed)
+        counts = self._failures.tell([*sentences, *more])
+        refused = len(more) - len(apart)
+        counts.handled = len(fresh) - len(apart)
         counts.ignored = len(sorted_.ignored)
         counts.parked = len(sorted_.parked)
-        counts.duplicates = len(verdicts) - len(fresh) - refused - counts.ignored - counts.parked
+        ends = len(fresh) + len(sentences) + refused + counts.ignored + counts.parked
+        counts.duplicates = len(sorted_.given) - ends
         return counts
 
     async def _still_ours(self, transaction: Transaction, verdicts: Sequence[Verdict]) -> list[Verdict]:
@@ -158,21 +204,31 @@ class Attempts:
             if (row := verdict.entry.retry) is None or (row.id in held and row.event_key not in halted)
         ]
 
-    async def _park(self, transaction: Transaction, sorted_: _Sorted) -> None:
-        """Put what must wait for an earlier event of its key behind it."""
-        if not self._group.ordered:
-            return
-        keys = {key for handle in sorted_.handles if not handle.entry.retry and (key := key_of(handle)) is not None}
-        if not keys:
-            return
-        waiting = await self._store.retries.keys(transaction, self._group.name, self._partition, keys)
-        if not waiting:
-            return
-        behind = [handle for handle in sorted_.handles if key_of(handle) in waiting and not handle.entry.retry]
-        sorted_.handles = [handle for handle in sorted_.handles if handle not in behind]
+    async def _set_apart(
+        self, transaction: Transaction, sorted_: _Sorted, failed: Mapping[str, BaseException], progress: Progress
+    ) -> list[Sentence]:
+        """Write what becomes of those that have failed, and put behind it what must wait; the sentences on them."""
+        waiting = await self._waiting(transaction, [*sorted_.handles, *sorted_.failed])
+        sentences: list[Sentence] = []
+        if sorted_.failed:
+            progress.stage = Stage.CLOSING
+            opened = await self._open(transaction, sorted_.failed)
+            sentences = [self._failures.judge(each, failed[each.entry.id]) for each in opened]
+        if self._group.ordered:
+            sentences = sorted_.hold_back(waiting, sentences)
+        await self._failures.carry_out(transaction, sentences)
+        progress.stage = Stage.OPENING
         # What is over, or has its row already, needs none.
-        sorted_.parked = await self._open(transaction, behind)
+        sorted_.parked = await self._open(transaction, sorted_.parked)
         await self._store.retries.add(transaction, [self._failures.parked(handle) for handle in sorted_.parked])
+        return sentences
+
+    async def _waiting(self, transaction: Transaction, verdicts: Sequence[Verdict]) -> set[str]:
+        """In an ordered group: which keys of those that are no rows have rows, behind which they must wait."""
+        keys = {key for each in verdicts if not each.entry.retry and (key := key_of(each)) is not None}
+        if not keys or not self._group.ordered:
+            return set()
+        return await self._store.retries.keys(transaction, self._group.name, self._partition, keys)
 
     async def _first_time(self, transaction: Transaction, verdicts: Sequence[V]) -> list[V]:
         """Those whose event has come to no end in the group before, one for each event id, in order."""
@@ -199,13 +255,21 @@ class Attempts:
                 entered.add(verdict.entry.id)
         return entered
 
-    async def _call(self, transaction: Transaction, fresh: Sequence[Handle], *, alone: bool) -> dict[str, Exception]:
+    async def _call(
+        self, transaction: Transaction, fresh: Sequence[Handle], progress: Progress, *, alone: bool
+    ) -> dict[str, Exception]:
         """Call the handlers; what failed by itself, by entry id."""
+
+        def blame(handle: Handle, error: Exception) -> None:
+            if is_sure(error):
+                progress.failed[handle.entry.id] = error
+
         calls = plan(fresh, ordered=self._group.ordered)
-        failed = await call_handlers(calls, lambda delivery: self._context(transaction, delivery))
+        failed = await call_handlers(calls, lambda delivery: self._context(transaction, delivery), blame)
         if failed and alone:
             raise next(iter(failed.values()))
         if failed and not _can_fail_alone(fresh, failed, ordered=self._group.ordered):
+            progress.failed.update(failed)
             raise _Apart("what failed by itself cannot be committed beside the others")
         return failed
 
@@ -274,36 +338,6 @@ class Attempts:
                 await self._store.dead_letters.settle(
                     transaction, row.consumer_group, row.stream, row.entry_id, self._consumer, events.get(row.entry_id)
                 )
-
-    # A failed attempt -----------------------------------------------------------------------------------------------
-
-    async def fail(
-        self, entry: Entry, error: BaseException, progress: Progress, reason: Reason | None = None
-    ) -> Counts:
-        """Write what becomes of an entry whose attempt failed, by its own fault; what that was.
-
-        Whoever else handles the same event at the same time decides; then nothing is written.
-        """
-        verdict = self._verdict(entry)
-        with trio.fail_after(self._settings.handler_timeout):
-            async with self._store.transaction() as transaction:
-                progress.transaction = transaction
-                await self._claims.hold_lease(transaction)
-                progress.stage = Stage.CLOSING
-                is_open = await self._is_open(transaction, verdict)
-                sentence = self._failures.judge(verdict, error, reason)
-                if is_open:
-                    await self._failures.carry_out(transaction, [sentence])
-                await self._claims.clear(transaction, [entry])
-        self._claims.ended([entry])
-        return self._failures.tell([sentence]) if is_open else Counts(duplicates=1)
-
-    async def _is_open(self, transaction: Transaction, verdict: Verdict) -> bool:
-        """Whether the event has come to no other end; it cannot, until the end of the transaction."""
-        row = verdict.entry.retry
-        if row is not None and not await self._store.retries.hold(transaction, [row]):
-            return False
-        return bool(await self._open(transaction, [verdict]))
 
     # Inside ---------------------------------------------------------------------------------------------------------
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING
 
+import psycopg
 import trio
-from attrs import define
+from attrs import define, field
 
 from ..runtime.postgres import Fault, classify
 from .event import InvalidEvent
@@ -20,7 +21,7 @@ from .lease_table import LeaseLost
 if TYPE_CHECKING:
     from .store import Transaction
 
-__all__ = ["Progress", "Stage", "is_hopeless", "parts_of", "passes"]
+__all__ = ["Progress", "Stage", "is_hopeless", "is_sure", "parts_of", "passes"]
 
 
 class Stage(enum.Enum):
@@ -38,10 +39,12 @@ class Progress:
     Attributes:
         stage: how far it has come.
         transaction: it, once it is open.
+        failed: what entries failed of, by id, as far as that is known.
     """
 
     stage: Stage = Stage.OPENING
     transaction: Transaction | None = None
+    failed: dict[str, Exception] = field(factory=dict)
 
     def blames(self, error: BaseException, *, database_is_up: bool) -> bool:
         """Whether `error` is the fault of the event or its handler, and so counts as an attempt.
@@ -67,6 +70,20 @@ def is_hopeless(error: BaseException) -> bool:
     """Whether the same event will fail again: its handler says so, it is invalid, or the database refuses its data."""
     parts = parts_of(error)
     return any(isinstance(part, Permanent | InvalidEvent) for part in parts) or classify(error) is Fault.EVENT
+
+
+def is_sure(error: BaseException) -> bool:
+    """Whether a handler that raised it would have done so without the others in its transaction.
+
+    A conflict may be about their locks, and after a failed statement, which one of them hid, all that follow fail.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        for part in parts_of(cause):
+            if isinstance(part, psycopg.errors.InFailedSqlTransaction) or classify(part) is Fault.RETRY:
+                return False
+        cause = cause.__cause__ or cause.__context__
+    return True
 
 
 def parts_of(error: BaseException) -> list[BaseException]:

@@ -61,8 +61,12 @@ def _close(calls: list[Call], open_batches: dict[str, Call], key: str | None, *,
             calls.append(open_batches.pop(name))
 
 
-async def call_handlers(calls: Sequence[Call], make_context: MakeContext) -> dict[str, Exception]:
+async def call_handlers(
+    calls: Sequence[Call], make_context: MakeContext, blame: Callable[[Handle, Exception], None]
+) -> dict[str, Exception]:
     """Make the calls, one after the other; what handlers said of single events by `Context.fail`, by entry id.
+
+    `blame` is told of an event whose handler raises, if it was called for that one alone.
 
     Raises:
         Exception: whatever a handler raises; `HandlerExit` in place of what ends a process.
@@ -72,13 +76,12 @@ async def call_handlers(calls: Sequence[Call], make_context: MakeContext) -> dic
     for call in calls:
         deliveries = [_delivery(handle) for handle in call.handles]
         context = make_context(None if call.handler.batch else deliveries[0])
-        if call.handler.timeout is None:
-            await _call(call.handler, deliveries, context)
-        else:
-            with trio.fail_after(call.handler.timeout):
-                await _call(call.handler, deliveries, context)
-                # Whoever held the processor beyond the limit has exceeded it, too.
-                await trio.lowlevel.checkpoint()
+        try:
+            await _call_in_time(call.handler, deliveries, context)
+        except Exception as error:
+            if len(call.handles) == 1:
+                blame(call.handles[0], error)
+            raise
         if not context.failures:
             continue
         strangers = context.failures.keys() - {delivery.entry_id for delivery in deliveries}
@@ -87,6 +90,16 @@ async def call_handlers(calls: Sequence[Call], make_context: MakeContext) -> dic
             raise ValueError(f"{call.handler.name} called context.fail for {told}, which it was not given in this call")
         failures.update(context.failures)
     return failures
+
+
+async def _call_in_time(handler: Handler, deliveries: Sequence[Delivery[object]], context: Context) -> None:
+    if handler.timeout is None:
+        await _call(handler, deliveries, context)
+        return
+    with trio.fail_after(handler.timeout):
+        await _call(handler, deliveries, context)
+        # Whoever held the processor beyond the limit has exceeded it, too.
+        await trio.lowlevel.checkpoint()
 
 
 async def _call(handler: Handler, deliveries: Sequence[Delivery[object]], context: Context) -> None:

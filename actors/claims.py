@@ -84,7 +84,7 @@ class Claims:
     # Rows that are due ----------------------------------------------------------------------------------------------
 
     async def claim(self, limit: int, busy: Collection[str], occupy: Callable[[set[str]], set[str]]) -> Claim:
-        """Claim rows that are due: many that never failed, or one that has, and count them as suspects.
+        """Claim rows that are due: many, or one that was counted as a suspect before; and count them so.
 
         Args:
             limit: how many at the most.
@@ -117,12 +117,12 @@ class Claims:
         """The longest due, with others if nothing is held against it and them."""
         ids = [row.entry_id for row in rows]
         known = await self._store.suspects.known(transaction, self._group.name, self._partition, ids)
-        calm = [row for row in rows if not row.attempts and row.entry_id not in known]
+        calm = [row for row in rows if row.entry_id not in known]
         return calm if calm and calm[0] is rows[0] else [rows[0]]
 
     async def _followers(self, transaction: Transaction, chosen: Sequence[RetryRow], limit: int) -> list[RetryRow]:
-        """What waits behind rows that never failed, to be handled with them: one at a time, a long queue never ends."""
-        if not chosen or any(row.attempts for row in chosen):
+        """What waits behind the rows, to be handled with them: one at a time, a long queue never ends."""
+        if not chosen:
             return []
         behind = await self._store.retries.following(transaction, chosen, limit - len(chosen))
         ids = [row.entry_id for row in (*chosen, *behind)]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .store import Store, Transaction
     from .system import Group, Stream
 
-__all__ = ["Counts", "Failures", "HandlerExit", "Sentence"]
+__all__ = ["Counts", "Failures", "HandlerExit", "PoisonousEvent", "Sentence"]
 
 log = get_logger(__name__)
 
@@ -36,6 +36,10 @@ release may know better, once."""
 
 class HandlerExit(Exception):
     """A handler raised what ends a process (`SystemExit`, say); its cause. It ends its event instead."""
+
+
+class PoisonousEvent(Exception):
+    """An event was taken up several times, and whoever had it was gone each time."""
 
 
 @define
@@ -183,6 +187,8 @@ class Failures:
             return reason if attempts >= SECOND_CHANCE else None
         if reason is not None:
             return reason
+        if isinstance(error, PoisonousEvent):
+            return Reason.POISON
         if any(isinstance(part, HandlerExit) for part in parts_of(error)):
             return Reason.POISON if attempts >= SECOND_CHANCE else None
         if is_hopeless(error) or any(isinstance(part, policy.permanent) for part in parts_of(error)):

@@ -1,8 +1,9 @@
 """The handler pool: takes entries from the backlog, and rows that are due from the table of retries, lets their effects
 be committed, and acknowledges what is committed.
 
-Many events share one transaction; when it fails, they are tried one by one, so that only the event at fault pays, with
-a row in the table of retries or a dead letter. What the transactions hold is told in `attempts`.
+Many events share one transaction; when it fails, they are tried again without the one at fault (`splitting`), so that
+only that one pays, with a row in the table of retries or a dead letter. What the transactions hold is told in
+`attempts`.
 
 An outage of PostgreSQL costs no event an attempt (`blame` tells it from a failure of the event): the entries go back,
 and wait at the gate.
@@ -10,10 +11,9 @@ and wait at the gate.
 
 from __future__ import annotations
 
-import enum
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -27,10 +27,10 @@ from ..runtime.telemetry import get_logger
 from .attempts import Attempts
 from .blame import Progress, passes
 from .claims import Claim, Claims
-from .dead_letter import Reason
-from .failures import Counts, Failures
+from .failures import Counts, Failures, PoisonousEvent
 from .lease_table import LeaseLost
 from .sorting import key_of, verdict_of
+from .splitting import Part, Splitting
 
 if TYPE_CHECKING:
     from ..runtime.redis import AnyRedis
@@ -58,18 +58,6 @@ LETTER_PAUSE = 60.0
 
 LOOK = 1.0
 """Seconds between two looks for rows that somebody else made due, at the most."""
-
-
-class PoisonousEvent(Exception):
-    """An event was taken up several times, and whoever had it was gone each time."""
-
-
-class _Fate(enum.Enum):
-    """What an attempt came to."""
-
-    SETTLED = "settled"  # committed: an effect, a row, a letter
-    SPLIT = "split"  # somebody in the batch failed: try them one by one
-    OUTAGE = "outage"  # nobody's fault: the entries go back
 
 
 class HandlerPool:
@@ -195,17 +183,34 @@ class HandlerPool:
             # Cancelled, or an outage: nobody's attempt. In their order, to the front.
             self._backlog.give_back([entry for entry in left.values() if entry.retry is None])
 
-    async def _attempt_all(self, batch: Sequence[Entry], left: dict[str, Entry]) -> None:
-        """Attempt the batch, and where that splits it, one by one; takes out of `left` what is settled."""
-        fate = await self._attempt(batch)
-        if fate is _Fate.SETTLED:
-            for entry in batch:
-                del left[entry.id]
-        if fate is _Fate.SPLIT:
-            for entry in batch:
-                if await self._attempt([entry]) is not _Fate.SETTLED:
-                    break
-                del left[entry.id]
+    async def _attempt_all(
+        self, batch: Sequence[Entry], left: dict[str, Entry], failed: Mapping[str, BaseException] | None = None
+    ) -> None:
+        """Attempt the batch, in parts where it must be; takes out of `left` what is settled.
+
+        Args:
+            batch: in order.
+            left: what is to be given back.
+            failed: what those have failed of that are not to be handled.
+        """
+        splitting = Splitting(batch, failed)
+        while splitting.parts:
+            part = splitting.parts.pop(0)
+            progress = Progress()
+            ended = await self._attempt(part, progress)
+            if isinstance(ended, Counts):
+                self._end(part.entries, ended)
+            elif not progress.blames(ended, database_is_up=self._postgres_gate.is_open):
+                await self._wait_out(ended)
+                return
+            elif splitting.again(part, ended, progress.failed):
+                continue
+            else:
+                await self._postpone(part.entries[0], ended)
+            for entry in part.entries:
+                left.pop(entry.id, None)
+            if self._group.ordered and not isinstance(ended, Counts):
+                return  # what is behind it under its key waits as well
 
     async def _attempt_suspects(self, batch: Sequence[Entry], left: dict[str, Entry]) -> None:
         """Attempt those of the redelivered entries that may be attempted together; the others stay in `left`."""
@@ -216,48 +221,21 @@ class HandlerPool:
             return
         if claim.entries:
             await self._attempt_all(claim.entries, left)
-        for entry in claim.poison:
-            if await self._poisoned(entry) is _Fate.SETTLED:
-                del left[entry.id]
+        await self._bury_poison(claim.poison, left)
 
-    async def _attempt(self, entries: Sequence[Entry]) -> _Fate:
-        """One transaction for `entries`."""
-        progress = Progress()
+    async def _attempt(self, part: Part, progress: Progress) -> Counts | BaseException:
+        """One transaction: what it came to, or why it came to nothing."""
         try:
-            counts = await self._attempts.handle(entries, progress)
-        except Exception as raised:  # noqa: BLE001 - the boundary of handlers: whatever they raise is judged here
-            error = outcome_of(raised).error or raised
-            if not progress.blames(error, database_is_up=self._postgres_gate.is_open):
-                await self._wait_out(error)
-                return _Fate.OUTAGE
-            if len(entries) > 1:
-                return _Fate.SPLIT
-            return await self._fail(entries[0], error)
-        self._end(entries, counts)
-        return _Fate.SETTLED
+            return await self._attempts.handle(part.entries, progress, part.failed)
+        except Exception as raised:  # noqa: BLE001 - the boundary of handlers: whatever they raise is judged
+            return outcome_of(raised).error or raised
 
-    async def _poisoned(self, entry: Entry) -> _Fate:
-        error = PoisonousEvent(
-            "it was taken up several times, and its worker was gone each time; it is not tried again"
-        )
-        return await self._fail(entry, error, Reason.POISON)
-
-    async def _fail(self, entry: Entry, error: BaseException, reason: Reason | None = None) -> _Fate:
-        """The attempt failed by the event's own fault, or its handler's: try it again later, or bury it."""
-        progress = Progress()
-        try:
-            counts = await self._attempts.fail(entry, error, progress, reason)
-        except Exception as raised:  # noqa: BLE001 - what became of it must not be lost: whatever it was, it goes again
-            failed = outcome_of(raised).error or raised
-            if not progress.blames(failed, database_is_up=self._postgres_gate.is_open):
-                await self._wait_out(failed)
-                return _Fate.OUTAGE
-            log.error("failed event not stored, trying again", stream=entry.stream, group=self._group.name,
-                      entry=entry.id, next_in=LETTER_PAUSE, error=str(ErrorInfo.of(failed)))  # fmt: skip
-            await self._postpone(entry)
-            return _Fate.SETTLED
-        self._end([entry], counts)
-        return _Fate.SETTLED
+    async def _bury_poison(self, entries: Sequence[Entry], left: dict[str, Entry]) -> None:
+        if entries:
+            error = PoisonousEvent(
+                "it was taken up several times, and its worker was gone each time; it is not tried again"
+            )
+            await self._attempt_all(entries, left, {entry.id: error for entry in entries})
 
     def _end(self, entries: Sequence[Entry], counts: Counts) -> None:
         """What became of entries is committed."""
@@ -301,8 +279,7 @@ class HandlerPool:
             claim = await self._claim(occupy)
             if claim.entries:
                 await self._settle(claim.entries)
-            for entry in claim.poison:
-                await self._poisoned(entry)
+            await self._bury_poison(claim.poison, {})
         finally:
             self._backlog.release(occupied)
 
@@ -321,8 +298,10 @@ class HandlerPool:
             self._due.soon(again)
             self._backlog.wake()
 
-    async def _postpone(self, entry: Entry) -> None:
+    async def _postpone(self, entry: Entry, error: BaseException) -> None:
         """The database refuses what became of an entry."""
+        log.error("failed event not stored, trying again", stream=entry.stream, group=self._group.name,
+                  entry=entry.id, next_in=LETTER_PAUSE, error=str(ErrorInfo.of(error)))  # fmt: skip
         at = trio.current_time() + LETTER_PAUSE
         if entry.retry is None:
             self._backlog.postpone(entry, at)

@@ -98,7 +98,7 @@ async def test_what_fails_for_good_is_a_dead_letter_beside_the_effects_of_the_ot
         assert {event_id for _, event_id in app.store.inbox}.isdisjoint(reasons)
 
 
-async def test_a_batch_that_raises_is_tried_one_by_one(autojump_clock: MockClock) -> None:
+async def test_a_batch_that_raises_is_halved(autojump_clock: MockClock) -> None:
     billing = Billing()
 
     async def then(deliveries: Sequence[Delivery[Bill]], context: Context) -> None:
@@ -110,7 +110,7 @@ async def test_a_batch_that_raises_is_tried_one_by_one(autojump_clock: MockClock
         await app.publish(STREAM, *map(Bill, range(5)))
         await app.settled()
         assert effects(app) == [0, 1, 2, 4]
-        assert billing.batches == [[0, 1, 2, 3, 4], [0], [1], [2], [3], [4]]
+        assert billing.batches == [[0, 1, 2, 3, 4], [0, 1], [2, 3, 4], [2], [3, 4], [3], [4]]
         assert len(app.store.letters) == 1
 
 

@@ -444,7 +444,7 @@ async def test_a_row_that_the_database_refuses_is_tried_again_in_peace(autojump_
             raise OSError("not yet")
 
     shop, store = Shop(then), StubbornStore()
-    store.refusals = 2
+    store.refusals = 3  # once beside the other one, and twice alone
     async with virtual(shop.system, store=store) as app:
         await app.publish(STREAM, Order(1), Order(2))
         await trio.sleep(100)
