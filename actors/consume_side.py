@@ -9,6 +9,7 @@ from ..runtime.supervision import ChildSpec
 from .group_tree import GroupTree, Site
 from .leasing import Leasing
 from .membership import LEAVE_WITHIN, Membership
+from .stopping import Stopping
 
 if TYPE_CHECKING:
     import random
@@ -54,6 +55,7 @@ class ConsumeSide:
         pools: the handler pools, by group and partition (``GROUP@KEY``).
         backlogs: their backlogs.
         membership: who else is there.
+        stopping: begun when the tree is stopped.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class ConsumeSide:
         chance: random.Random,
         wall: Callable[[], datetime] | None,
     ) -> None:
+        self.stopping = Stopping()
         site = Site(
             client=redis.client,
             store=backends.store,
@@ -88,6 +91,7 @@ class ConsumeSide:
             read_within=redis.read_within,
             patience=PATIENCE if redis.cluster else 0.0,
             look=losses.look,
+            stopping=self.stopping,
         )
         self._trees = [
             GroupTree(site, stream, group) for stream in system.streams.values() for group in stream.groups.values()

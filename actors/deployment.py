@@ -386,13 +386,15 @@ class Deployment:
         return [key for stream in self.system.streams.values() for key in stream.keys]
 
     async def _follow(self) -> None:
-        """Probe at once when one of our own servers is back."""
+        """Probe at once when one of our own servers is back; let all groups drain together when the tree stops."""
         watches = {"redis-server": self._redis_watch, "postgres-server": self._postgres_watch}
         with self.tree.subscribe() as events:
             async for event in events:
                 name = event.path.rpartition("/")[2]
                 if event.kind is LifecycleKind.CHILD_READY and name in watches:
                     watches[name].nudge()
+                if event.kind is LifecycleKind.TREE_STOPPING:
+                    self._consuming.stopping.begin()
 
 
 def _repeatable_uuid(of: str) -> UUID:

@@ -7,7 +7,8 @@
 
 Of a stream with partitions each partition is a supervisor of its own with these children, ``partition-0`` …; of an
 ordered group all of them stand behind the gate ``lease GROUP@KEY`` beside the others. The keeper is first so that it
-is stopped last: what the others have left over is given back by it.
+is stopped last: what the others have left over is given back by it. When the process stops, all of them begin at once
+to do what a stop takes (see `stopping`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
-from attrs import frozen
+from attrs import field, frozen
 
 from ..runtime.supervision import Body, Child, ChildSpec, Gates, Intensity, Strategy, Supervisor
 from .backlog import Backlog
@@ -29,6 +30,7 @@ from .keeper import Keeper
 from .leasing import LEASE_GATE, Tenure
 from .listener import Listener
 from .ordered_reading import OrderedListener, owner_prefix
+from .stopping import DRAIN_WITHIN, Stopping
 
 if TYPE_CHECKING:
     from ..runtime.redis import AnyRedis
@@ -64,6 +66,7 @@ class Site:
         read_within: seconds within which a read that blocks for so many seconds has an end.
         patience: seconds for which a connection that breaks is no trouble yet.
         look: notes what a stream has lost, before somebody reads on in it.
+        stopping: whether the process stops.
     """
 
     client: Callable[[], AnyRedis]
@@ -81,6 +84,7 @@ class Site:
     read_within: Callable[[float], float]
     patience: float
     look: Callable[[str], Awaitable[object]] = look_away
+    stopping: Stopping = field(factory=Stopping)
 
 
 @frozen
@@ -174,6 +178,7 @@ class GroupTree:
             fence=None if tenure is None else tenure.fence,
             limiter=self._limiter,
             wall=site.wall,
+            stopping=site.stopping,
         )
         return Partition(name, key, backlog, pool, tenure)
 
@@ -191,13 +196,13 @@ class GroupTree:
                 id="handler-pool",
                 body=_within(tenure, partition.pool),
                 requires=("postgres", "schema", *lease),
-                drain_within=5.0,
+                drain_within=DRAIN_WITHIN,
             ),
         ]
         children += [
             ChildSpec(
                 id=f"listener-{number}",
-                body=_within(tenure, listener),
+                body=_within(tenure, self._site.stopping.reading(listener)),
                 requires=("redis", "postgres", "schema", *lease),
                 progress_within=self._site.read_within(self._group.block) + 5.0,
             )
@@ -258,6 +263,7 @@ class GroupTree:
             live_instances=site.live_instances,
             chance=site.chance,
             owner=None if partition.tenure is None else partial(self._owner, partition.tenure),
+            stopping=site.stopping,
         )
 
     def _owner(self, tenure: Tenure) -> str:

@@ -31,6 +31,7 @@ from .failures import Counts, Failures, PoisonousEvent
 from .lease_table import LeaseLost
 from .sorting import key_of, verdict_of
 from .splitting import Part, Splitting
+from .stopping import DRAIN_WITHIN, Stopping
 
 if TYPE_CHECKING:
     from ..runtime.redis import AnyRedis
@@ -82,6 +83,7 @@ class HandlerPool:
             `Group.workers`.
         publish: what `Context.publish` does, within a transaction.
         wall: what time it is, for events that expire.
+        stopping: whether the process stops.
     """
 
     def __init__(
@@ -104,6 +106,7 @@ class HandlerPool:
         limiter: trio.CapacityLimiter | None = None,
         publish: Publish | None = None,
         wall: Callable[[], datetime] | None = None,
+        stopping: Stopping | None = None,
     ) -> None:
         self.counts = Counts()
         self._group = group
@@ -116,6 +119,7 @@ class HandlerPool:
         self._chance = chance or random.random
         self._partition = partition or stream.key
         self._limiter = limiter
+        self._stopping = stopping or Stopping()
         self._draining = False
         self._due = _Due()
         self._claims = Claims(group, self._partition, store, settings, fence)
@@ -138,7 +142,8 @@ class HandlerPool:
     async def __call__(self, child: Child) -> None:
         """Work until cancelled; entries in work go back to the backlog, their transactions are rolled back.
 
-        When drained, finish what is in work, acknowledge what is committed, and return; the rest stays pending.
+        When drained, or when the process stops, finish what is in work and acknowledge what is committed; the rest
+        stays pending. Returns when drained.
         """
         self._draining = False
         self._due.soon(0.0)
@@ -149,14 +154,19 @@ class HandlerPool:
                 for number in range(self._group.workers):
                     working.start_soon(self._work, name=f"{child.path}/worker-{number + 1}")
                 child.started()
-                await child.draining.wait()
+                with self._stopping.until():
+                    await child.draining.wait()
                 self._draining = True
                 self._backlog.wake()
-            while not self._backlog.is_acknowledged and self._redis_gate.is_open:
+                # All pools of a process drain within the same time.
+                working.cancel_scope.deadline = self._stopping.deadline(DRAIN_WITHIN)
+            until = self._stopping.deadline(DRAIN_WITHIN + 1.0)
+            while not self._backlog.is_acknowledged and self._redis_gate.is_open and trio.current_time() < until:
                 # In turns, for a gate that shuts meanwhile makes the waiting pointless.
                 with trio.move_on_after(0.1):
                     await self._backlog.wait_acknowledged()
             acknowledging.cancel_scope.cancel(reason="the handler pool is drained")
+        await child.draining.wait()
 
     async def _work(self) -> None:
         """Entries and due rows in turns, so that neither keeps the other waiting."""
@@ -174,7 +184,9 @@ class HandlerPool:
         left = {entry.id: entry for entry in batch}
         try:
             async with self._limiter or nullcontext():
-                if batch[0].redelivered and batch[0].retry is None:
+                if self._draining:
+                    pass  # it has waited for its turn, and nothing was begun
+                elif batch[0].redelivered and batch[0].retry is None:
                     await self._attempt_suspects(batch, left)
                 else:
                     await self._attempt_all(batch, left)

@@ -22,6 +22,7 @@ import trio
 from ..runtime.redis import Kind, classify
 from ..runtime.telemetry import get_logger
 from .pending import PendingList
+from .stopping import DRAIN_WITHIN, Stopping
 
 if TYPE_CHECKING:
     from ..runtime.redis import AnyRedis
@@ -56,6 +57,7 @@ class Keeper:
         live_instances: the installations that are not known to be gone; None while nobody knows.
         chance: random numbers in [0, 1) for the jitter.
         owner: in an ordered group, the name of the consumer that owns the partition; None in others.
+        stopping: whether the process stops.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Keeper:
         live_instances: Callable[[], Collection[str] | None],
         chance: Callable[[], float],
         owner: Callable[[], str] | None = None,
+        stopping: Stopping | None = None,
     ) -> None:
         self._client = client
         self._stream = stream
@@ -86,6 +89,7 @@ class Keeper:
         self._live_instances = live_instances
         self._chance = chance
         self._owner = owner
+        self._stopping = stopping or Stopping()
 
     async def __call__(self, child: Child) -> None:
         """Work until cancelled, or drained: then give back what is left over, within a few seconds."""
@@ -94,11 +98,16 @@ class Keeper:
             working.start_soon(self._at_pace, self._settings.reclaim_every, self._look_round)
             if self._owner is None:
                 working.start_soon(self._at_pace, self._settings.reclaim_idle / 3, self._renew)
-            await child.draining.wait()
+            with self._stopping.until():
+                await child.draining.wait()
             working.cancel_scope.cancel(reason="the process stops")
-        await trio.lowlevel.checkpoint()
+        await child.draining.wait()
         if self._redis_gate.is_open:
-            with trio.move_on_after(LEAVE_WITHIN):
+            # All keepers of a process leave within the same time: a server that does not answer has them all wait.
+            with (
+                trio.move_on_at(self._stopping.deadline(DRAIN_WITHIN + LEAVE_WITHIN)),
+                trio.move_on_after(LEAVE_WITHIN),
+            ):
                 await self._try(self._leave)
 
     async def _at_pace(self, every: float, work: Callable[[PendingList], object]) -> None:
