@@ -79,8 +79,10 @@ def retries_burn_in_outages() -> Iterator[None]:
 def lost_groups_begin_at_the_end() -> Iterator[None]:
     """A group that was lost is made again at ``$``."""
 
+    real = GroupMaking._start
+
     async def start(self: GroupMaking, connection: Any) -> str:
-        return "$"
+        return await real(self, connection) if await self._position() is None else "$"
 
     with patch.object(GroupMaking, "_start", start):
         yield
