@@ -82,6 +82,7 @@ class Ledger:
     violations: list[str] = field(factory=list)
     _data: list[Data] = field(factory=list)
     _spooled: dict[UUID, str] = field(factory=dict)
+    _displaced: set[UUID] = field(factory=set)  # of what was published twice, the second entry counts then
     _copies: Counter[UUID] = field(factory=Counter)
     _order: dict[str, list[tuple[int, int]]] = field(factory=lambda: defaultdict(list))
     _proved: dict[tuple[str, str], tuple[int, int]] = field(factory=dict)
@@ -153,7 +154,7 @@ class Ledger:
         if owner is not None and (lease is None or lease.owner != owner):
             self.broken(f"{event_id} takes effect in {group} by a process that has lost {partition}")
         accepted = self.accepted.get(event_id)
-        if key is None or accepted is None or (group, event_id) in self.replayed:
+        if key is None or accepted is None or (group, event_id) in self.replayed or event_id in self._displaced:
             return
         line = (group, key, accepted.lineage)
         number, before = self._last_of.get(line, (-1, event_id))
@@ -333,7 +334,9 @@ class Ledger:
         if not ids:
             return ""
         data.databases[0][key.encode()].value.delete([each.encode() for each in ids])
-        self.trimmed.update((key, each.encode().decode()) for each in ids)
+        places = [(key, each.encode().decode()) for each in ids]
+        self.trimmed.update(places)
+        self._displaced.update(found for place in places if (found := _event_id(self.entries[place])) is not None)
         return f"somebody trims {len(ids)} entries of {key}"
 
     def _holder(self, key: str) -> Data | None:
