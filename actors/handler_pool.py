@@ -57,8 +57,11 @@ LINGER = 0.02
 LETTER_PAUSE = 60.0
 """Seconds before an event is looked at again whose row or letter the database refuses: somebody must mend that."""
 
-LOOK = 1.0
-"""Seconds between two looks for rows that somebody else made due, at the most."""
+LOOK, LOOK_IDLE = 1.0, 10.0
+"""Seconds between two looks for rows that somebody else wrote (what we wrote ourselves we know of): while there is
+something to do, and when there was nothing for `IDLE_AFTER` seconds. A look is a transaction."""
+
+IDLE_AFTER = 60.0
 
 
 class HandlerPool:
@@ -122,6 +125,7 @@ class HandlerPool:
         self._stopping = stopping or Stopping()
         self._draining = False
         self._due = _Due()
+        self._busy_at = -math.inf
         self._claims = Claims(group, self._partition, store, settings, fence)
         self._attempts = Attempts(
             stream,
@@ -252,9 +256,9 @@ class HandlerPool:
     def _end(self, entries: Sequence[Entry], counts: Counts) -> None:
         """What became of entries is committed."""
         self.counts.add(counts)
-        if counts.retried or counts.parked or entries[0].retry is not None:
-            # A row that waits, or one that is gone and had others waiting behind it.
-            self._due.soon(0.0)
+        self._busy_at = trio.current_time()
+        # At once for a row that waits, or one that is gone and had others waiting behind it.
+        self._due.soon(0.0 if counts.retried or counts.parked or entries[0].retry is not None else LOOK)
         for entry in entries:
             entry.verdict = None  # it knows its entry, and a circle lives on until the collector comes
         if entries[0].retry is None:
@@ -296,19 +300,23 @@ class HandlerPool:
             self._backlog.release(occupied)
 
     async def _claim(self, occupy: Callable[[set[str]], set[str]]) -> Claim:
-        again = LOOK
+        again = look = LOOK if trio.current_time() - self._busy_at < IDLE_AFTER else LOOK_IDLE
         self._due.looking()
         try:
             async with self._limiter or nullcontext():
                 claim = await self._claims.claim(self._group.batch, self._backlog.busy_keys, occupy)
-            again = 0.0 if claim.more else min(LOOK, claim.next_in or LOOK)
+            again = 0.0 if claim.more else min(look, claim.next_in or look)
+            if claim.entries:
+                self._busy_at = trio.current_time()
             return claim
         except Exception as raised:  # noqa: BLE001 - no handler was called: whatever it is, it is the database's
             await self._wait_out(outcome_of(raised).error or raised)
             return Claim()
         finally:
             self._due.soon(again)
-            self._backlog.wake()
+            if claim is None or claim.entries or claim.poison:
+                # This worker is busy now: another one must look next. If it found nothing, it will do so itself.
+                self._backlog.wake()
 
     async def _postpone(self, entry: Entry, error: BaseException) -> None:
         """The database refuses what became of an entry."""
