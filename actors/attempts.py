@@ -218,8 +218,11 @@ class Attempts:
             sentences = sorted_.hold_back(waiting, sentences)
         await self._failures.carry_out(transaction, sentences)
         progress.stage = Stage.OPENING
-        # What is over, or has its row already, needs none.
-        sorted_.parked = await self._open(transaction, sorted_.parked)
+        # What is over, or has its row already, needs none; nor does what stands here twice, and is handled now: its row
+        # would take the place of the earlier entry, behind what is parked with it.
+        now = {handle.envelope.event_id for handle in sorted_.handles}
+        parked = [handle for handle in sorted_.parked if handle.envelope.event_id not in now]
+        sorted_.parked = await self._open(transaction, parked)
         await self._store.retries.add(transaction, [self._failures.parked(handle) for handle in sorted_.parked])
         return sentences
 

@@ -244,3 +244,15 @@ def test_calls_are_planned(events: str, ordered: bool, calls: str) -> None:
         handles.append(Handle(Entry(STREAM, f"{number}-0", {}, read_at=0.0), envelope, text, _KINDS[kind]))
     planned = plan(handles, ordered=ordered)
     assert " | ".join(" ".join(handle.event for handle in call.handles) for call in planned) == calls
+
+
+async def test_an_event_that_is_in_the_batch_twice_keeps_its_first_place(autojump_clock: MockClock) -> None:
+    """As after a relay that died before it could delete what it had added. The second entry is not parked for it."""
+    billing = Billing(ordered=True, workers=1)
+    billing.failing = {1: OSError("no answer")}
+    bills = [event_type_of(Bill).envelope(Bill(number, "ada")) for number in range(3)]
+    async with virtual(billing.system) as app:
+        await app.deployment.publish(STREAM, [*bills, *bills])
+        await app.settled()
+        assert effects(app) == [0, 1, 2]
+        assert not app.store.letters
