@@ -16,7 +16,7 @@ from penstock.actors.claims import Claims
 from penstock.actors.detours import Detours
 from penstock.actors.group_making import GroupMaking
 from penstock.actors.handler_pool import HandlerPool
-from penstock.actors.relay import Relay
+from penstock.actors.relay import Relay, _Burst
 from penstock.actors.testing.retries import MemoryRetries
 from penstock.actors.testing.store import MemoryTransaction
 
@@ -113,14 +113,14 @@ def outbox_overtaken() -> Iterator[None]:
 def rows_deleted_before_redis_has_them() -> Iterator[None]:
     """The relay deletes a burst in a transaction of its own, and then adds it."""
 
-    async def burst(self: Relay, stream: str, after: int, refused: dict[str, str]) -> Any:
+    async def burst(self: Relay, stream: str, after: int, refused: dict[str, str], add: Any = None) -> Any:
         async with self._store.transaction() as transaction:
             stored = await self._store.outbox.take(transaction, stream, 500, after)
             await self._store.outbox.remove(transaction, [each.id for each in stored or ()])
         if not stored:
-            return 0, None
+            return _Burst(0, after, is_end=True)
         results = await self._sender.add([self._add_of(each) for each in stored])
-        return len(results), None
+        return _Burst(len(results), stored[-1].id, is_end=True)
 
     with patch.object(Relay, "_burst", burst):
         yield
