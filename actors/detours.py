@@ -8,7 +8,14 @@ from contextlib import contextmanager
 import trio
 from attrs import define, field
 
+from ..runtime.telemetry import get_logger
+
 __all__ = ["Detours"]
+
+log = get_logger(__name__)
+
+TELL_AFTER = 1.0
+"""Seconds after which it is worth a line in the log that events go into the outbox."""
 
 
 @define(eq=False)
@@ -20,6 +27,9 @@ class _Detour:
         spooling: writes to the outbox that are under way.
         unresolved: bursts that Redis was sent, and has not answered, while their rows are in the outbox.
         is_on: whether new events go behind.
+        since: `trio.current_time()` when that began.
+        events: how many have gone this way since then.
+        is_told: whether that is in the log; a detour of a moment is not.
         turn: held by who publishes to the stream, burst by burst, and by the relay while it ends the detour.
     """
 
@@ -27,6 +37,9 @@ class _Detour:
     spooling: int = 0
     unresolved: int = 0
     is_on: bool = False
+    since: float = 0.0
+    events: int = 0
+    is_told: bool = False
     turn: trio.Lock = field(factory=trio.Lock)
 
 
@@ -57,8 +70,16 @@ class Detours:
         detour = self._of(stream)
         detour.version += 1
         if not detour.is_on:
-            detour.is_on = True
+            detour.is_on, detour.since = True, trio.current_time()
             self.tell()
+
+    def count(self, stream: str, events: int) -> None:
+        """So many events were accepted into the outbox because Redis did not take them."""
+        detour = self._of(stream)
+        detour.events += events
+        if not detour.is_told and trio.current_time() - detour.since >= TELL_AFTER:
+            detour.is_told = True
+            log.warning("events go into the outbox", stream=stream)
 
     @contextmanager
     def spooling(self, stream: str) -> Iterator[None]:
@@ -99,7 +120,7 @@ class Detours:
         for stream, version in versions.items():
             detour = self._streams[stream]
             if stream not in waiting and detour.version == version and not detour.spooling:
-                detour.is_on = False
+                self.end(stream)
 
     def turn(self, stream: str) -> trio.Lock:
         """Whose holder alone may publish to the stream, on either way."""
@@ -107,7 +128,11 @@ class Detours:
 
     def end(self, stream: str) -> None:
         """Go straight again: whoever holds the stream's `turn` has seen that its outbox is empty."""
-        self._of(stream).is_on = False
+        detour = self._of(stream)
+        if detour.is_told:
+            seconds = round(trio.current_time() - detour.since, 3)
+            log.info("the outbox is empty again", stream=stream, events=detour.events, seconds=seconds)
+        detour.is_on, detour.is_told, detour.events = False, False, 0
 
     def tell(self) -> None:
         """Wake who waits for news."""

@@ -104,6 +104,7 @@ class Spool:
             rows = await self._write(entries, kind)
         if not isinstance(rows, Refusal):
             self.spooled += len(rows)
+            self._detours.count(stream, len(rows))
         return rows
 
     async def _write(self, entries: Sequence[Outgoing], kind: Kind) -> list[int] | Refusal:

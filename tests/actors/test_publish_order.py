@@ -248,3 +248,23 @@ async def test_data_that_do_not_fit_their_class_have_no_key_and_are_for_the_hand
     async with virtual(shop()) as app:
         (result,) = await app.publish("orders", Envelope(event_type="ORDER", data={"customer": "c"}))
         assert isinstance(result, Published)
+
+
+@pytest.mark.parametrize(("seconds", "lines"), [(10.0, 1), (0.3, 0)])
+async def test_an_outage_is_told_by_the_outbox_once_and_a_moment_is_not(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture, seconds: float, lines: int
+) -> None:
+    caplog.set_level("INFO")
+    async with virtual(shop()) as app:
+        app.redis.refuse()
+        app.redis.cut()
+        for number in range(3):
+            await app.publish("orders", Order(number))
+            await trio.sleep(seconds / 3)
+        app.redis.restore()
+        await emptied(app)
+        await trio.sleep(2)
+        assert await numbers(app) == [0, 1, 2]
+    assert caplog.text.count("events go into the outbox") == lines
+    assert caplog.text.count("the outbox is empty again") == lines
+    assert not lines or "'events': 3" in caplog.text
