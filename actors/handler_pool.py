@@ -301,6 +301,7 @@ class HandlerPool:
 
     async def _claim(self, occupy: Callable[[set[str]], set[str]]) -> Claim:
         again = look = LOOK if trio.current_time() - self._busy_at < IDLE_AFTER else LOOK_IDLE
+        claim: Claim | None = None
         self._due.looking()
         try:
             async with self._limiter or nullcontext():
