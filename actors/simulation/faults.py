@@ -119,6 +119,7 @@ def freeze(world: World, node: Node) -> str:
     if process is None or not node.is_running:
         return ""
     process.freeze()
+    world.ledger.standstills += 1
     seconds = _seconds(world, 0.3, 2.0, 20.0, 45.0, 100.0)
     world.simulation.later(seconds, process.thaw)
     return f"{node.name} is frozen for {seconds:g} s"

@@ -60,6 +60,8 @@ class Ledger:
         accepted: by event id; the first acceptance counts.
         refused: events that were refused, each time they were published, with the word that they are nowhere.
         failures: how often a handler has failed by itself, by group and event id.
+        standstills: how often a process was frozen: the time of whatever was in work may have been over then, what is
+            found after the handler, and counts as an attempt.
         entries: the fields of every entry that was ever added, by the stream's key in Redis and entry id.
         trimmed: entries that a stranger has taken away.
         replayed: groups and events whose dead letters somebody has had tried again: they have lost their place.
@@ -74,6 +76,7 @@ class Ledger:
     accepted: dict[UUID, Accepted] = field(factory=dict)
     refused: set[UUID] = field(factory=set)
     failures: Counter[tuple[str, UUID]] = field(factory=Counter)
+    standstills: int = 0
     entries: dict[tuple[str, str], Mapping[bytes, bytes]] = field(factory=dict)
     trimmed: set[tuple[str, str]] = field(factory=set)
     replayed: set[tuple[str, UUID]] = field(factory=set)
@@ -299,7 +302,7 @@ class Ledger:
     def _check_fault(self, group: str, event_id: UUID, attempts: int, fate: str) -> None:
         """Only the event's own fault costs it attempts."""
         failures = self.failures[group, event_id]
-        if failures < attempts:
+        if failures + self.standstills < attempts:
             self.broken(f"{event_id} is {fate} in {group} after {attempts} attempts, and failed {failures} times")
 
     def ends(self) -> dict[str, int]:

@@ -145,8 +145,6 @@ class Stumbling:
         if fate.freezes and not tries:
             self.freeze(fate.freezes)
             await trio.lowlevel.checkpoint()
-            # Its time may be over by now, what is found after the handler: it counts as a failure of the event.
-            self.ledger.failures[group.name, event_id] += 1
         if fate.pause and not tries:
             await trio.sleep(fate.pause)
         if tries < len(fate.errors):

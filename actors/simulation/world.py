@@ -178,6 +178,7 @@ class World:
         if process is not None and not self.calm:
             self.tell(f"{process.name} is frozen in a handler for {seconds:g} s")
             process.freeze()
+            self.ledger.standstills += 1
             self.simulation.later(seconds, process.thaw)
 
     async def restart(self, node: Node, pause: float) -> None:
