@@ -27,10 +27,10 @@ def acknowledged_before_the_commit() -> Iterator[None]:
     """Entries are acknowledged when they are taken, as with Celery's default."""
     real = HandlerPool._attempt
 
-    async def attempt(self: HandlerPool, entries: Sequence[Any]) -> Any:
-        if entries[0].retry is None:
-            self._backlog.done(entries)
-        return await real(self, entries)
+    async def attempt(self: HandlerPool, part: Any, progress: Any) -> Any:
+        if part.entries[0].retry is None:
+            self._backlog.done(part.entries)
+        return await real(self, part, progress)
 
     with patch.object(HandlerPool, "_attempt", attempt):
         yield
@@ -90,14 +90,14 @@ def lost_groups_begin_at_the_end() -> Iterator[None]:
 @contextmanager
 def acknowledged_before_the_letter() -> Iterator[None]:
     """A failed event's entry is acknowledged before its row or its letter is committed."""
-    real = HandlerPool._fail
+    real = HandlerPool._attempt
 
-    async def fail(self: HandlerPool, entry: Any, error: BaseException, *rest: Any) -> Any:
-        if entry.retry is None:
-            self._backlog.done([entry])
-        return await real(self, entry, error, *rest)
+    async def attempt(self: HandlerPool, part: Any, progress: Any) -> Any:
+        if part.entries[0].retry is None:
+            self._backlog.done([entry for entry in part.entries if entry.id in part.failed])
+        return await real(self, part, progress)
 
-    with patch.object(HandlerPool, "_fail", fail):
+    with patch.object(HandlerPool, "_attempt", attempt):
         yield
 
 
