@@ -129,10 +129,10 @@ def rows_deleted_before_redis_has_them() -> Iterator[None]:
 def keys_not_halted() -> Iterator[None]:
     """In an ordered group, what comes behind a failed event of its key goes on."""
 
-    async def park(self: Attempts, transaction: Any, sorted_: Any) -> None:
-        return
+    async def waiting(self: Attempts, transaction: Any, verdicts: Any) -> set[str]:
+        return set()
 
-    with patch.object(Attempts, "_park", park):
+    with patch.object(Attempts, "_waiting", waiting):
         yield
 
 
