@@ -164,8 +164,8 @@ def publishes_are_believed() -> Iterator[None]:
 # Two that are not here, for they break no promise by themselves, and so cannot be caught:
 #
 # - Transactions that do not look at the lease. Whoever stood still longer than the lease has also stood still longer
-#   than its handler may take: the transaction is cancelled when it goes on. Nor is any such commit seen within 200
-#   seeds with a longer limit. `tests/actors` holds the fence by itself to what it is for.
+#   than its handler may take: the transaction is cancelled when it goes on. With a longer limit none was seen either,
+#   in as many seeds as there was time for. tests/actors/test_leases.py holds the fence by itself to what it is for.
 # - Nobody renews what it holds. Others take it over and handle it in vain: the inbox drops what came twice.
 
 SABOTAGES: tuple[Sabotage, ...] = (

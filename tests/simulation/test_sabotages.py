@@ -17,8 +17,9 @@ def test_a_broken_variant_is_caught(sabotage: Sabotage, record_property: pytest.
     with sabotage():
         for seed in range(WITHIN):
             outcome = tell_story(SHOP, seed)
-            if outcome.violations:
+            # A sabotage that the code has grown away from crashes actors, and would be caught by that alone.
+            if telling := [each for each in outcome.violations if "was restarted" not in each]:
                 record_property("caught_at_seed", seed)
-                print(f"caught at seed {seed}: {outcome.violations[0]}")
+                print(f"caught at seed {seed}: {telling[0]}")
                 return
     pytest.fail(f"{WITHIN} seeds have not caught {sabotage.__name__}")
