@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 import trio
-from attrs import define, field
+from attrs import define, evolve, field
 
 from ..runtime.mailbox import AskTimeout, Mailbox, MailboxClosed, PeerDied, Reply
 from .outgoing import Outgoing, Published, PublishFailed, Result, refused, unsent
@@ -187,7 +187,7 @@ class Lane:
             return await self._straight(entries, background)
 
     async def _straight(self, entries: Sequence[Outgoing], background: trio.Nursery) -> list[Result]:
-        attempt = _Attempt()
+        attempt, doubt = _Attempt(), False
         background.start_soon(self._send, entries, attempt)
         await self._wait_for(attempt)
         if not attempt.done.is_set() and not self._spool.why_not():
@@ -198,8 +198,13 @@ class Lane:
                 await writing.done.wait()
                 if not isinstance(writing.rows, Refusal):
                     return self._spooled(entries, writing.rows)
+                doubt = writing.rows.unknown
         await attempt.done.wait()
-        return await self._settled(entries, attempt.results)
+        results = await self._settled(entries, attempt.results)
+        if not doubt:
+            return results
+        # The rows of the hedge may be there, whatever was answered since.
+        return [evolve(each, outcome_unknown=True) if isinstance(each, PublishFailed) else each for each in results]
 
     async def _wait_for(self, attempt: _Attempt) -> None:
         """Give Redis its time, and on top of it that for which this very process kept the answer waiting."""

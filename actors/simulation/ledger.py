@@ -58,15 +58,17 @@ class Ledger:
         system: the declaration that runs.
         store: the database.
         accepted: by event id; the first acceptance counts.
-        refused: events that were refused, each time they were published, with the word that they are nowhere.
+        refused: events that were refused in the end.
+        doubtful: events of which some attempt to publish them had no answer, or an unknown outcome: whatever was said
+            of the other attempts, they may be there.
         failures: how often a handler has failed by itself, by group and event id.
         standstills: how often a process was frozen: the time of whatever was in work may have been over then, what is
             found after the handler, and counts as an attempt.
         entries: the fields of every entry that was ever added, by the stream's key in Redis and entry id.
         trimmed: entries that a stranger has taken away.
         replayed: groups and events whose dead letters somebody has had tried again: they have lost their place.
-        one_reader: whether each group has one process: then stored positions never pass what is unfinished. With
-            several that read one stream, a position is that of the furthest.
+        one_reader: whether each group has one process: where it has one listener, too, stored positions never pass what
+            is unfinished. With several that read one stream, a position is that of the furthest.
         who: tells the id of the process whose task runs; None if it is nobody's.
         violations: what was broken, in order.
     """
@@ -75,6 +77,7 @@ class Ledger:
     store: MemoryStore
     accepted: dict[UUID, Accepted] = field(factory=dict)
     refused: set[UUID] = field(factory=set)
+    doubtful: set[UUID] = field(factory=set)
     failures: Counter[tuple[str, UUID]] = field(factory=Counter)
     standstills: int = 0
     entries: dict[tuple[str, str], Mapping[bytes, bytes]] = field(factory=dict)
@@ -169,7 +172,10 @@ class Ledger:
     def _moved_to(self, group: str, key: str, position: str) -> None:
         """A position never passes an unfinished entry."""
         stream = self.system.stream_of(key)
-        if stream is None or not (self.one_reader or stream.groups[group].ordered):
+        if stream is None:
+            return
+        declared = stream.groups[group]
+        if not declared.ordered and not (self.one_reader and declared.consumers == 1):
             return
         first, last = self._proved.get((group, key), (0, 0)), entry_order(position)
         order = self._order[key]
@@ -247,7 +253,7 @@ class Ledger:
         for event_id, stream in self._promised():
             for group in stream.groups.values():
                 self._check_end(event_id, stream, group)
-        for event_id in self.refused - set(self.accepted):
+        for event_id in self.refused - set(self.accepted) - self.doubtful:
             if self._copies[event_id] or event_id in self._spooled:
                 self.broken(f"{event_id} was refused, and is there")
         self._check_losses()

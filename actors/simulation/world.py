@@ -285,18 +285,16 @@ class World:
 
     async def _insist(self, name: str, wanted: Sequence[Publication], chance: random.Random, number: Any) -> None:
         """Publish until all are accepted, or given up; what comes later must wait, for the sake of its order."""
-        node, doubtful = None, set[UUID]()
+        node = None
         left = list(wanted)
         for attempt in count():
             node = node if node is not None and node.is_running and chance.random() < 0.9 else self._somebody(chance)
             results = await self._ask(node, left) if node is not None else None
-            left = self._note(name, node, left, results, doubtful, number)
+            left = self._note(name, node, left, results, number)
             if not left:
                 return
             if chance.random() < 0.1 or (self.calm and attempt > 100):
-                for each in left:
-                    if each.envelope.event_id not in doubtful:
-                        self.ledger.refused.add(each.envelope.event_id)
+                self.ledger.refused.update(each.envelope.event_id for each in left)
                 return
             await trio.sleep(chance.choice([0.05, 0.5, 1.0, 3.0]))
 
@@ -321,10 +319,10 @@ class World:
         node: Node | None,
         left: Sequence[Publication],
         results: Sequence[Published | PublishFailed] | None,
-        doubtful: set[UUID],
         number: Any,
     ) -> list[Publication]:
         """Enter the results; what is still to be published."""
+        doubtful = self.ledger.doubtful
         if results is None:
             if node is not None:
                 doubtful.update(each.envelope.event_id for each in left)
