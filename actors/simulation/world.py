@@ -289,7 +289,7 @@ class World:
         left = list(wanted)
         for attempt in count():
             node = node if node is not None and node.is_running and chance.random() < 0.9 else self._somebody(chance)
-            results = await self._ask(node, left) if node is not None else None
+            results = await self._ask(name, node, left) if node is not None else None
             left = self._note(name, node, left, results, number)
             if not left:
                 return
@@ -301,10 +301,20 @@ class World:
     def _somebody(self, chance: random.Random) -> Node | None:
         return chance.choice(self.running) if self.running else None
 
-    async def _ask(self, node: Node, left: Sequence[Publication]) -> list[Published | PublishFailed] | None:
+    def _lineage(self, name: str, node: Node) -> str:
+        """What is in order among itself: what one publisher publishes through one life of one process."""
+        return f"{name} through {node.name}/{node.life}"
+
+    async def _ask(self, name: str, node: Node, left: Sequence[Publication]) -> list[Published | PublishFailed] | None:
         """The results; None if nobody knows them: no answer, or a process that is no more."""
         assert node.process is not None  # noqa: S101
         assert node.deployment is not None  # noqa: S101
+        lineage = self._lineage(name, node)
+        for event_id in (each.envelope.event_id for each in left):
+            accepted = self.ledger.accepted.get(event_id)
+            if accepted is not None and accepted.lineage != lineage:
+                # Published once more, elsewhere, where nobody knows what waits there: it may overtake that.
+                self.ledger.accepted[event_id] = evolve(accepted, lineage=str(event_id))
         with trio.move_on_after(PATIENCE):
             try:
                 envelopes = [each.envelope for each in left]
@@ -331,7 +341,7 @@ class World:
         for each, result in zip(left, results, strict=True):
             event_id = each.envelope.event_id
             if isinstance(result, Published):
-                lineage = f"{name} through {node.name}/{node.life}" if node is not None else name
+                lineage = self._lineage(name, node) if node is not None else name
                 if event_id in doubtful and len(left) > 1:
                     # It may have been added before what was accepted meanwhile: it has no place among the others.
                     lineage = str(event_id)
