@@ -53,6 +53,24 @@ class Pace:
     longest_pause: float = 10.0
 
 
+@define
+class _Progress:
+    """How far a request has come: until there is a connection, none of it can have reached a server.
+
+    Attributes:
+        may_be_sent: false only while a connection for it is being opened, or after that failed.
+    """
+
+    may_be_sent: bool = True
+
+    async def follow(self, step: str, _details: object) -> None:
+        """What httpx's ``trace`` extension calls; other transports than its own do not."""
+        if step.endswith(".send_request_headers.started"):
+            self.may_be_sent = True
+        elif step.startswith("connection.connect_") and step.endswith(".started"):
+            self.may_be_sent = False
+
+
 @define(eq=False)
 class Sender:
     """What the senders of all streams share.
@@ -108,33 +126,35 @@ class Sender:
     async def _attempt(self, lane: Lane) -> Sequence[Verdict]:
         batch = tuple(lane.flying)
         answered = False
+        progress = _Progress()
         lane.sending = True
         try:
-            verdicts = await self._request(lane.stream, batch)
+            verdicts = await self._request(lane.stream, batch, progress)
             answered = True
             return verdicts
         finally:
             lane.sending = False
-            for item in batch if not answered else ():
+            for item in batch if not answered and progress.may_be_sent else ():
                 item.maybe = True
 
-    async def _request(self, stream: str, batch: Sequence[Item]) -> Sequence[Verdict]:
+    async def _request(self, stream: str, batch: Sequence[Item], progress: _Progress) -> Sequence[Verdict]:
         self.requests += 1
         url = f"{self.url}/api/v1/streams/{quote(stream, safe='')}/events"
         body = b"".join(item.line + b"\n" for item in batch)
-        why, unknown = f"no answer within {self.pace.request_timeout:g} s", True
+        why = f"no answer within {self.pace.request_timeout:g} s"
+        extensions = {"trace": progress.follow}
         try:
             # httpx has limits for each step only; a server that sends a byte now and then would hold us for ever.
             with anyio.move_on_after(self.pace.request_timeout):
-                answer = await self.client.post(url, content=body, headers=_NDJSON)
+                answer = await self.client.post(url, content=body, headers=_NDJSON, extensions=extensions)
                 return read_answer(
                     answer.status_code, answer.headers, answer.content, [each.event_id for each in batch]
                 )
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            why, unknown = f"the server cannot be reached: {_words(error)}", False
+            why, progress.may_be_sent = f"the server cannot be reached: {_words(error)}", False
         except (httpx.RequestError, httpx.StreamError) as error:
             why = f"the connection broke: {_words(error)}"
-        return [Again(why, unknown=unknown)] * len(batch)
+        return [Again(why, unknown=progress.may_be_sent)] * len(batch)
 
     # Its answer -----------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +213,28 @@ def test_a_server_that_is_not_there_has_accepted_nothing(backend: str) -> None:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
         with pytest.raises(Unsent, match="cannot be reached") as caught:
+            anyio.run(story, backend=backend)
+    assert not caught.value.events[0].outcome_unknown
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_server_that_never_opened_the_connection_has_accepted_nothing(backend: str) -> None:
+    async def story() -> None:
+        async with Publisher(f"http://127.0.0.1:{port}", close_within=0.2) as publisher:
+            publisher.send_nowait(STREAM, Number(1))
+            with anyio.fail_after(30):
+                await until(lambda: publisher.statistics().requests)
+
+    with ExitStack() as opened:
+        full = opened.enter_context(socket.socket())
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        port = full.getsockname()[1]
+        for _ in range(2):  # whoever comes after these is neither let in nor refused
+            waiting = opened.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(("127.0.0.1", port))
+        with pytest.raises(Unsent) as caught:
             anyio.run(story, backend=backend)
     assert not caught.value.events[0].outcome_unknown
 
