@@ -15,9 +15,9 @@ from penstock.runtime.postgres import Gap, Pool, PostgresOptions, listen
 TAKE = "delete from outbox where id in (select id from outbox order by id limit 100) returning id, payload"
 
 
-async def relay(options: PostgresOptions, task_status: trio.TaskStatus[None]) -> None:
+async def relay(pool: Pool, listener: PostgresOptions, task_status: trio.TaskStatus[None]) -> None:
     """Relay for ever. Listen first, then look: what comes in between is both heard and found, never neither."""
-    async with Pool(options) as pool, listen(options, "outbox", on_trouble=tell) as notifications:
+    async with listen(listener, "outbox", on_trouble=tell) as notifications:
         await sweep(pool)
         task_status.started()
         async for item in notifications:
@@ -61,23 +61,23 @@ async def until_empty(pool: Pool) -> None:
 
 async def main() -> None:
     options = PostgresOptions.from_url(os.environ["POSTGRES_URL"])
-    listener = PostgresOptions.from_url(os.environ["POSTGRES_URL"], application_name="relay")
+    listener = PostgresOptions.from_url(os.environ["POSTGRES_URL"], application_name="listener")
     async with Pool(options) as pool, trio.open_nursery() as nursery:
         async with pool.connection() as connection:
             await connection.execute(
                 "create table if not exists outbox (id bigserial primary key, payload text not null)"
             )
         await put(pool, "from before the start")
-        await nursery.start(relay, listener)
+        await nursery.start(relay, pool, listener)
 
         await put(pool, "heard")
         await until_empty(pool)
 
-        # Somebody ends all sessions of the relay; it notices, connects again and sweeps.
+        # Somebody ends the session that listens; the relay notices, connects again and sweeps.
         async with pool.connection() as connection:
             await connection.execute("insert into outbox (payload) values ('never notified')")
             await connection.execute(
-                "select pg_terminate_backend(pid, 5000) from pg_stat_activity where application_name = 'relay'"
+                "select pg_terminate_backend(pid, 5000) from pg_stat_activity where application_name = 'listener'"
             )
         await until_empty(pool)
         nursery.cancel_scope.cancel()
