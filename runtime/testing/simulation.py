@@ -151,14 +151,16 @@ class SimulatedProcess:
         self._context = copy_context()
         try:
             with self._scope:
-                async with trio.open_nursery() as self._nursery:
+                async with trio.open_nursery() as nursery:
+                    self._nursery = nursery
                     try:
                         await run()
                     except Exception as error:  # noqa: BLE001 - how it ended is for the test to judge
                         self.error = error
-                    self._nursery.cancel_scope.cancel(reason="the process has ended")
+                    finally:
+                        self._nursery = None  # what is asked from here on comes too late
+                    nursery.cancel_scope.cancel(reason="the process has ended")
         finally:
-            self._nursery = None
             self.ended.set()
 
     def _release(self) -> None:

@@ -115,6 +115,24 @@ def test_a_call_is_answered_raised_or_lost_with_its_process() -> None:
     run_virtual(main, seed=1)
 
 
+def test_a_call_in_the_moment_of_the_end_is_lost_with_the_process() -> None:
+    """Also between the last step of its main function and the one in which it is over."""
+
+    async def main() -> None:
+        async def work() -> None:
+            await trio.sleep(1.0)
+
+        async with Simulation(0) as simulation:
+            process = simulation.start("short", work)
+            await trio.sleep(1.0)
+            with suppress(ProcessDied):
+                await process.call(trio.sleep, 0.0)
+            await process.ended.wait()
+
+    for seed in range(10):
+        run_virtual(main, seed=seed)
+
+
 def test_what_is_started_outside_belongs_to_nobody() -> None:
     async def main() -> None:
         async with trio.open_nursery() as servers, Simulation(0) as simulation:
