@@ -226,7 +226,7 @@ def replay_letters(world: World, node: Node) -> str:
     """Somebody has the dead letters of now tried again."""
     if not world.ledger.replayable():
         return ""
-    world.simulation.spawn(world.replay_letters)
+    world.replay_letters()
     return "somebody replays the dead letters"
 
 

@@ -177,7 +177,11 @@ class _Story:
 
     def _unfinished(self) -> str | None:
         down = [node.name for node in self._world.nodes if not node.is_running and not node.gone]
-        return f"{', '.join(down)} not running" if down else self._world.ledger.unfinished()
+        if down:
+            return f"{', '.join(down)} not running"
+        if self._world.replays:
+            return "dead letters are being replayed"
+        return self._world.ledger.unfinished()
 
     def _look_at_trees(self) -> None:
         """An outage is no crash: no child may have been restarted for one."""

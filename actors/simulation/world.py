@@ -85,6 +85,7 @@ class World:
         store: the database.
         nodes: the processes.
         ledger: what was promised, and what came of it.
+        replays: how many orders to have dead letters tried again are under way.
     """
 
     seed: int
@@ -96,6 +97,7 @@ class World:
     ledger: Ledger
     store: MemoryStore = field(factory=MemoryStore)
     nodes: list[Node] = field(factory=list)
+    replays: int = 0
     why_away: str = ""
     calm: bool = False
 
@@ -243,8 +245,12 @@ class World:
             self._hear(error)
             raise error
 
-    async def replay_letters(self) -> None:
+    def replay_letters(self) -> None:
         """What ``penstock dead-letters replay`` orders, and its actor does: each letter is a row of retries again."""
+        self.replays += 1
+        self.simulation.spawn(self._replay_letters)
+
+    async def _replay_letters(self) -> None:
         letters = self.ledger.replayable()
         rows = [
             RetryRow(
@@ -266,6 +272,8 @@ class World:
                 await self.store.retries.add(transaction, rows)
         except (PostgresUnavailable, psycopg.Error) as error:
             self.tell(f"the letters cannot be replayed: {error}")
+        finally:
+            self.replays -= 1
 
     # Publishers -----------------------------------------------------------------------------------------------------
 
