@@ -250,6 +250,31 @@ async def test_an_answer_that_is_there_before_the_row_is_the_answer(
         assert effects(app) == [1]
 
 
+async def test_a_row_whose_commit_was_lost_is_told_though_redis_refuses_for_sure(autojump_clock: MockClock) -> None:
+    """Redis is slow, the commit of the row has no answer, Redis refuses, and the database is away by then."""
+    async with virtual(orders()) as app:
+        app.redis.delay(0.2, "XADD")
+        app.redis.fail_next("XADD", OOM)
+        app.store.lose_commit(effect=True)
+        results: list[object] = []
+
+        async def publish() -> None:
+            results.extend(await app.publish(STREAM, order(1)))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(publish)
+            await trio.sleep(0.1)
+            assert len(app.store.outbox.rows) == 1
+            app.lose_database("away")
+        (result,) = results
+        assert isinstance(result, PublishFailed)
+        assert result.outcome_unknown
+        app.redis.delay(0.0, "XADD")
+        app.restore_database()
+        await app.settled()
+        assert effects(app) == [1]
+
+
 async def test_requests_that_wait_behind_a_frozen_redis_are_refused_when_nothing_else_is_there(
     autojump_clock: MockClock,
 ) -> None:
