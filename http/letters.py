@@ -44,7 +44,17 @@ _NOTE_LIMIT = 2_000
 def letters(deployment: RunningSystem) -> Blueprint:
     """The routes of the desk."""
     routes = Blueprint("letters", __name__, url_prefix="/api/v1/dead-letters")
+    _reading(routes, deployment)
+    _deciding_one(routes, deployment)
+    _deciding_many(routes, deployment)
+    _following_orders(routes, deployment)
+    return routes
 
+
+# The routes ----------------------------------------------------------------------------------------------------------
+
+
+def _reading(routes: Blueprint, deployment: RunningSystem) -> None:
     @routes.get("")
     async def list_dead_letters() -> TrioResponse:
         given = given_query()
@@ -69,6 +79,8 @@ def letters(deployment: RunningSystem) -> Blueprint:
             found = await desk.letter(number)
         return json_reply(_details_json(found))
 
+
+def _deciding_one(routes: Blueprint, deployment: RunningSystem) -> None:
     @routes.post("/<int:number>/note")
     async def note_dead_letter(number: int) -> TrioResponse:
         given = await given_body()
@@ -102,6 +114,8 @@ def letters(deployment: RunningSystem) -> Blueprint:
             order = await desk.replay_one(number, by=asker(), target=target, note=note)
         return _ordered(order)
 
+
+def _deciding_many(routes: Blueprint, deployment: RunningSystem) -> None:
     @routes.post("/discard")
     async def discard_dead_letters() -> TrioResponse:
         given = await given_body()
@@ -128,6 +142,8 @@ def letters(deployment: RunningSystem) -> Blueprint:
             order = await desk.replay(which, by=asker(), target=target, rate=rate, limit=limit, note=note)
         return _ordered(order)
 
+
+def _following_orders(routes: Blueprint, deployment: RunningSystem) -> None:
     @routes.get("/orders")
     async def list_replay_orders() -> TrioResponse:
         given = given_query()
@@ -146,8 +162,6 @@ def letters(deployment: RunningSystem) -> Blueprint:
     async def cancel_replay_order(number: UUID) -> TrioResponse:
         with _desk(deployment) as desk:
             return json_reply(order_json(await desk.cancel(number, by=asker())))
-
-    return routes
 
 
 @contextmanager
