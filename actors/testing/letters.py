@@ -58,8 +58,11 @@ class MemoryLetters:
         if await work.insert(self.table, key, made):
             await self._show(transaction, made)
             return
+        if not letter.again:
+            return
+        await work.lock(self.table, key)
         before = work.get(self.table, key)
-        if before is None or not letter.again:
+        if before is None:
             return
         # The place and the fields are the same; what does not change is kept, as in PostgreSQL.
         told = evolve(

@@ -178,12 +178,15 @@ class MemoryWork:
         self._written[table, key] = row
 
     async def insert(self, table: Table[K, V], key: K, row: V) -> bool:
-        """Insert a row; False, and nothing happens, if there is one (``on conflict do nothing``)."""
+        """Insert a row; False, and nothing happens or is held, if there is one (``on conflict do nothing``)."""
+        was_held = (table, key) in self._held
         await self.lock(table, key)
-        if self.get(table, key) is not None:
-            return False
-        self._written[table, key] = row
-        return True
+        if self.get(table, key) is None:
+            self._written[table, key] = row
+            return True
+        if not was_held:
+            self._release((table, key))
+        return False
 
     async def delete(self, table: Table[K, V], key: K) -> bool:
         """Delete a row; False if there was none."""

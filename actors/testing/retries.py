@@ -163,6 +163,7 @@ class MemoryRetries:
         if row.forced:
             await work.put(table, key, now)
             return True
+        await work.lock(table, key)  # ``on conflict do update`` holds what it does not update, too
         if not await work.insert(table, key, now):
             return False
         if row.is_ordered or not self._store.dead_letters.has_event(work, row.consumer_group, row.event_id):

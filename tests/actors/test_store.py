@@ -252,6 +252,16 @@ async def test_who_comes_second_waits_and_handles_what_the_first_rolled_back(sub
     assert await _first_and_second(subject, event_id, refuse) == {event_id}
 
 
+async def test_who_finds_an_event_handled_keeps_nobody_waiting(subject: Subject) -> None:
+    """What is in the inbox already is not held by who looks for it, however long that one's transaction lasts."""
+    event_id = uuid4()
+    assert await _enter(subject.store, event_id) == {event_id}
+    async with subject.store.transaction() as transaction:
+        assert await transaction.first_time(GROUP, [_entry(event_id)]) == set()
+        with trio.fail_after(20):
+            assert await _enter(subject.store, event_id) == set()
+
+
 async def test_two_that_wait_for_each_other_are_a_deadlock_that_one_survives(subject: Subject) -> None:
     one, two = uuid4(), uuid4()
     outcomes: list[str] = []
