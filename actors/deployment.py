@@ -143,62 +143,20 @@ class Deployment:
         self.instance = instance
         self.process = uuid4() if seed is None else _repeatable_uuid(f"{instance}/{seed}")
         self._random = random.Random(seed)  # noqa: S311 - jitter, no secret
-        self.gates = Gates(Journal(wall))
-        for name in ("redis", "postgres"):
-            self.gates.add(name, shut="not probed yet")
-        self.gates.add("redis-memory", settle=0.0)
-        self.gates.add("schema", settle=0.0, shut="not migrated yet")
-        self._access = AccessRepository(backends.pool, settings.zone_info) if backends.pool else None
+        self.gates = _gates(wall)
         pool = backends.pool
+        self._access = AccessRepository(pool, settings.zone_info) if pool else None
         self.letters = LetterDesk(pool, system) if pool else None
         self.ledger = Ledger(pool, system, self.client, self.gates["redis"]) if pool else None
-        self.delivery = (
-            DeliveryWatch(system, pool, backends.store, self.letters, self.process) if pool and self.letters else None
-        )
+        self.delivery = self._delivery_watch()
         self._streams: dict[str, StreamView] = {}
-        self.upkeep = Upkeep(
-            system,
-            settings,
-            backends,
-            self.client,
-            self.gates,
-            instance=instance,
-            made_room=lambda: self._redis_watch.nudge(),
-            wall=wall,
-        )
+        self.upkeep = self._upkeep(wall)
         self._redis = RedisSide(system, settings, backends, self.gates, chance=self._random, wall=wall)
         self._redis_watch, self.checks = self._redis.watch, self._redis.checks
-        self._postgres_watch = Watch(
-            self.gates["postgres"], backends.probe_postgres, settings.health, backends.postgres_address
-        )
-        backends.on_postgres_trouble = self._postgres_watch.trouble
-        backends.on_postgres_slow = lambda _: self._postgres_watch.doubt(ANSWER_WITHIN)
-        self.publishing = PublishSide(
-            system,
-            settings,
-            backends.store,
-            self.client,
-            self.gates,
-            self._redis.trouble,
-            instance=instance,
-            believes_late=not self._redis.may_move,
-            ownership=Ownership(self._redis.cluster_client) if self._redis.cluster is not None else None,
-        )
+        self._postgres_watch = self._watch_on_postgres()
+        self.publishing = self._publish_side()
         self.producer = self.publishing.producer
-        self._consuming = ConsumeSide(
-            system,
-            settings,
-            backends,
-            self.gates,
-            redis=self._redis,
-            postgres=self._postgres_watch,
-            publishing=self.publishing,
-            losses=self.upkeep.losses,
-            instance=instance,
-            process=self.process,
-            chance=self._random,
-            wall=wall,
-        )
+        self._consuming = self._consume_side(wall)
         self.pools, self.backlogs = self._consuming.pools, self._consuming.backlogs
         self.membership = self._consuming.membership
         self.tree = Tree(self._root(front_ends), gates=self.gates, seed=seed)
@@ -316,6 +274,62 @@ class Deployment:
         """
         return self._redis.client()
 
+    # The parts, in the order in which they need each other ----------------------------------------------------------
+
+    def _delivery_watch(self) -> DeliveryWatch | None:
+        pool = self.backends.pool
+        if pool is None or self.letters is None:
+            return None
+        return DeliveryWatch(self.system, pool, self.backends.store, self.letters, self.process)
+
+    def _upkeep(self, wall: Callable[[], datetime] | None) -> Upkeep:
+        return Upkeep(
+            self.system,
+            self.settings,
+            self.backends,
+            self.client,
+            self.gates,
+            instance=self.instance,
+            made_room=lambda: self._redis_watch.nudge(),
+            wall=wall,
+        )
+
+    def _watch_on_postgres(self) -> Watch:
+        backends = self.backends
+        watch = Watch(self.gates["postgres"], backends.probe_postgres, self.settings.health, backends.postgres_address)
+        backends.on_postgres_trouble = watch.trouble
+        backends.on_postgres_slow = lambda _: watch.doubt(ANSWER_WITHIN)
+        return watch
+
+    def _publish_side(self) -> PublishSide:
+        return PublishSide(
+            self.system,
+            self.settings,
+            self.backends.store,
+            self.client,
+            self.gates,
+            self._redis.trouble,
+            instance=self.instance,
+            believes_late=not self._redis.may_move,
+            ownership=Ownership(self._redis.cluster_client) if self._redis.cluster is not None else None,
+        )
+
+    def _consume_side(self, wall: Callable[[], datetime] | None) -> ConsumeSide:
+        return ConsumeSide(
+            self.system,
+            self.settings,
+            self.backends,
+            self.gates,
+            redis=self._redis,
+            postgres=self._postgres_watch,
+            publishing=self.publishing,
+            losses=self.upkeep.losses,
+            instance=self.instance,
+            process=self.process,
+            chance=self._random,
+            wall=wall,
+        )
+
     # The tree -------------------------------------------------------------------------------------------------------
 
     def _root(self, front_ends: Callable[[Deployment], Sequence[ChildSpec]]) -> Supervisor:
@@ -395,6 +409,15 @@ class Deployment:
                     watches[name].nudge()
                 if event.kind is LifecycleKind.TREE_STOPPING:
                     self._consuming.stopping.begin()
+
+
+def _gates(wall: Callable[[], datetime] | None) -> Gates:
+    gates = Gates(Journal(wall))
+    for name in ("redis", "postgres"):
+        gates.add(name, shut="not probed yet")
+    gates.add("redis-memory", settle=0.0)
+    gates.add("schema", settle=0.0, shut="not migrated yet")
+    return gates
 
 
 def _repeatable_uuid(of: str) -> UUID:
