@@ -65,7 +65,7 @@ from .health_monitor import HealthMonitor, Watch
 from .ledger import Ledger
 from .letter_orders import LetterOrders
 from .letters import LetterDesk
-from .migrating import Migrating, migrate_all
+from .migrating import MIGRATED_WITHIN, Migrating, migrate_all
 from .ownership import Ownership
 from .probes import StreamView
 from .producer import Published, PublishFailed
@@ -365,6 +365,7 @@ class Deployment:
             restart=Restart.TRANSIENT,
             requires=("postgres",),
             opens=("schema",),
+            start_within=MIGRATED_WITHIN,
         )
         yield from self.publishing.children()
         yield from self._consuming.children()

@@ -23,6 +23,10 @@ __all__ = ["Migrating", "migrate_all"]
 
 log = get_logger(__name__)
 
+MIGRATED_WITHIN: Final = 24 * 3600.0
+"""Seconds. Each statement and each wait has a limit of its own (`MigrationLimits`), and what is broken off is rolled
+back: its next attempt would take as long."""
+
 LOOK_AGAIN: Final = 5.0
 """Seconds between two looks whether somebody has mended a declaration that does not fit the streams."""
 
