@@ -14,6 +14,7 @@ import trio
 from attrs import evolve, frozen
 
 from ..runtime.redis import OutcomeUnknown
+from .entry_functions import ENTRY_FUNCTIONS
 from .handling import entry_order
 
 if TYPE_CHECKING:
@@ -189,26 +190,11 @@ def _text(value: Any) -> str:
 # KEYS[1]: the stream. ARGV: pairs of a group and the entry that it was to be given next when it was looked at before.
 # Returns nothing for a stream that does not exist; else XINFO STREAM without its entries, the first id, and for each
 # group its XINFO, the next id, and whether the expected entry is gone without having been given to it.
-_LOOK: Final = """
-local function number_before(a, b)
-    if #a ~= #b then return #a < #b end
-    return a < b
-end
-
-local function before(a, b)
-    local a_ms, a_seq = string.match(a, '(%d+)-(%d+)')
-    local b_ms, b_seq = string.match(b, '(%d+)-(%d+)')
-    if a_ms ~= b_ms then return number_before(a_ms, b_ms) end
-    return number_before(a_seq, b_seq)
-end
-
+_LOOK: Final = (
+    ENTRY_FUNCTIONS
+    + """
 local key = KEYS[1]
 if redis.call('EXISTS', key) == 0 then return {} end
-
-local function first(from, to)
-    local found = redis.call('XRANGE', key, from, to, 'COUNT', 1)
-    return found[1] and found[1][1] or ''
-end
 
 local expected = {}
 for i = 1, #ARGV, 2 do expected[ARGV[i]] = ARGV[i + 1] end
@@ -234,3 +220,4 @@ for _, group in ipairs(redis.call('XINFO', 'GROUPS', key)) do
 end
 return {info, first('-', '+'), groups}
 """
+)

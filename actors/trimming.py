@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from attrs import evolve, frozen
 
+from .entry_functions import ENTRY_FUNCTIONS
+
 if TYPE_CHECKING:
     from ..runtime.redis import AnyRedis
     from .system import Stream
@@ -143,31 +145,14 @@ def _text(value: Any) -> str:
 # KEYS[1]: the stream. ARGV: the cut-off id, the entries to trim at the most (0: none), whether a stream without groups
 # may be trimmed, the entries to keep at the most (0: all) and how many to look at in one call for that, the declared
 # groups. Returns nothing for a stream that does not exist.
-#
-# Ids are compared by their text, the shorter number first: Lua's numbers cannot hold 64 bits.
-_TRIM: Final = """
-local function number_before(a, b)
-    if #a ~= #b then return #a < #b end
-    return a < b
-end
-
-local function before(a, b)
-    local a_ms, a_seq = string.match(a, '(%d+)-(%d+)')
-    local b_ms, b_seq = string.match(b, '(%d+)-(%d+)')
-    if a_ms ~= b_ms then return number_before(a_ms, b_ms) end
-    return number_before(a_seq, b_seq)
-end
-
+_TRIM: Final = (
+    ENTRY_FUNCTIONS
+    + """
 local function after(id)
     local ms, seq = string.match(id, '(%d+)-(%d+)')
     -- Beyond 15 digits a double is not exact: then the last entry that was read is kept, which does no harm.
     if #seq > 15 then return id end
     return ms .. '-' .. string.format('%.0f', tonumber(seq) + 1)
-end
-
-local function first(from, to)
-    local found = redis.call('XRANGE', KEYS[1], from, to, 'COUNT', 1)
-    return found[1] and found[1][1] or ''
 end
 
 local key, cutoff, step = KEYS[1], ARGV[1], tonumber(ARGV[2])
@@ -215,6 +200,7 @@ local trimmed = 0
 if step > 0 then trimmed = redis.call('XTRIM', key, 'MINID', '~', safe, 'LIMIT', step) end
 return {safe, trimmed, first('-', '+'), unpack(held)}
 """
+)
 
 # KEYS[1]: the stream. ARGV: from, to, how many at the most. Returns how many there are, and the last one's id while
 # there may be more.
