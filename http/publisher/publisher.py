@@ -209,8 +209,7 @@ class Publisher:
             PublisherClosed: the publisher is not open.
             InvalidEvent: it cannot be written as JSON.
         """
-        given = {"key": key, "event_id": event_id, "timestamp": timestamp}
-        item = encode(stream, envelope_of(event, event_type, given))
+        item = _item(stream, event, event_type, key=key, event_id=event_id, timestamp=timestamp)
         (outcome,) = await self._published([item])
         if isinstance(outcome, NotPublished):
             raise outcome
@@ -228,8 +227,7 @@ class Publisher:
             PublisherClosed: the publisher is not open, or was left before all were in the buffer.
             InvalidEvent: one cannot be written as JSON; none was sent.
         """
-        given = {"key": key}
-        return await self._published([encode(stream, envelope_of(event, event_type, given)) for event in events])
+        return await self._published([_item(stream, event, event_type, key=key) for event in events])
 
     async def send(
         self,
@@ -246,8 +244,7 @@ class Publisher:
         What is not accepted is told in the log and to `on_failed`. If cancelled, nothing was kept. Arguments and the
         other errors as with `publish`.
         """
-        given = {"key": key, "event_id": event_id, "timestamp": timestamp}
-        item = encode(stream, envelope_of(event, event_type, given))
+        item = _item(stream, event, event_type, key=key, event_id=event_id, timestamp=timestamp)
         await self._put(item)
         return item.event_id
 
@@ -263,8 +260,7 @@ class Publisher:
     ) -> UUID:
         """As `send`, but never blocks: raises `BufferFull` where `send` would wait."""
         self._check_open()
-        given = {"key": key, "event_id": event_id, "timestamp": timestamp}
-        item = encode(stream, envelope_of(event, event_type, given))
+        item = _item(stream, event, event_type, key=key, event_id=event_id, timestamp=timestamp)
         if not self._try_put(item):
             why = f"; {self._sender.trouble}" if self._sender.trouble else ""
             raise BufferFull(f"{self._room.events} events ({self._room.bytes} bytes) wait to be sent{why}")
@@ -277,8 +273,7 @@ class Publisher:
 
     def statistics(self) -> PublisherStatistics:
         """How it is doing; may be asked at any time after it was entered, also when it was left."""
-        if self._state == "not entered":
-            raise PublisherClosed("the publisher was not entered: use `async with Publisher(…)`")
+        self._check_entered()
         return PublisherStatistics(
             waiting=self._room.events,
             waiting_bytes=self._room.bytes,
@@ -394,7 +389,14 @@ class Publisher:
             await item.done.wait()
 
     def _check_open(self) -> None:
-        if self._state == "not entered":
-            raise PublisherClosed("the publisher was not entered: use `async with Publisher(…)`")
+        self._check_entered()
         if self._state == "closed":
             raise PublisherClosed("the publisher has been left; what is published now would never be sent")
+
+    def _check_entered(self) -> None:
+        if self._state == "not entered":
+            raise PublisherClosed("the publisher was not entered: use `async with Publisher(…)`")
+
+
+def _item(stream: str, event: object, event_type: str | None, **given: object) -> Item:
+    return encode(stream, envelope_of(event, event_type, given))
