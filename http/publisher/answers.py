@@ -18,7 +18,8 @@ from attrs import frozen
 
 __all__ = ["Accepted", "Again", "Refused", "Smaller", "Verdict", "read_answer"]
 
-_REFUSED_BY_REDIS = "urn:penstock:problem:refused-by-redis"
+_OURS = "urn:penstock:problem:"
+_REFUSED_BY_REDIS = f"{_OURS}refused-by-redis"
 
 
 @frozen
@@ -86,6 +87,8 @@ def read_answer(status: int, headers: Mapping[str, str], body: bytes, ids: Seque
     problem = _problem(status, body)
     if status == 503 and isinstance(problem.get("results"), list):
         return _of_results(problem["results"], ids, after) or [_again(problem, after)] * len(ids)
+    if status == 404 and not problem["type"].startswith(_OURS):
+        return [_again(problem, after)] * len(ids)  # a proxy's, which answers so while no server is behind it
     return [_whole(status, problem, after)] * len(ids)
 
 

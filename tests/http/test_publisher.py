@@ -185,6 +185,7 @@ async def test_a_stream_has_one_request_under_way_and_waits_for_no_other_stream(
         problem(408),
         problem(504),
         httpx.Response(502, text="<html>Bad gateway"),
+        httpx.Response(404, text="default backend - 404"),
         httpx.Response(503),
         httpx.Response(200, text="a portal of the hotel"),
         httpx.Response(202, text="no results"),
