@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from .lease_table import abandoned_as
+
 if TYPE_CHECKING:
     from ..runtime.postgres import Pool
     from .system import System
 
 __all__ = ["declare_groups"]
+
+ABANDON_AFTER: Final = 10.0
+"""Seconds without a statement after which the server ends the transaction: its statements follow each other at once."""
+
+_BEGIN: Final = "select set_config('idle_in_transaction_session_timeout', %s, true)"
+"""A process that is frozen from here on must not keep others, who write the same rows, from starting."""
 
 _DECLARE: Final = """
 insert into penstock_group as known (stream, consumer_group, system, partitions, event_types)
@@ -27,7 +35,7 @@ delete from penstock_group known where known.system = %(system)s and not exists 
 """
 
 
-async def declare_groups(pool: Pool, system: System) -> None:
+async def declare_groups(pool: Pool, system: System, *, abandon_after: float = ABANDON_AFTER) -> None:
     """Store the groups of `system`, and forget those that it declared before and declares no more.
 
     Processes that declare differently (an old and a new release) overwrite each other; the one that started last is
@@ -41,6 +49,7 @@ async def declare_groups(pool: Pool, system: System) -> None:
         key=lambda pair: (pair[0].key, pair[1].name),  # in one order: processes that start together must not deadlock
     )
     async with pool.connection() as connection, connection.transaction():
+        await connection.execute(_BEGIN, [abandoned_as(abandon_after)])
         for stream, group in groups:
             facts = {
                 "stream": stream.key,

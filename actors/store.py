@@ -218,7 +218,7 @@ class PostgresStore:
         self.replays: ReplayTable = PostgresReplays()
         self.leases: LeaseTable = PostgresLeases(abandon_after)
         self.members: MemberTable = PostgresMembers()
-        self.streams: StreamTable = PostgresStreams()
+        self.streams: StreamTable = PostgresStreams(abandon_after)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
+
+from .lease_table import abandoned_as
 
 if TYPE_CHECKING:
     from .store import Store, Transaction
     from .system import Stream, System
 
 __all__ = ["PostgresStreams", "StreamTable", "misdeclared"]
+
+_DECLARE: Final = """
+insert into penstock_stream (stream, partitions) select %s::text, %s::integer
+where set_config('idle_in_transaction_session_timeout', %s, true) is not null
+on conflict do nothing
+"""
+# A process that is frozen from here on must not keep others, who enter the same streams, from starting.
 
 
 class StreamTable(Protocol):
@@ -24,15 +33,19 @@ class StreamTable(Protocol):
 
 
 class PostgresStreams:
-    """`StreamTable` on PostgreSQL."""
+    """`StreamTable` on PostgreSQL.
+
+    Args:
+        abandon_after: see `PostgresStore`.
+    """
+
+    def __init__(self, abandon_after: float = 35.0) -> None:
+        self._abandoned = abandoned_as(abandon_after)
 
     async def declare(self, transaction: Transaction, stream: str, partitions: int) -> int:
         """See `StreamTable.declare`."""
         connection = transaction.connection
-        await connection.execute(
-            "insert into penstock_stream (stream, partitions) values (%s, %s) on conflict do nothing",
-            (stream, partitions),
-        )
+        await connection.execute(_DECLARE, (stream, partitions, self._abandoned))
         asked = await connection.execute("select partitions from penstock_stream where stream = %s", (stream,))
         return int((await asked.fetchone())[0])
 
