@@ -23,18 +23,21 @@ from penstock.http.front_end import front_end
 from penstock.http.settings import HttpSettings
 
 
-def _load(name: str) -> ModuleType:
-    """A module beside this file; the tests are no package, so it cannot be imported."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules.setdefault(name, importlib.util.module_from_spec(spec))
-    if not hasattr(module, "FakeDeployment"):
+def _load(path: str, name: str) -> ModuleType:
+    """A module of the tests, which are no package, so that it cannot be imported."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / path)
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-    return module
+    return sys.modules[name]
 
 
-FakeDeployment = _load("fake_deployment").FakeDeployment
+FakeDeployment = _load("http/fake_deployment.py", "fake_deployment").FakeDeployment
+
+_actors = _load("actors/conftest.py", "_fixtures_of_actors")
+cluster, server, migrated, database = _actors.cluster, _actors.server, _actors.migrated, _actors.database
 
 
 @pytest.fixture

@@ -2,76 +2,40 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import sys
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 
-from penstock.actors.dead_letter import DEAD_LETTER_MIRROR, DeadLetter, Reason
-from penstock.actors.declaring import declare_groups
-from penstock.actors.ledger import SCAN, Fate, Ledger
-from penstock.actors.letters import MOST, RATE, LetterDesk
-from penstock.actors.store import InboxEntry, PostgresStore
+from penstock.actors.dead_letter import DEAD_LETTER_MIRROR, Reason
+from penstock.actors.ledger import SCAN, Fate
+from penstock.actors.letters import MOST, RATE
+from penstock.actors.store import InboxEntry
 from penstock.http.headers import ACTOR
 from penstock.http.ledger import EVENT_LIMIT
 from penstock.http.letters import FASTEST, PAGE_LIMIT, SLOWEST
 from penstock.runtime.postgres import Pool, PostgresOptions, PostgresUnavailable
 
+sys.path.insert(0, str(Path(__file__).parent))  # tests are no package
 
-def _fixtures_of_the_actors() -> ModuleType:
-    path = Path(__file__).parents[1] / "actors" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("_fixtures_of_actors", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules.setdefault("_fixtures_of_actors", importlib.util.module_from_spec(spec))
-    if not hasattr(module, "database"):
-        spec.loader.exec_module(module)
-    return module
-
-
-_actors = _fixtures_of_the_actors()
-cluster = _actors.cluster
-server = _actors.server
-migrated = _actors.migrated
-database = _actors.database
+from letter_store import LetterStore, desk_over
 
 BASE = "/api/v1/dead-letters"
 
 
-class Desk:
+class Desk(LetterStore):
     """The application's client, and the store behind it."""
 
     def __init__(self, deployment: Any, client: Any, pool: Pool) -> None:
+        super().__init__(pool)
         self.deployment = deployment
         self.client = client
-        self.store = PostgresStore(pool)
-        self.deaths = 0
-
-    async def bury(self, why: str = "no funds", **facts: Any) -> int:
-        self.deaths += 1
-        given: dict[str, Any] = {
-            "stream": "order-events",
-            "entry_id": f"{self.deaths}-0",
-            "consumer_group": "billing",
-            "consumer": "billing-1",
-            "reason": "max_deliveries",
-            "fields": {"eventType": "ORDER", "data": '{"orderId":"o-1","password":"hunter2"}'},
-            "deliveries": 5,
-            "event_id": uuid4(),
-            "event_type": "ORDER",
-        }
-        async with self.store.transaction() as transaction:
-            await transaction.bury(DeadLetter.of(ValueError(why), **{**given, **facts}))
-            row = await (await transaction.connection.execute("select max(id) from penstock_dead_letter")).fetchone()
-        return int(row[0])
 
     async def get(self, path: str = "", status: int = 200) -> Any:
         return await self._read(await self.client.get(BASE + path), status)
@@ -90,11 +54,7 @@ class Desk:
 
 @pytest.fixture
 async def desk(deployment: Any, client: Any, database: PostgresOptions) -> AsyncIterator[Desk]:
-    deployment.system.streams["order-events"].group("billing")
-    async with Pool(database) as pool:
-        await declare_groups(pool, deployment.system)
-        deployment.letters = LetterDesk(pool, deployment.system)
-        deployment.ledger = Ledger(pool, deployment.system, lambda: None, deployment.gates["redis"])  # type: ignore[arg-type, return-value]
+    async with desk_over(database, deployment) as pool:
         yield Desk(deployment, client, pool)
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 from uuid import uuid4
 
@@ -17,12 +15,8 @@ import trio
 from attrs import frozen
 from click.testing import CliRunner
 
-from penstock.actors.dead_letter import DeadLetter
-from penstock.actors.declaring import declare_groups
-from penstock.actors.ledger import Ledger
 from penstock.actors.letter_orders import LetterOrders
-from penstock.actors.letters import LetterDesk
-from penstock.actors.store import InboxEntry, PostgresStore
+from penstock.actors.store import InboxEntry
 from penstock.http.commands.dead_letters import dead_letters
 from penstock.http.commands.ledger import ledger
 from penstock.http.commands.remote import Answer, Remote, Unreachable
@@ -30,23 +24,9 @@ from penstock.runtime.cli import CommandError
 from penstock.runtime.postgres import Pool, PostgresOptions
 from penstock.runtime.supervision import ChildSpec, Supervisor, Tree
 
+sys.path.insert(0, str(Path(__file__).parent))  # tests are no package
 
-def _fixtures_of_the_actors() -> ModuleType:
-    path = Path(__file__).parents[1] / "actors" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("_fixtures_of_actors", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules.setdefault("_fixtures_of_actors", importlib.util.module_from_spec(spec))
-    if not hasattr(module, "database"):
-        spec.loader.exec_module(module)
-    return module
-
-
-_actors = _fixtures_of_the_actors()
-cluster = _actors.cluster
-server = _actors.server
-migrated = _actors.migrated
-database = _actors.database
+from letter_store import LetterStore, desk_over
 
 _COMMANDS = {"dead-letters": dead_letters, "ledger": ledger}
 
@@ -71,35 +51,13 @@ def _invoke(name: str, arguments: list[str], stdin: bytes) -> Done:
     return Done(result.exit_code, result.stdout, result.stderr)
 
 
-class Site:
+class Site(LetterStore):
     """A front end over a desk, its store, and the command."""
 
     def __init__(self, front_end: Any, pool: Pool) -> None:
+        super().__init__(pool)
         self.deployment = front_end.deployment
         self.url = f"http://127.0.0.1:{front_end.port}"
-        self.store = PostgresStore(pool)
-        self.deaths = 0
-
-    async def bury(self, count: int = 1, why: str = "no funds", **facts: Any) -> list[int]:
-        ids = []
-        for _ in range(count):
-            self.deaths += 1
-            given: dict[str, Any] = {
-                "stream": "order-events",
-                "entry_id": f"{self.deaths}-0",
-                "consumer_group": "billing",
-                "consumer": "billing-1",
-                "reason": "max_deliveries",
-                "fields": {"eventType": "ORDER", "data": '{"password":"hunter2"}'},
-                "deliveries": 5,
-                "event_id": uuid4(),
-                "event_type": "ORDER",
-            }
-            async with self.store.transaction() as transaction:
-                await transaction.bury(DeadLetter.of(ValueError(why), **{**given, **facts}))
-                cursor = await transaction.connection.execute("select max(id) from penstock_dead_letter")
-                ids.append(int((await cursor.fetchone())[0]))
-        return ids
 
     async def run(self, name: str, *arguments: str, stdin: bytes = b"") -> Done:
         return await trio.to_thread.run_sync(_invoke, name, [*arguments, "--url", self.url], stdin)
@@ -136,13 +94,8 @@ class Site:
 
 @pytest.fixture
 async def site(serving: Any, database: PostgresOptions) -> AsyncIterator[Site]:
-    async with serving() as front_end, Pool(database) as pool:
-        deployment = front_end.deployment
-        deployment.system.streams["order-events"].group("billing")
-        await declare_groups(pool, deployment.system)
-        deployment.letters = LetterDesk(pool, deployment.system)
-        deployment.ledger = Ledger(pool, deployment.system, lambda: None, deployment.gates["redis"])
-        deployment.gates["redis"].shut("not here")
+    async with serving() as front_end, desk_over(database, front_end.deployment) as pool:
+        front_end.deployment.gates["redis"].shut("not here")
         yield Site(front_end, pool)
 
 
@@ -150,7 +103,7 @@ async def site(serving: Any, database: PostgresOptions) -> AsyncIterator[Site]:
 
 
 async def test_letters_are_a_table_for_people_and_json_for_scripts(site: Site) -> None:
-    ids = await site.bury(2)
+    ids = await site.bury_many(2)
     done = await site.letters("list")
     assert done.returncode == 0, done.stderr
     head, *lines = done.stdout.splitlines()
@@ -163,7 +116,7 @@ async def test_letters_are_a_table_for_people_and_json_for_scripts(site: Site) -
 
 
 async def test_groups_say_what_died_of_one_error(site: Site) -> None:
-    await site.bury(3)
+    await site.bury_many(3)
     (group,) = await site.json("dead-letters", "groups")
     assert group["count"] == 3
     done = await site.letters("groups")
@@ -171,7 +124,7 @@ async def test_groups_say_what_died_of_one_error(site: Site) -> None:
 
 
 async def test_one_is_shown_whole_and_without_secrets(site: Site) -> None:
-    (number,) = await site.bury()
+    number = await site.bury()
     await site.letters("note", str(number), "asked the bank")
     done = await site.letters("show", str(number))
     assert done.returncode == 0, done.stderr
@@ -194,7 +147,7 @@ async def test_one_that_is_not_there_is_one_clear_line(site: Site) -> None:
 
 
 async def test_nothing_is_done_to_letters_that_nobody_selected(site: Site) -> None:
-    await site.bury(2)
+    await site.bury_many(2)
     for command in ("replay", "discard"):
         done = await site.letters(command)
         assert done.returncode == 2
@@ -209,7 +162,7 @@ async def test_nothing_is_done_to_letters_that_nobody_selected(site: Site) -> No
 
 
 async def test_a_dry_run_says_how_many_and_what_is_left_out(site: Site) -> None:
-    await site.bury(3)
+    await site.bury_many(3)
     await site.bury(reason="trimmed", fields=None)
     done = await site.letters("replay", "--all", "--dry-run", "--limit", "2")
     assert done.returncode == 0, done.stderr
@@ -220,7 +173,7 @@ async def test_a_dry_run_says_how_many_and_what_is_left_out(site: Site) -> None:
 
 
 async def test_a_replay_is_waited_for_and_told(site: Site) -> None:
-    await site.bury(3)
+    await site.bury_many(3)
     async with site.working():
         done = await site.letters("replay", "--group", "billing", "--yes", "--rate", "1000", "--note", "mended")
     assert done.returncode == 0, done.stderr
@@ -232,7 +185,7 @@ async def test_a_replay_is_waited_for_and_told(site: Site) -> None:
 
 
 async def test_one_is_replayed_without_a_question_and_can_be_stopped(site: Site) -> None:
-    ids = await site.bury(2)
+    ids = await site.bury_many(2)
     order = await site.json("dead-letters", "replay", str(ids[0]), "--no-wait")
     assert (order["total"], order["state"]) == (1, "running")
     assert await site.statuses() == ["replaying", "dead"]
@@ -259,7 +212,7 @@ async def test_an_order_is_waited_for_through_a_restart_of_the_system(
         return request(remote, method, path, *words)
 
     monkeypatch.setattr(Remote, "request", asked)
-    await site.bury(2)
+    await site.bury_many(2)
     async with site.working():
         done = await site.letters("replay", "--all", "--yes", "--rate", "1000")
     assert done.returncode == 0, done.stderr
@@ -268,14 +221,14 @@ async def test_an_order_is_waited_for_through_a_restart_of_the_system(
 
 
 async def test_there_must_be_something_to_replay(site: Site) -> None:
-    (number,) = await site.bury(consumer_group="of-another-system")
+    number = await site.bury(consumer_group="of-another-system")
     done = await site.letters("replay", str(number))
     assert done.returncode == 1
     assert "whose group is not declared here" in done.stderr
 
 
 async def test_ids_are_discarded_and_those_that_were_not_dead_are_counted(site: Site) -> None:
-    ids = await site.bury(3)
+    ids = await site.bury_many(3)
     done = await site.letters("discard", str(ids[0]), str(ids[1]), "--yes", "--note", "test data")
     assert (done.returncode, done.stdout) == (0, "2 dead letters discarded\n")
     done = await site.letters("discard", str(ids[1]), str(ids[2]), "--yes")
@@ -329,7 +282,7 @@ async def test_thousands_come_from_a_file_in_whatever_form_publish_printed_them(
 
 
 async def test_the_summary_is_of_all(site: Site) -> None:
-    await site.bury(2)
+    await site.bury_many(2)
     (line,) = await site.json("ledger", "--summary")
     assert (line["group"], line["dead"], line["unread"]) == ("billing", 2, None)
     done = await site.run("ledger", "--summary")
