@@ -2,62 +2,27 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pytest
 import trio
-from attrs import define, field, frozen
 
 from penstock.actors.backlog import Backlog
-from penstock.actors.event import Envelope, event
-from penstock.actors.handler_pool import HandlerPool
 from penstock.actors.handling import Context, Delivery, Entry, Permanent
 from penstock.actors.retry_table import RetryOrigin, RetryRow
 from penstock.actors.retrying import RetryPolicy
-from penstock.actors.settings import DeliverySettings
 from penstock.actors.system import System
 from penstock.actors.testing import MemoryStore
 from penstock.runtime.testing import Cut, cut_everywhere
 
-STREAM, GROUP, PLACE = "orders", "payments", "handler-pool"
+sys.path.insert(0, str(Path(__file__).parent))  # tests are no package
 
-
-@event("ORDER", key="key")
-@frozen
-class Order:
-    number: int
-    key: str | None = None
-
-
-class OpenGate:
-    """A gate that nobody shuts."""
-
-    is_open = True
-
-    async def wait_open(self) -> None:
-        await trio.lowlevel.checkpoint()
-
-
-@define
-class Child:
-    """What a pool asks of its supervisor."""
-
-    path: str = PLACE
-    draining: trio.Event = field(factory=trio.Event)
-
-    def started(self) -> None:
-        """It is up."""
-
-
-class Acknowledging:
-    """A Redis that takes acknowledgements."""
-
-    async def xack(self, stream: str, group: str, *ids: str) -> int:
-        await trio.lowlevel.checkpoint()
-        return len(ids)
+from pool_parts import GROUP, PLACE, STREAM, Child, Order, entry_of, pool_over
 
 
 class Site:
@@ -66,38 +31,21 @@ class Site:
     def __init__(self, system: System) -> None:
         self.store = MemoryStore()
         self.backlog = Backlog(100)
-        stream = system.streams[STREAM]
-        group = stream.groups[GROUP]
-        redis: Any = Acknowledging()
-        gates: Any = OpenGate()
-        self.stream = stream
-        self.pool = HandlerPool(
-            stream,
-            group,
-            self.backlog,
+        self.stream = system.streams[STREAM]
+        self.pool = pool_over(
             self.store,
-            lambda: redis,
-            DeliverySettings(),
-            redis_gate=gates,
-            postgres_gate=gates,
-            redis_trouble=lambda _: None,
+            self.stream,
+            self.stream.groups[GROUP],
+            self.backlog,
             postgres_trouble=lambda _: None,
-            consumer="test",
             chance=lambda: 0.5,
         )
 
     def entries(self, *orders: Order, redelivered: int = -1) -> list[Entry]:
-        made = []
-        for number, order in enumerate(orders):
-            envelope = Envelope(
-                event_type="ORDER",
-                data={"number": order.number, "key": order.key},
-                key=order.key,
-                event_id=UUID(int=order.number),
-            )
-            fields = {name.encode(): text.encode() for name, text in self.stream.encode(envelope).items()}
-            made.append(Entry(STREAM, f"{number + 1}-0", fields, redelivered=number == redelivered))
-        return made
+        return [
+            entry_of(self.stream, order, f"{n + 1}-0", event_id=order.number, redelivered=n == redelivered)
+            for n, order in enumerate(orders)
+        ]
 
     async def work_off(self, cut: Cut, *, by: str) -> None:
         """Run the pool until nothing is left, and let it be cancelled, or its database be lost, at the cut."""

@@ -2,61 +2,26 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import pytest
 import trio
-from attrs import define, field, frozen
 
 from penstock.actors.backlog import Backlog
-from penstock.actors.event import Envelope, event
-from penstock.actors.handler_pool import HandlerPool
 from penstock.actors.handling import Context, Delivery, Entry, Permanent
 from penstock.actors.retrying import RetryPolicy
-from penstock.actors.settings import DeliverySettings
 from penstock.actors.store import PostgresStore
 from penstock.actors.system import System
 from penstock.runtime.postgres import Pool
 
-STREAM, GROUP = "orders", "payments"
+sys.path.insert(0, str(Path(__file__).parent))  # tests are no package
+
+from pool_parts import GROUP, STREAM, Child, Order, entry_of, pool_over
+
 QUICK = RetryPolicy(deliveries=4, minimum=0.01, maximum=0.02)
-
-
-@event("ORDER", key="key")
-@frozen
-class Order:
-    number: int
-    key: str | None = None
-
-
-class OpenGate:
-    """A gate that nobody shuts."""
-
-    is_open = True
-
-    async def wait_open(self) -> None:
-        await trio.lowlevel.checkpoint()
-
-
-@define
-class Child:
-    """What a pool asks of its supervisor."""
-
-    path: str = "handler-pool"
-    draining: trio.Event = field(factory=trio.Event)
-
-    def started(self) -> None:
-        """It is up."""
-
-
-class Acknowledging:
-    """A Redis that takes acknowledgements."""
-
-    async def xack(self, stream: str, group: str, *ids: str) -> int:
-        await trio.lowlevel.checkpoint()
-        return len(ids)
 
 
 class Shop:
@@ -70,30 +35,17 @@ class Shop:
         self.connections = pool
         self.store = PostgresStore(pool)
         self.backlog = Backlog(1000)
-        gate: Any = OpenGate()
-        redis: Any = Acknowledging()
-        self.pool = HandlerPool(
+        self.pool = pool_over(
+            self.store,
             self.stream,
             declared,
             self.backlog,
-            self.store,
-            lambda: redis,
-            DeliverySettings(),
-            redis_gate=gate,
-            postgres_gate=gate,
-            redis_trouble=lambda _: None,
             postgres_trouble=lambda error: pytest.fail(f"the database was blamed: {error!r}"),
-            consumer="test",
         )
 
     def entries(self, *orders: Order, redelivered: bool = False) -> list[Entry]:
-        made = []
-        for order in orders:
-            data = {"number": order.number, "key": order.key}
-            envelope = Envelope(event_type="ORDER", data=data, key=order.key, event_id=UUID(int=order.number + 1))
-            fields = {name.encode(): text.encode() for name, text in self.stream.encode(envelope).items()}
-            made.append(Entry(STREAM, f"{order.number + 1}-0", fields, redelivered=redelivered))
-        return made
+        numbered = [(order, order.number + 1) for order in orders]
+        return [entry_of(self.stream, each, f"{n}-0", event_id=n, redelivered=redelivered) for each, n in numbered]
 
     async def ask(self, statement: str) -> list[Any]:
         async with self.connections.connection() as connection:
