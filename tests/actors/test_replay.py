@@ -195,26 +195,18 @@ async def test_a_dry_run_counts_and_orders_nothing(autojump_clock: trio.testing.
     assert world.store.replays.rows == []
 
 
-async def test_a_rate_is_kept(autojump_clock: trio.testing.MockClock) -> None:
+@pytest.mark.parametrize(("count", "rate", "least", "most"), [(100, 10, 8.5, 11.5), (4, 0.05, 58, 82)])
+async def test_a_rate_is_kept_above_and_below_one_a_second(
+    autojump_clock: trio.testing.MockClock, count: int, rate: float, least: float, most: float
+) -> None:
     async with _world() as world:
-        await world.fill(100)
+        await world.fill(count)
         process = world.process()
         async with _running(process):
-            await process.order(KEY, "0-0", rate=10)
+            await process.order(KEY, "0-0", rate=rate)
             began = trio.current_time()
             await world.until()
-            assert 8.5 < trio.current_time() - began < 11.5
-
-
-async def test_a_rate_below_one_a_second_is_kept_too(autojump_clock: trio.testing.MockClock) -> None:
-    async with _world() as world:
-        await world.fill(4)
-        process = world.process()
-        async with _running(process):
-            await process.order(KEY, "0-0", rate=0.05)
-            began = trio.current_time()
-            await world.until()
-            assert 58 < trio.current_time() - began < 82
+            assert least < trio.current_time() - began < most
 
 
 async def test_the_original_pace_is_kept(autojump_clock: trio.testing.MockClock) -> None:
