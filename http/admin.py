@@ -26,7 +26,7 @@ from ..actors.access import (
 )
 from ..runtime.masking import mask_text
 from .incoming import decode, parse
-from .problems import Problem
+from .problems import Problem, sentence
 from .replies import json_reply
 from .running import AccessStore, RunningSystem
 from .views import shut_gate
@@ -201,11 +201,11 @@ def _database(deployment: RunningSystem) -> Iterator[AccessStore]:
         raise _away(f"The database did not answer within {ANSWER_WITHIN:g} s.") from None
     except CategoryNotFound as error:
         raise Problem(
-            404, "category-not-found", "Category not found", _sentence(error), error_type="DATA_NOT_FOUND"
+            404, "category-not-found", "Category not found", sentence(error), error_type="DATA_NOT_FOUND"
         ) from None
     except CategoryExists as error:
         raise Problem(
-            409, "category-exists", "Category exists", _sentence(error), error_type="DATA_ALREADY_EXISTS"
+            409, "category-exists", "Category exists", sentence(error), error_type="DATA_ALREADY_EXISTS"
         ) from None
 
 
@@ -219,8 +219,3 @@ def _bad_data(detail: str) -> Problem:
 
 def _bad_parameter(detail: str) -> Problem:
     return Problem(400, "invalid-parameter", "Invalid parameter", detail, error_type="INVALID_PARAMETER")
-
-
-def _sentence(error: Exception) -> str:
-    text = str(error)
-    return f"{text[:1].upper()}{text[1:]}."

@@ -14,7 +14,7 @@ from quart import request
 
 from ..runtime.masking import mask_text
 from .headers import ACTOR
-from .incoming import decode, parse
+from .incoming import decode, is_utf8, parse
 from .problems import Problem
 from .running import RunningSystem
 from .views import shut_gate
@@ -100,7 +100,7 @@ class Given:
         value = self._left.pop(name, None)
         if value is None:
             return None
-        if not isinstance(value, str) or not 0 < len(value) <= limit or "\0" in value or not _is_utf8(value):
+        if not isinstance(value, str) or not 0 < len(value) <= limit or "\0" in value or not is_utf8(value):
             wrong(f"{name}: must be a text of 1 to {limit} characters.")
         return value
 
@@ -189,11 +189,3 @@ def wrong(detail: str) -> NoReturn:
 
 def _away(detail: str) -> Problem:
     return Problem(503, "database-away", "The database is away", detail, headers={"Retry-After": "1"})
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

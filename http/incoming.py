@@ -18,7 +18,7 @@ from ..actors.event import Envelope, EventType, InvalidEvent, new_event_id
 from ..actors.system import Stream
 from .problems import Problem
 
-__all__ = ["DEEPEST", "decode", "parse", "read_event", "traceparent_of"]
+__all__ = ["DEEPEST", "decode", "is_utf8", "parse", "read_event", "traceparent_of"]
 
 DEEPEST = 64
 """How deep JSON may be nested: far beyond any event, and far below what would break a reader."""
@@ -207,7 +207,7 @@ def _unstorable(item: Mapping[str, Any]) -> _Mistakes:
     for name, value in item.items():
         if any("\0" in text for text in _texts({name: value})):
             found.append(_mistake(name, "must not hold the character NUL (U+0000), which PostgreSQL cannot store"))
-        elif any(not _is_utf8(text) for text in _texts({name: value})):
+        elif any(not is_utf8(text) for text in _texts({name: value})):
             found.append(_mistake(name, "must not hold half of a surrogate pair, which is no UTF-8"))
     return found
 
@@ -225,7 +225,8 @@ def _texts(value: Any) -> Iterator[str]:
             waiting.extend(current)
 
 
-def _is_utf8(text: str) -> bool:
+def is_utf8(text: str) -> bool:
+    """Whether UTF-8 can carry the text: a half surrogate pair, which JSON allows, it cannot."""
     if text.isascii():
         return True
     try:

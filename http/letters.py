@@ -17,7 +17,8 @@ from ..actors.letter_view import AuditEntry, Letter, LetterDetails, LetterGroup,
 from ..actors.letters import MOST, RATE, LetterDesk, LetterNotFound, LetterRefused, OrderNotFound
 from ..runtime.masking import MASK, mask_text
 from .asking import Given, asker, asking, given_body, given_query, wrong
-from .problems import Problem
+from .incoming import is_utf8
+from .problems import Problem, sentence
 from .redaction import is_secret, redact_text
 from .replies import json_reply
 from .running import RunningSystem
@@ -170,11 +171,11 @@ def _desk(deployment: RunningSystem) -> Iterator[LetterDesk]:
         with asking(deployment, deployment.letters, ANSWER_WITHIN) as desk:
             yield desk
     except LetterNotFound as error:
-        raise Problem(404, "letter-not-found", "Dead letter not found", _sentence(error)) from None
+        raise Problem(404, "letter-not-found", "Dead letter not found", sentence(error)) from None
     except OrderNotFound as error:
-        raise Problem(404, "order-not-found", "Order not found", _sentence(error)) from None
+        raise Problem(404, "order-not-found", "Order not found", sentence(error)) from None
     except LetterRefused as error:
-        raise Problem(409, "letter-refused", "Not possible with this dead letter", _sentence(error)) from None
+        raise Problem(409, "letter-refused", "Not possible with this dead letter", sentence(error)) from None
 
 
 # What is asked -------------------------------------------------------------------------------------------------------
@@ -272,7 +273,7 @@ def _details_json(details: LetterDetails) -> dict[str, Any]:
     return {
         **_letter_json(details.letter),
         "fields": shown,
-        "fieldsExact": shown == dict(details.fields) and all(_is_utf8(value) for value in details.fields.values()),
+        "fieldsExact": shown == dict(details.fields) and all(is_utf8(value) for value in details.fields.values()),
         "traceback": _masked(details.traceback),
         "audit": [_audit_json(each) for each in details.audit],
     }
@@ -334,16 +335,3 @@ def order_json(order: LetterOrder) -> dict[str, Any]:
         "orderedAt": iso(order.ordered_at),
         "finishedAt": _time(order.finished_at),
     }
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _sentence(error: Exception) -> str:
-    text = str(error)
-    return f"{text[:1].upper()}{text[1:]}."

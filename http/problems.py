@@ -21,7 +21,7 @@ from ..runtime.postgres import PostgresUnavailable
 from ..runtime.telemetry import get_logger
 from .replies import json_reply
 
-__all__ = ["PROBLEM", "Problem", "install", "problem_of", "reply"]
+__all__ = ["PROBLEM", "Problem", "install", "problem_of", "reply", "sentence"]
 
 log = get_logger(__name__)
 
@@ -117,6 +117,12 @@ def problem_of(error: BaseException) -> Problem:
         detail = f"The database is away: {mask_text(str(error))}"
         return Problem(503, "database-away", "The database is away", detail, headers={"Retry-After": "1"})
     return _internal(error)
+
+
+def sentence(error: Exception) -> str:
+    """What an error says, as the sentence that a problem's detail is."""
+    text = str(error)
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _of_status(error: HTTPException, status: int) -> Problem:

@@ -15,7 +15,7 @@ from ..actors.replay_range import id_at
 from ..actors.replay_table import Replay
 from ..runtime.masking import mask_text
 from .asking import asker, asking, given_body, given_query, wrong
-from .problems import Problem
+from .problems import Problem, sentence
 from .replies import json_reply
 from .running import RunningSystem
 from .views import iso, shut_gate
@@ -114,8 +114,7 @@ def _desk(deployment: RunningSystem) -> Iterator[Replays]:
         with asking(deployment, deployment.upkeep, ANSWER_WITHIN) as upkeep:
             yield upkeep.replays
     except ReplayRefused as error:
-        text = str(error)
-        raise Problem(422, "replay-refused", "No such replay", f"{text[:1].upper()}{text[1:]}.") from None
+        raise Problem(422, "replay-refused", "No such replay", sentence(error)) from None
 
 
 def _check_redis(deployment: RunningSystem) -> None:
