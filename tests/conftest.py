@@ -5,11 +5,18 @@ The watchdog over each test is pytest-timeout's; its limit stands in pyproject.t
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 from penstock.runtime.testing import seed_scheduler
 
 _DEFAULT_SEED = 20_251_122
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell has its background jobs ignore Ctrl-C, and whatever they start; here and there a test sends it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
