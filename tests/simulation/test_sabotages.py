@@ -9,13 +9,15 @@ from simulation_shop import SHOP
 from penstock.actors.simulation import tell_story
 
 WITHIN = 200
+FIRST = (0, 1, 7, 11, 20, 31, 43, 64)
+"""The seeds that caught one when this was written: tried before the others, for most of the time goes into these."""
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("sabotage", SABOTAGES, ids=lambda sabotage: sabotage.__name__)
 def test_a_broken_variant_is_caught(sabotage: Sabotage, record_property: pytest.RecordProperty) -> None:
     with sabotage():
-        for seed in range(WITHIN):
+        for seed in dict.fromkeys((*FIRST, *range(WITHIN))):
             outcome = tell_story(SHOP, seed)
             # A sabotage that the code has grown away from crashes actors, and would be caught by that alone.
             if telling := [each for each in outcome.violations if "was restarted" not in each]:
