@@ -18,6 +18,8 @@ import pytest
 import trio
 
 from penstock.actors import migrations
+from penstock.actors.store import PostgresStore, Store
+from penstock.actors.testing import MemoryStore
 from penstock.runtime.postgres import Pool, PostgresOptions, migrate
 from penstock.runtime.redis import Redis, RedisOptions
 from penstock.runtime.testing.redis import InProcessRedis
@@ -69,6 +71,23 @@ def database(server: Any, migrated: str) -> Iterator[PostgresOptions]:
 async def pool(database: PostgresOptions) -> AsyncIterator[Pool]:
     async with Pool(database) as pool:
         yield pool
+
+
+@pytest.fixture(params=["memory", "postgres"])
+def place(request: pytest.FixtureRequest) -> PostgresOptions | None:
+    """Where a store is: in memory, or in a database."""
+    options: PostgresOptions | None = request.getfixturevalue("database") if request.param == "postgres" else None
+    return options
+
+
+@pytest.fixture
+async def store(place: PostgresOptions | None) -> AsyncIterator[Store]:
+    """The real store and its twin, which must not differ."""
+    if place is None:
+        yield MemoryStore()
+        return
+    async with Pool(place) as pool:
+        yield PostgresStore(pool)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from uuid import uuid4
 
 import psycopg
@@ -11,26 +10,10 @@ import trio
 
 from penstock.actors.lease_table import Lease, LeaseLost, LeaseView
 from penstock.actors.store import InboxEntry, PostgresStore, Store
-from penstock.actors.testing import MemoryStore
 from penstock.runtime.postgres import Pool, PostgresOptions, PostgresUnavailable
 
 GROUP, KEY = "payments", "{orders:0}"
 ONE, OTHER = uuid4(), uuid4()
-
-
-@pytest.fixture(params=["memory", "postgres"])
-def place(request: pytest.FixtureRequest) -> PostgresOptions | None:
-    options: PostgresOptions | None = request.getfixturevalue("database") if request.param == "postgres" else None
-    return options
-
-
-@pytest.fixture
-async def store(place: PostgresOptions | None) -> AsyncIterator[Store]:
-    if place is None:
-        yield MemoryStore()
-        return
-    async with Pool(place) as pool:
-        yield PostgresStore(pool)
 
 
 async def take(store: Store, owner: object = ONE, within: float = 60.0) -> Lease | None:

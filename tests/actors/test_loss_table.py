@@ -2,33 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
-import pytest
 from attrs import evolve
 
 from penstock.actors.losses import Loss
-from penstock.actors.store import PostgresStore, Store
-from penstock.actors.testing import MemoryStore
-from penstock.runtime.postgres import Pool, PostgresOptions
+from penstock.actors.store import Store
 
 LOSS = Loss(group="payment", stream="orders", after_id="1-10", before_id="1-51", entries=40, counted_from=10)
-
-
-@pytest.fixture(params=["memory", "postgres"])
-def place(request: pytest.FixtureRequest) -> PostgresOptions | None:
-    options: PostgresOptions | None = request.getfixturevalue("database") if request.param == "postgres" else None
-    return options
-
-
-@pytest.fixture
-async def store(place: PostgresOptions | None) -> AsyncIterator[Store]:
-    if place is None:
-        yield MemoryStore()
-        return
-    async with Pool(place) as pool:
-        yield PostgresStore(pool)
 
 
 async def _add(store: Store, **changes: Any) -> bool:

@@ -2,31 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID, uuid4
 
-import pytest
-
 from penstock.actors.member_table import Member, MemberView
-from penstock.actors.store import PostgresStore, Store
-from penstock.actors.testing import MemoryStore
-from penstock.runtime.postgres import Pool, PostgresOptions
-
-
-@pytest.fixture(params=["memory", "postgres"])
-def place(request: pytest.FixtureRequest) -> PostgresOptions | None:
-    options: PostgresOptions | None = request.getfixturevalue("database") if request.param == "postgres" else None
-    return options
-
-
-@pytest.fixture
-async def store(place: PostgresOptions | None) -> AsyncIterator[Store]:
-    if place is None:
-        yield MemoryStore()
-        return
-    async with Pool(place) as pool:
-        yield PostgresStore(pool)
+from penstock.actors.store import Store
 
 
 def member(process: UUID, **facts: Any) -> Member:

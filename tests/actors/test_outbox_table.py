@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from uuid import uuid4
 
 import pytest
@@ -11,26 +10,11 @@ import trio.testing
 
 from penstock.actors import outbox_table
 from penstock.actors.outbox_table import OutboxRow, pack, unpack
-from penstock.actors.store import PostgresStore, Store
+from penstock.actors.store import Store
 from penstock.actors.testing import MemoryStore
-from penstock.runtime.postgres import Pool, PostgresOptions, PostgresUnavailable
+from penstock.runtime.postgres import Pool, PostgresUnavailable
 
 ODD = {"data": '{"note": "\0 \ud800 \udcff ü"}', "": "nameless"}
-
-
-@pytest.fixture(params=["memory", "postgres"])
-def place(request: pytest.FixtureRequest) -> PostgresOptions | None:
-    options: PostgresOptions | None = request.getfixturevalue("database") if request.param == "postgres" else None
-    return options
-
-
-@pytest.fixture
-async def store(place: PostgresOptions | None) -> AsyncIterator[Store]:
-    if place is None:
-        yield MemoryStore()
-        return
-    async with Pool(place) as pool:
-        yield PostgresStore(pool)
 
 
 def row(number: int, stream: str = "orders") -> OutboxRow:

@@ -2,33 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID, uuid4
 
-import pytest
-
 from penstock.actors.replay_table import Replay, ReplayState
-from penstock.actors.store import PostgresStore, Store
-from penstock.actors.testing import MemoryStore
-from penstock.runtime.postgres import Pool, PostgresOptions
+from penstock.actors.store import Store
 
 ME, OTHER = uuid4(), uuid4()
-
-
-@pytest.fixture(params=["memory", "postgres"])
-def place(request: pytest.FixtureRequest) -> PostgresOptions | None:
-    options: PostgresOptions | None = request.getfixturevalue("database") if request.param == "postgres" else None
-    return options
-
-
-@pytest.fixture
-async def store(place: PostgresOptions | None) -> AsyncIterator[Store]:
-    if place is None:
-        yield MemoryStore()
-        return
-    async with Pool(place) as pool:
-        yield PostgresStore(pool)
 
 
 async def _add(store: Store, **facts: Any) -> Replay:

@@ -16,26 +16,10 @@ from attrs import evolve
 from penstock.actors.dead_letter import DeadLetter
 from penstock.actors.replay_table import Replay
 from penstock.actors.retry_table import RetryFailure, RetryOrigin, RetryRow
-from penstock.actors.store import InboxEntry, PostgresStore, Store
+from penstock.actors.store import InboxEntry, Store
 from penstock.actors.testing import MemoryStore
-from penstock.runtime.postgres import Pool, PostgresOptions
 
 GROUP, STREAM = "payments", "{orders:1}"
-
-
-@pytest.fixture(params=["memory", "postgres"])
-def place(request: pytest.FixtureRequest) -> PostgresOptions | None:
-    options: PostgresOptions | None = request.getfixturevalue("database") if request.param == "postgres" else None
-    return options
-
-
-@pytest.fixture
-async def store(place: PostgresOptions | None) -> AsyncIterator[Store]:
-    if place is None:
-        yield MemoryStore()
-        return
-    async with Pool(place) as pool:
-        yield PostgresStore(pool)
 
 
 def row(number: int, **facts: Any) -> RetryRow:

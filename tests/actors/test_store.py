@@ -67,12 +67,6 @@ async def _on_postgres(options: PostgresOptions) -> AsyncIterator[Subject]:
         yield Subject(PostgresStore(pool), count, blocked)
 
 
-@pytest.fixture(params=["memory", "postgres"])
-def place(request: pytest.FixtureRequest) -> PostgresOptions | None:
-    options: PostgresOptions | None = request.getfixturevalue("database") if request.param == "postgres" else None
-    return options
-
-
 @pytest.fixture
 async def subject(place: PostgresOptions | None) -> AsyncIterator[Subject]:
     if place is None:
