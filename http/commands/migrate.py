@@ -15,7 +15,15 @@ from ...actors.store import PostgresStore
 from ...actors.system import System
 from ...runtime.cli import CommandError, json_option, load_settings
 from ...runtime.output import echo_json
-from ...runtime.postgres import MigrationFailed, Pool, PostgresOptions, PostgresRejected, PostgresUnavailable, migrate
+from ...runtime.postgres import (
+    MigrationFailed,
+    MigrationLocked,
+    Pool,
+    PostgresOptions,
+    PostgresRejected,
+    PostgresUnavailable,
+    migrate,
+)
 from ...runtime.redis import RedisOptions
 from ...runtime.telemetry import close_logging, configure_logging
 from ..configuration import Settings
@@ -41,7 +49,7 @@ def migrate_command(system: str | None, as_json: bool) -> None:
     configure_logging(settings.log, sys.stderr)
     try:
         applied = trio.run(_migrate, declared, postgres_options(settings, settings.postgres.url))
-    except (MigrationFailed, PostgresRejected, PostgresUnavailable, ValueError) as error:
+    except (MigrationFailed, MigrationLocked, PostgresRejected, PostgresUnavailable, ValueError) as error:
         raise CommandError(str(error), 2) from error
     finally:
         close_logging()

@@ -16,7 +16,7 @@ from ...actors.deployment import Deployment, migrate_all
 from ...actors.system import System
 from ...runtime.cli import CommandError, load_settings
 from ...runtime.embedded import DataDirectory, DataDirectoryError, EmbeddedServerError
-from ...runtime.postgres import MigrationFailed, PostgresRejected
+from ...runtime.postgres import MigrationFailed, MigrationLocked, PostgresRejected
 from ...runtime.supervision import Escalated, HeldTooLong, RestartLimitExceeded, StartFailed, stop_on_signals
 from ...runtime.telemetry import close_logging, configure_logging, get_logger, log_lifecycle
 from ..configuration import Settings
@@ -49,6 +49,7 @@ def run(system: str | None) -> None:
         EmbeddedServerError,
         CannotListen,
         MigrationFailed,
+        MigrationLocked,
         PostgresRejected,
         ValueError,
     ) as error:
