@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from math import inf
 from pathlib import Path
 from uuid import uuid4
 
@@ -31,6 +32,8 @@ from installation import Installation, access_event, free_port
 
 STREAM = "EVENT_STREAM"
 CONNECTIONS = 40
+BEFORE = 3.0
+"""Seconds of load before Redis goes away."""
 
 
 @define(eq=False)
@@ -62,19 +65,20 @@ class Load:
     """Requests and their answers."""
 
     port: int
-    waited: list[float] = field(factory=list)
+    waited: list[tuple[float, float]] = field(factory=list)  # when it was due, in seconds after the start; how late
     accepted: list[str] = field(factory=list)
     refused: int = 0
     outbox: int = 0
+    started: float = 0.0
 
     async def run(self, rate: float, seconds: float) -> None:
-        started, count = trio.current_time(), int(rate * seconds)
+        self.started, count = trio.current_time(), int(rate * seconds)
         send, receive = trio.open_memory_channel[float](count)
         async with trio.open_nursery() as nursery:
             for _ in range(CONNECTIONS):
                 nursery.start_soon(self._post, receive)
             for number in range(count):
-                due = started + number / rate
+                due = self.started + number / rate
                 await trio.sleep_until(due)
                 send.send_nowait(due)
             send.close()
@@ -91,7 +95,7 @@ class Load:
                 )
                 await stream.send_all(head.encode() + body)
                 status, answer = await _answer(stream)
-                self.waited.append(trio.current_time() - due)
+                self.waited.append((due - self.started, trio.current_time() - due))
                 if status != 202:
                     self.refused += 1
                     continue
@@ -115,7 +119,7 @@ async def measure(site: Installation, server: Server, arguments: argparse.Namesp
     """Load before, while and after Redis is away."""
     load = Load(site.port)
     back = 0.0
-    before, after = 3.0, 5.0
+    before, after = BEFORE, 5.0
 
     async def fail() -> None:
         nonlocal back
@@ -134,19 +138,21 @@ async def measure(site: Installation, server: Server, arguments: argparse.Namesp
     while site.sql("select count(*) from penstock_outbox")[0][0]:
         await trio.sleep(0.1)
     drained = time.monotonic() - back
-    _tell(load, drained, server)
+    _tell(load, arguments.away, drained, server)
 
 
-def _tell(load: Load, drained: float, server: Server) -> None:
+def _tell(load: Load, away: float, drained: float, server: Server) -> None:
     client = redis.Redis(port=server.port)
     ids = [_id_of(fields) for _, fields in client.xrange(STREAM)]
     accepted = set(load.accepted)
     added = [each for each in dict.fromkeys(ids) if each in accepted]
-    waited = sorted(load.waited)
-    print(f"posted {len(waited)}, accepted {len(accepted)}, refused {load.refused}, into the outbox {load.outbox}")
+    print(f"posted {len(load.waited)}, accepted {len(accepted)}, refused {load.refused}, into the outbox {load.outbox}")
     print(f"in the stream {len(added)}, of them twice {len([each for each in ids if each in accepted]) - len(added)}")
-    late = [f"p{share:g} {_quantile(waited, share) * 1000:.0f} ms" for share in (50, 99, 99.9, 100)]
-    print(f"answered within {', '.join(late)}")
+    back = BEFORE + away
+    for phase, begin, end in (("at all", 0, inf), ("before", 0, BEFORE), ("away", BEFORE, back), ("back", back, inf)):
+        waited = sorted(late for due, late in load.waited if begin <= due < end)
+        late = [f"p{share:g} {_quantile(waited, share) * 1000:.0f} ms" for share in (50, 99, 99.9, 100)]
+        print(f"{phase}: answered within {', '.join(late)}")
     print(f"outbox empty {drained:.1f} s after the return")
 
 
