@@ -39,10 +39,16 @@ async def declare_groups(pool: Pool, system: System, *, abandon_after: float = A
     """Store the groups of `system`, and forget those that it declared before and declares no more.
 
     Processes that declare differently (an old and a new release) overwrite each other; the one that started last is
-    right.
+    right. Blocks for as long as others who start hold the same rows. Cancelled, nothing is stored.
+
+    Args:
+        pool: to the database.
+        system: what is declared.
+        abandon_after: seconds without a statement, since this process was frozen, after which the server gives it up.
 
     Raises:
-        PostgresUnavailable: the database is away.
+        PostgresUnavailable: the database is away, or has ended the transaction of a process that was frozen.
+        psycopg.errors.IdleInTransactionSessionTimeout: the latter, told by the server itself.
     """
     groups = sorted(
         ((stream, group) for stream in system.streams.values() for group in stream.groups.values()),
