@@ -254,6 +254,19 @@ class Deployment:
         """
         return [self._streams[key] for key in self._partitions() if key in self._streams]
 
+    async def look(self) -> list[StreamView]:
+        """The declared streams as they are now, as `streams` gives them.
+
+        Blocks for a round trip a partition. Cancellation: what was looked at until then is kept.
+
+        Raises:
+            RuntimeError: the link's actor is not running.
+            redis.exceptions.RedisError, psycopg.Error: as the links say.
+        """
+        for key in self._partitions():
+            self._streams[key] = await self.upkeep.look(key)
+        return self.streams()
+
     def members(self) -> Sequence[MemberView]:
         """The processes, of this and other systems on the same database, as they were last seen. Never blocks."""
         return self.membership.members()

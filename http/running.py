@@ -151,7 +151,11 @@ class RunningSystem(Protocol):
         ...
 
     def streams(self) -> Sequence[StreamView]:
-        """What the health monitor saw last."""
+        """What was seen last, by the health monitor or a look."""
+        ...
+
+    async def look(self) -> Sequence[StreamView]:
+        """The streams as they are now; raises the links' errors."""
         ...
 
     def cluster(self) -> ClusterView | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from datetime import timedelta
+from typing import Any, TypeVar
 
+import psycopg
 import redis.exceptions
 import trio
 from quart import Blueprint
@@ -16,7 +18,6 @@ from ..actors.loss_table import RecordedLoss
 from ..actors.pending_view import ConsumerView, Pending, PendingEntry
 from ..actors.stream_view import GroupView, StreamView
 from ..actors.system import Stream, System
-from ..actors.upkeep import Upkeep
 from ..runtime.masking import mask_text
 from .asking import asking, given_query
 from .problems import Problem
@@ -26,8 +27,13 @@ from .views import iso, shut_gate, stream_json
 
 __all__ = ["streams", "warning_json"]
 
+T = TypeVar("T")
+
 ANSWER_WITHIN = 10.0
 """Seconds for an answer."""
+
+LOOK_WITHIN = 3.0
+"""Seconds for a look at the streams, of which an older view is at hand."""
 
 PAGE_LIMIT = 1_000
 """Entries in one answer at the most."""
@@ -41,15 +47,16 @@ def streams(deployment: RunningSystem) -> Blueprint:
 
     @routes.get("/streams")
     async def get_streams() -> TrioResponse:
+        views, stale = await _seen(deployment)
         now, clock = deployment.tree.journal.wall(), trio.current_time()
-        found = [_stream_json(deployment.system, view, stream_json(view, now, clock)) for view in deployment.streams()]
-        return json_reply({"time": iso(now), "streams": found})
+        found = [_stream_json(deployment.system, view, stream_json(view, now, clock)) for view in views]
+        return json_reply({"time": iso(now), "stale": stale, "streams": found})
 
     @routes.get("/groups")
     async def get_groups() -> TrioResponse:
-        now = deployment.tree.journal.wall()
-        found = list(_groups(deployment.system, deployment.streams()))
-        return json_reply({"time": iso(now), "groups": found})
+        views, stale = await _seen(deployment)
+        found = list(_groups(deployment.system, views))
+        return json_reply({"time": iso(deployment.tree.journal.wall()), "stale": stale, "groups": found})
 
     @routes.get("/streams/<path:stream>/groups/<path:group>/pending")
     async def get_pending(stream: str, group: str) -> TrioResponse:
@@ -62,7 +69,7 @@ def streams(deployment: RunningSystem) -> Blueprint:
             known = ", ".join(sorted(declared.groups)) or "none"
             detail = f"The stream {stream} has no group {group!r}; its groups are: {known}."
             raise Problem(404, "unknown-group", "Unknown group", detail)
-        with _redis(deployment) as upkeep:
+        with _redis(deployment, deployment.upkeep, ANSWER_WITHIN) as upkeep:
             found = await upkeep.pending(stream, group, limit=limit, consumer=consumer, idle=idle)
         return json_reply({"stream": stream, "group": group, **_pending_json(found, upkeep.reclaim_idle)})
 
@@ -90,18 +97,35 @@ def _declared(system: System, stream: str) -> Stream:
     raise Problem(404, "unknown-stream", "Unknown stream", detail, members={"streams": known})
 
 
+async def _seen(deployment: RunningSystem) -> tuple[Sequence[StreamView], str | None]:
+    """The streams as they are now; where they cannot be looked at, as they were seen last, and why."""
+    try:
+        with _redis(deployment, deployment, LOOK_WITHIN):
+            return await deployment.look(), None
+    except Problem as problem:
+        why = problem.detail
+    except psycopg.Error as error:
+        why = f"The database went away: {mask_text(str(error)).rstrip('.')}."
+    views = deployment.streams()
+    if not views:
+        return views, f"{why} Nothing was seen before."
+    oldest = min(view.observed_at for view in views)
+    age = timedelta(seconds=max(0.0, trio.current_time() - oldest))
+    return views, f"{why} This was seen at {iso(deployment.tree.journal.wall() - age)}."
+
+
 @contextmanager
-def _redis(deployment: RunningSystem) -> Iterator[Upkeep]:
-    """Answer for Redis: at once while it is known to be away, in any case within `ANSWER_WITHIN`."""
+def _redis(deployment: RunningSystem, asked: T | None, within: float) -> Iterator[T]:
+    """Answer for Redis: at once while it is known to be away, in any case within seconds."""
     gate = shut_gate(deployment.gates, "redis")
-    if gate is not None or deployment.upkeep is None:
+    if gate is not None or asked is None:
         why = f" since {iso(gate.since)}: {mask_text(gate.cause)}" if gate is not None else ""
         raise _away(f"Redis is away{why}.")
     try:
-        with trio.fail_after(ANSWER_WITHIN):
-            yield deployment.upkeep
+        with trio.fail_after(within):
+            yield asked
     except trio.TooSlowError:
-        raise _away(f"Redis did not answer within {ANSWER_WITHIN:g} s.") from None
+        raise _away(f"Redis did not answer within {within:g} s.") from None
     except redis.exceptions.RedisError as error:
         raise _away(f"Redis could not be asked: {mask_text(str(error))}.") from None
 

@@ -18,7 +18,9 @@ __all__ = ["groups", "pending", "streams"]
 @url_option
 @json_option
 def streams(url: str | None, as_json: bool) -> None:
-    """Show the streams of a running system, a line for each partition, as Redis was seen to have them last.
+    """Show the streams of a running system, a line for each partition.
+
+    While Redis is away they are shown as they were seen last, and the last line says so.
 
     Where entries were lost to somebody's trimming, a second table says which groups lost them, and how many.
     """
@@ -37,6 +39,12 @@ def streams(url: str | None, as_json: bool) -> None:
         click.echo("\nLost to somebody's trimming before the group was given them:")
         lost = [[*_loss_cells(each)] for each in losses]
         echo_table(lost, ["stream", "group", "entries", "after", "before", "found at"])
+    _tell_stale(found)
+
+
+def _tell_stale(found: dict[str, Any]) -> None:
+    if found["stale"]:
+        click.echo(f"\nNot as it is now. {found['stale']}")
 
 
 def _loss_cells(loss: dict[str, Any]) -> list[Any]:
@@ -50,7 +58,8 @@ def _loss_cells(loss: dict[str, Any]) -> list[Any]:
 def groups(url: str | None, as_json: bool) -> None:
     """Show the consumer groups of a running system, each over all partitions of its stream.
 
-    lag: entries that it was not given yet (- where nobody can tell). pending: given, and not acknowledged.
+    lag: entries that it was not given yet (- where nobody can tell). pending: given, and not acknowledged. While Redis
+    is away they are shown as they were seen last, and the last line says so.
     """
     found = remote_of(url).get("/api/v1/groups")
     if as_json:
@@ -69,6 +78,7 @@ def groups(url: str | None, as_json: bool) -> None:
         for each in found["groups"]
     ]
     echo_table(rows, ["stream", "group", "kind", "partitions", "lag", "pending", "consumers"])
+    _tell_stale(found)
 
 
 @click.command(short_help="Show what the consumers of a group have and have not acknowledged.")

@@ -281,6 +281,10 @@ class FakeDeployment:
             StreamView(key="order-events", length=len(self.published), last_id="0-0", observed_at=seen),
         ]
 
+    async def look(self) -> list[StreamView]:
+        await trio.lowlevel.checkpoint()
+        return self.streams()
+
     def outbox(self) -> list[OutboxView]:
         return self.waiting
 

@@ -71,9 +71,8 @@ async def test_streams_say_what_they_hold(autojump_clock: trio.testing.MockClock
     async with _site() as site:
         await site.app.publish(STREAM, Order(1), Order(2))
         await site.app.settled()
-        await site.observed()
         status, found = await site.ask("/api/v1/streams")
-    assert status == 200
+    assert (status, found["stale"]) == (200, None)
     (stream,) = found["streams"]
     assert (stream["key"], stream["stream"], stream["length"], stream["entriesAdded"]) == (STREAM, STREAM, 2, 2)
     assert stream["firstId"] < stream["lastId"]
@@ -83,13 +82,46 @@ async def test_a_group_is_shown_over_all_its_partitions(autojump_clock: trio.tes
     async with _site(partitions=3) as site:
         await site.app.publish(STREAM, *[Order(number) for number in range(20)])
         await trio.sleep(30)
-        await site.observed()
         _, found = await site.ask("/api/v1/groups")
         _, streams = await site.ask("/api/v1/streams")
     (group,) = found["groups"]
     assert (group["stream"], group["name"], group["declared"], group["ordered"]) == (STREAM, GROUP, True, False)
     assert (group["partitions"], group["lag"], group["pending"]) == (3, 0, 0)
     assert [stream["stream"] for stream in streams["streams"]] == [STREAM] * 3
+
+
+async def test_what_came_since_the_monitor_looked_is_seen(autojump_clock: trio.testing.MockClock) -> None:
+    async with _site() as site:
+        await site.observed()
+        for count in (1, 2, 3):
+            await site.app.publish(STREAM, Order(count))
+            _, found = await site.ask("/api/v1/streams")
+            assert [stream["length"] for stream in found["streams"]] == [count]
+
+
+async def test_while_redis_is_away_older_figures_say_so(autojump_clock: trio.testing.MockClock) -> None:
+    async with _site() as site:
+        await site.app.publish(STREAM, Order(1), Order(2))
+        await site.app.settled()
+        _, before = await site.ask("/api/v1/streams")
+        site.app.redis.refuse()
+        # The gate does not know of it yet, then it does:
+        for pause in (0, 60):
+            await trio.sleep(pause)
+            status, found = await site.ask("/api/v1/streams")
+            assert (status, found["streams"][0]["length"]) == (200, 2)
+            assert found["stale"].startswith("Redis ")
+            assert f"seen at {before['streams'][0]['observedAt']}" in found["stale"]
+            status, groups = await site.ask("/api/v1/groups")
+            assert (status, groups["groups"][0]["lag"], bool(groups["stale"])) == (200, 0, True)
+
+
+async def test_before_anything_was_seen_there_is_a_reason(autojump_clock: trio.testing.MockClock) -> None:
+    async with _site() as site:
+        site.app.redis.refuse()
+        site.app.deployment._streams.clear()
+        _, found = await site.ask("/api/v1/streams")
+    assert (found["streams"], found["stale"].endswith("Nothing was seen before.")) == ([], True)
 
 
 async def test_pending_entries_name_their_consumers(autojump_clock: trio.testing.MockClock) -> None:
