@@ -20,7 +20,6 @@ from attrs import define, field, frozen
 
 from ..runtime.postgres import PostgresUnavailable
 from ..runtime.telemetry import get_logger
-from .lane import BURST
 from .sending import Refusal
 
 if TYPE_CHECKING:
@@ -36,8 +35,16 @@ __all__ = ["OutboxView", "Relay"]
 
 log = get_logger(__name__)
 
+BURST: Final = 100
+"""Rows in one burst at the most: the measured knee, and few enough that a request need not wait long behind them."""
+
 BURSTS: Final = 20
 """Bursts of one stream before the others have their turn."""
+
+REST: Final = 1.0
+"""How long a relay with more to do rests after a burst, as a part of the time that this took: after an outage there is
+much in the outbox, and all who publish and handle meanwhile want the same processor. Where that is busy, bursts take
+longer, and so do the rests."""
 
 REST_AT_LEAST, REST_AT_MOST = 1.0, 10.0
 """Seconds before a stream that has refused is tried again; each further pause is twice as long."""
@@ -253,12 +260,14 @@ class Relay:
         refused, after, moved = await self._begin(stream)
         is_end = False
         for _ in range(BURSTS):
+            started = trio.current_time()
             burst = await self._burst(stream, after, refused)
             moved, is_end = moved or burst.added > 0, burst.is_end
             if refused:
                 after = burst.last  # what was refused stays; behind it may be what is for another partition
             if is_end or (refused and not self._has_partitions(stream)):
                 break
+            await trio.sleep((trio.current_time() - started) * REST)
         self._judge(stream, refused, after, tried=not rests)
         if is_end and not refused and not self._is_elsewhere and self._detours.is_on(stream):
             await self._end_detour(stream)

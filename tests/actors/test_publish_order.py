@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -187,6 +188,31 @@ async def test_a_redis_that_freezes_while_a_detour_ends_delays_nobody(autojump_c
         assert list(dict.fromkeys(await numbers(app))) == [1, 2, 3]
 
 
+async def test_what_waits_is_relayed_without_taking_all_the_time(autojump_clock: MockClock) -> None:
+    """The more a burst takes on a busy machine, the longer those who publish and handle have it for themselves."""
+    async with virtual(shop()) as app:
+        sender = app.deployment.publishing.relay._sender
+        bursts: list[tuple[float, int]] = []
+
+        class Slow:
+            def __getattr__(self, name: str) -> Any:
+                return getattr(sender, name)
+
+            async def add(self, entries: Any) -> Any:
+                await trio.sleep(0.2)
+                bursts.append((trio.current_time(), len(entries)))
+                return await sender.add(entries)
+
+        app.deployment.publishing.relay._sender = Slow()  # type: ignore[assignment]
+        async with app.store.transaction() as transaction:
+            await app.store.outbox.add(transaction, [row(number) for number in range(5 * relay.BURST)])
+        await emptied(app)
+        assert await numbers(app) == list(range(5 * relay.BURST))
+    assert [count for _, count in bursts] == [relay.BURST] * 5
+    gaps = [after - before for (before, _), (after, _) in pairwise(bursts)]
+    assert [round(gap, 2) for gap in gaps] == [0.4] * 4
+
+
 def customer_of(system: System, place: str) -> str:
     stream = system.streams["orders"]
     names = [f"customer {number}" for number in range(50)]
@@ -198,7 +224,6 @@ async def test_a_partition_with_much_that_it_does_not_take_holds_up_no_other(
 ) -> None:
     """More of it than the relay looks through at a time stands before what another partition would take."""
     monkeypatch.setattr(relay, "BURSTS", 1)
-    monkeypatch.setattr(relay, "BURST", 100)
     system = shop(partitions=2)
     bad, good = system.streams["orders"].keys
     async with virtual(system) as app:

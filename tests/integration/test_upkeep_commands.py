@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
 from typing import Any
 
 from installation import STREAM, Installation, access_event, until
@@ -45,6 +48,25 @@ def test_what_is_in_redis_is_shown(installation: Installation) -> None:
     migrate = installation.command("migrate")
     assert migrate.returncode == 2
     assert "migrated at each start" in migrate.stderr
+
+
+def test_while_redis_is_away_older_figures_say_so(installation: Installation) -> None:
+    _publish(installation, 20)
+    until(lambda: installation.rows() == 20, 20, "all handled")
+    length = _json(installation, "streams")["streams"][0]["length"]
+    pid = installation.pid("redis-server")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        until(lambda: not installation.gate("redis")["open"], 6, "the gate is shut")
+        shown = {name: installation.command(name) for name in ("streams", "groups")}
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    for done in shown.values():
+        assert done.returncode == 0
+        assert re.search(r"\nNot as it is now\. Redis is away since .+ This was seen at \d", done.stdout)
+    assert str(length) in shown["streams"].stdout
+    until(lambda: installation.gate("redis")["open"], 10, "the gate is open")
+    assert _json(installation, "streams")["stale"] is None
 
 
 def test_a_replay_outlives_kill_9(installation: Installation) -> None:
