@@ -81,6 +81,11 @@ class Detours:
             detour.is_told = True
             log.warning("events go into the outbox", stream=stream)
 
+    def counted(self, stream: str) -> int:
+        """How many were, since its detour began."""
+        found = self._streams.get(stream)
+        return 0 if found is None else found.events
+
     @contextmanager
     def spooling(self, stream: str) -> Iterator[None]:
         """While the block runs, rows of the stream are written: nobody may find its outbox empty."""

@@ -41,12 +41,18 @@ BURST: Final = 100
 BURSTS: Final = 20
 """Bursts of one stream before the others have their turn."""
 
-REST: Final = 1.0
-"""How long a relay with more to do rests after a burst, as a part of the time that this took: after an outage there is
-much in the outbox, and all who publish and handle meanwhile want the same processor. Where that is busy, bursts take
-longer, and so do the rests."""
+REST: Final = 2.0
+REST_AT_MOST: Final = 0.25
+"""How long a relay with more to do rests after a burst, by the time that this took, and how many seconds at the most.
+After an outage there is much in the outbox, and who publishes meanwhile wants the same processor. Where nobody does, it
+does not rest; and it always relays at least `GAIN` times as much as comes."""
 
-REST_AT_LEAST, REST_AT_MOST = 1.0, 10.0
+GAIN: Final = 2.0
+
+COMPANY_FOR: Final = 0.5
+"""Seconds after an event has come into the outbox for which somebody publishes."""
+
+RETRY_AT_LEAST, RETRY_AT_MOST = 1.0, 10.0
 """Seconds before a stream that has refused is tried again; each further pause is twice as long."""
 
 TELL_EVERY: Final = 60.0
@@ -97,11 +103,17 @@ class _Burst:
         added: how many entries were added.
         last: the last row that was looked at.
         is_end: whether there are no more.
+        span: seconds over which its rows had come into the outbox.
     """
 
     added: int
     last: int
     is_end: bool
+    span: float = 0.0
+
+    def rest(self, work: float) -> float:
+        """Seconds to rest after it, if it took `work` seconds."""
+        return max(0.0, min(work * REST, REST_AT_MOST, self.span / GAIN - work))
 
 
 _Adder = Callable[[Sequence[_Add]], Awaitable[list[str | Refusal]]]
@@ -124,7 +136,7 @@ class _Line:
     passed: int = 0
     scan_at: float = -math.inf
     retry_at: float = -math.inf
-    pause: float = REST_AT_LEAST
+    pause: float = RETRY_AT_LEAST
     told_at: float = -math.inf
 
     @property
@@ -201,7 +213,7 @@ class Relay:
             except (PostgresUnavailable, psycopg.Error) as error:
                 # The looks go on without; whether the database is away, others tell.
                 log.debug("the outbox is not heard", error=str(error))
-            await trio.sleep(REST_AT_LEAST)
+            await trio.sleep(RETRY_AT_LEAST)
 
     async def _follow(self) -> None:
         """Look at once when a burst's fate is known: its rows waited for that."""
@@ -233,7 +245,7 @@ class Relay:
             moved = [await self._drain(stream) for stream in streams if self._is_due(stream)]
         except (PostgresUnavailable, psycopg.Error) as error:
             log.warning("the outbox cannot be relayed", error=str(error))
-            await trio.sleep(REST_AT_LEAST)
+            await trio.sleep(RETRY_AT_LEAST)
             return False
         return any(moved)
 
@@ -258,16 +270,20 @@ class Relay:
         """Add what waits for a stream, up to `BURSTS`; whether it is worth to go on at once."""
         rests = self._rests(stream)
         refused, after, moved = await self._begin(stream)
-        is_end = False
+        is_end, came_at = False, -math.inf
         for _ in range(BURSTS):
-            started = trio.current_time()
+            started, counted = trio.current_time(), self._detours.counted(stream)
             burst = await self._burst(stream, after, refused)
             moved, is_end = moved or burst.added > 0, burst.is_end
             if refused:
                 after = burst.last  # what was refused stays; behind it may be what is for another partition
             if is_end or (refused and not self._has_partitions(stream)):
                 break
-            await trio.sleep((trio.current_time() - started) * REST)
+            now = trio.current_time()
+            if self._detours.counted(stream) > counted:
+                came_at = now
+            if now - came_at < COMPANY_FOR:
+                await trio.sleep(burst.rest(now - started))
         self._judge(stream, refused, after, tried=not rests)
         if is_end and not refused and not self._is_elsewhere and self._detours.is_on(stream):
             await self._end_detour(stream)
@@ -349,7 +365,8 @@ class Relay:
                     done.append((each, result))
             await self._forget(transaction, done)
         self.relayed += len(done)
-        return _Burst(len(done), stored[-1].id, is_end=len(stored) < BURST or self._sender.why_not() != "")
+        is_end = len(stored) < BURST or self._sender.why_not() != ""
+        return _Burst(len(done), stored[-1].id, is_end, span=stored[0].age - stored[-1].age)
 
     async def _forget(self, transaction: Transaction, done: Sequence[tuple[StoredRow, str]]) -> None:
         if not done:
@@ -390,7 +407,7 @@ class Relay:
         line.refused, line.passed = refused, passed
         if tried:
             line.retry_at = now + line.pause
-            line.pause = min(line.pause * 2, REST_AT_MOST)
+            line.pause = min(line.pause * 2, RETRY_AT_MOST)
         if is_new or now - line.told_at >= TELL_EVERY:
             line.told_at = now
             log.error("the stream does not take what waits in the outbox", stream=stream, why=line.reason)

@@ -297,8 +297,26 @@ class LocalCluster:
                     admin.execute_command("CLUSTER", "SETSLOT", slot, "NODE", target_id)
 
     def wait_ok(self, *, within: float = _CLUSTER_LIMIT) -> None:
-        """Wait until every running node says ``cluster_state:ok`` and they all agree on who owns what."""
-        _until(self._is_ok, within, "the cluster is not in order")
+        """Wait until every running node says ``cluster_state:ok`` and they all agree on who owns what.
+
+        Raises AssertionError with what each of them says, if that does not happen within so many seconds.
+        """
+        try:
+            _until(self._is_ok, within, "the cluster is not in order")
+        except AssertionError as error:
+            error.add_note("\n\n".join(map(self._told_by, self.nodes)))
+            raise
+
+    def _told_by(self, node: LocalNode) -> str:
+        name = f"{node.port}{'' if node.running else ' (not running)'}{' (frozen)' if node.frozen else ''}"
+        if node not in self._reachable():
+            return name
+        try:
+            with self.admin(node) as admin:
+                state, nodes = (str(admin.execute_command("CLUSTER", word)) for word in ("INFO", "NODES"))
+        except redis.exceptions.RedisError as error:
+            return f"{name}: {error!r}"
+        return f"{name}: {state.splitlines()[0]}\n{nodes.strip()}"
 
     def _form(self, masters: int) -> None:
         first, *others = self.nodes
