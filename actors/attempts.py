@@ -14,12 +14,13 @@ from uuid import UUID
 import trio
 from attrs import define, evolve, field
 
-from .blame import Progress, Stage, is_sure
+from .blame import Progress, Stage, away_of, is_sure
 from .calling import call_handlers, plan
 from .claims import Claims
 from .event import Envelope
 from .failures import Counts, Failures, Sentence
 from .handling import Context, Delivery, Entry
+from .once import Steps
 from .retry_table import RetryRow
 from .sorting import Handle, Ignore, Refuse, Verdict, expired, key_of, verdict_of
 from .store import InboxEntry
@@ -174,10 +175,12 @@ class Attempts:
                 sentences = await self._set_apart(transaction, sorted_, before, progress)
                 fresh = await self._first_time(transaction, sorted_.handles)
                 progress.stage = Stage.HANDLING
-                apart = await self._call(transaction, fresh, progress, alone=len(entries) == 1)
+                steps = Steps(self._store.steps, self._group.name, self._stream.key)
+                apart = await self._call(transaction, fresh, progress, steps, alone=len(entries) == 1)
                 # Whoever held the processor beyond the limit has exceeded it, too.
                 await trio.lowlevel.checkpoint()
                 progress.stage = Stage.CLOSING
+                await steps.clear(transaction, frozenset(_id_of(each) for each in fresh if each.entry.id in apart))
                 more = await self._close(transaction, entries, sorted_, fresh, apart)
         self._claims.ended(entries)
         counts = self._failures.tell([*sentences, *more])
@@ -259,16 +262,18 @@ class Attempts:
         return entered
 
     async def _call(
-        self, transaction: Transaction, fresh: Sequence[Handle], progress: Progress, *, alone: bool
+        self, transaction: Transaction, fresh: Sequence[Handle], progress: Progress, steps: Steps, *, alone: bool
     ) -> dict[str, Exception]:
         """Call the handlers; what failed by itself, by entry id."""
 
         def blame(handle: Handle, error: Exception) -> None:
-            if is_sure(error):
+            if is_sure(error) and away_of(error, self._group.requires) is None:
                 progress.failed[handle.entry.id] = error
 
         calls = plan(fresh, ordered=self._group.ordered)
-        failed = await call_handlers(calls, lambda delivery: self._context(transaction, delivery), blame)
+        failed = await call_handlers(calls, lambda delivery: self._context(transaction, delivery, steps), blame)
+        if away := next((each for each in failed.values() if away_of(each, self._group.requires)), None):
+            raise away
         if failed and alone:
             raise next(iter(failed.values()))
         if failed and not _can_fail_alone(fresh, failed, ordered=self._group.ordered):
@@ -276,10 +281,11 @@ class Attempts:
             raise _Apart("what failed by itself cannot be committed beside the others")
         return failed
 
-    def _context(self, transaction: Transaction, delivery: Delivery[object] | None) -> Context:
+    def _context(self, transaction: Transaction, delivery: Delivery[object] | None, steps: Steps) -> Context:
         publish, made = self._publish, Context(
             connection=transaction.connection, stream=self._stream.key, group=self._group.name, delivery=delivery
         )  # fmt: skip
+        made._steps = steps
         if publish is not None:
             made._publish = lambda stream, envelopes: publish(transaction, stream, envelopes)
         return made

@@ -15,13 +15,15 @@ from attrs import define, field
 
 from ..runtime.postgres import Fault, classify
 from .event import InvalidEvent
-from .handling import Permanent
+from .handling import Permanent, Unavailable
 from .lease_table import LeaseLost
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from .store import Transaction
 
-__all__ = ["Progress", "Stage", "is_hopeless", "is_sure", "parts_of", "passes"]
+__all__ = ["Progress", "Stage", "away_of", "is_hopeless", "is_sure", "parts_of", "passes"]
 
 
 class Stage(enum.Enum):
@@ -46,15 +48,17 @@ class Progress:
     transaction: Transaction | None = None
     failed: dict[str, Exception] = field(factory=dict)
 
-    def blames(self, error: BaseException, *, database_is_up: bool) -> bool:
+    def blames(self, error: BaseException, *, database_is_up: bool, gates: Collection[str] = ()) -> bool:
         """Whether `error` is the fault of the event or its handler, and so counts as an attempt.
 
         Args:
             error: what ended the transaction, unwrapped.
             database_is_up: whether our own link to the database thinks so.
+            gates: those of the group's own that it stands behind.
         """
         if (
             isinstance(error, LeaseLost)
+            or away_of(error, gates) is not None
             or self.stage is Stage.OPENING
             or (self.transaction is not None and self.transaction.is_lost)
         ):
@@ -64,6 +68,11 @@ class Progress:
         # On a connection that is alive, a handler tells of an outage of something else, unless our own link has just
         # said the same.
         return self.stage is Stage.HANDLING and database_is_up
+
+
+def away_of(error: BaseException, gates: Collection[str]) -> Unavailable | None:
+    """What says, in an error, that something behind one of the gates is away; None if nothing does."""
+    return next((part for part in parts_of(error) if isinstance(part, Unavailable) and part.gate in gates), None)
 
 
 def is_hopeless(error: BaseException) -> bool:

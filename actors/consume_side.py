@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .backends import Backends
     from .backlog import Backlog
     from .handler_pool import HandlerPool
+    from .handling import Unavailable
     from .health_monitor import Watch
     from .losses import LossDetector
     from .publish_side import PublishSide
@@ -44,6 +45,7 @@ class ConsumeSide:
         gates: the deployment's.
         redis: its link, and who is told of its errors.
         postgres: who is told of PostgreSQL's.
+        outside_trouble: told of what is away behind the gates of the system's own.
         publishing: takes what handlers publish.
         losses: looks what a stream has lost, before somebody reads on in it.
         instance: the short stable id of the installation.
@@ -67,6 +69,7 @@ class ConsumeSide:
         *,
         redis: RedisSide,
         postgres: Watch,
+        outside_trouble: Callable[[Unavailable], None],
         publishing: PublishSide,
         losses: LossDetector,
         instance: str,
@@ -85,6 +88,7 @@ class ConsumeSide:
             redis_trouble=redis.trouble,
             reader_trouble=redis.reader_trouble,
             postgres_trouble=postgres.trouble,
+            outside_trouble=outside_trouble,
             publish=publishing.publish_within,
             chance=chance.random,
             wall=wall,

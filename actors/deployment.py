@@ -31,10 +31,11 @@ bring work, and last those who carry it away.
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 import psycopg
@@ -67,7 +68,7 @@ from .letter_orders import LetterOrders
 from .letters import LetterDesk
 from .migrating import MIGRATED_WITHIN, Migrating, migrate_all
 from .ownership import Ownership
-from .probes import StreamView
+from .probes import StreamView, ask_outside
 from .producer import Published, PublishFailed
 from .publish_side import PublishSide
 from .redis_side import RedisSide
@@ -76,13 +77,15 @@ from .tailing import tail
 from .upkeep import Upkeep
 
 if TYPE_CHECKING:
+    from ..runtime.postgres import Connection
     from .backends import Backends
     from .checks import Finding
     from .cluster_view import ClusterView
+    from .handling import Unavailable
     from .losses import Loss
     from .member_table import MemberView
     from .settings import ActorSettings
-    from .system import System
+    from .system import Probe, System
 
 __all__ = ["Deployment", "migrate_all"]
 
@@ -103,6 +106,7 @@ class Deployment:
         instance: the short stable id of this installation; it names the consumers, so it must outlive the process.
         front_ends: makes the children that bring work in (the HTTP front end): they start last and stop first.
         wall: where dates come from; a test brings its own.
+        probes: instead of those that the system declares for its own gates, by gate; a test brings its own.
         seed: of all jitter; a test gives one, so that a run can be repeated.
 
     Attributes:
@@ -112,7 +116,7 @@ class Deployment:
         process: of this process alone.
         membership: who else is there.
         gates: ``redis``, ``redis-memory`` (shut while Redis is full: nothing is published, all else goes on),
-            ``postgres`` and ``schema``.
+            ``postgres`` and ``schema``, and those of the system's own.
         tree: the supervision tree.
         publishing: the producer, the outbox and its relay.
         producer: the producer.
@@ -136,14 +140,16 @@ class Deployment:
         front_ends: Callable[[Deployment], Sequence[ChildSpec]] = lambda _: (),
         wall: Callable[[], datetime] | None = None,
         seed: int | None = None,
+        probes: Mapping[str, Probe] | None = None,
     ) -> None:
+        system.check()
         self.system = system
         self.settings = settings
         self.backends = backends
         self.instance = instance
         self.process = uuid4() if seed is None else _repeatable_uuid(f"{instance}/{seed}")
         self._random = random.Random(seed)  # noqa: S311 - jitter, no secret
-        self.gates = _gates(wall)
+        self.gates = _gates(wall, system.gates)
         pool = backends.pool
         self._access = AccessRepository(pool, settings.zone_info) if pool else None
         self.letters = LetterDesk(pool, system) if pool else None
@@ -154,6 +160,7 @@ class Deployment:
         self._redis = RedisSide(system, settings, backends, self.gates, chance=self._random, wall=wall)
         self._redis_watch, self.checks = self._redis.watch, self._redis.checks
         self._postgres_watch = self._watch_on_postgres()
+        self._own_watches = self._watches_on_own({**system.gates, **(probes or {})})
         self.publishing = self._publish_side()
         self.producer = self.publishing.producer
         self._consuming = self._consume_side(wall)
@@ -237,14 +244,8 @@ class Deployment:
             yield entry
 
     @property
-    def access(self) -> AccessRepository:
-        """The access log.
-
-        Raises:
-            RuntimeError: the system runs without a real database.
-        """
-        if self._access is None:
-            raise RuntimeError("there is no database behind this system, and so no access log")
+    def access(self) -> AccessRepository | None:
+        """The access log; None without a real database."""
         return self._access
 
     def streams(self) -> list[StreamView]:
@@ -287,6 +288,17 @@ class Deployment:
         """
         return self._redis.client()
 
+    def connection(self) -> AbstractAsyncContextManager[Connection[Any]]:
+        """A connection of the pool, in autocommit mode; ``connection.transaction()`` is for more than one statement.
+
+        Raises:
+            RuntimeError: the system runs without a real database.
+            PostgresUnavailable: it is away.
+        """
+        if self.backends.pool is None:
+            raise RuntimeError("there is no database behind this system")
+        return self.backends.pool.connection()
+
     # The parts, in the order in which they need each other ----------------------------------------------------------
 
     def _delivery_watch(self) -> DeliveryWatch | None:
@@ -314,6 +326,15 @@ class Deployment:
         backends.on_postgres_slow = lambda _: watch.doubt(ANSWER_WITHIN)
         return watch
 
+    def _watches_on_own(self, probes: Mapping[str, Probe]) -> dict[str, Watch]:
+        return {
+            name: Watch(self.gates[name], partial(ask_outside, name, probe), self.settings.health, name)
+            for name, probe in probes.items()
+        }
+
+    def _outside_trouble(self, error: Unavailable) -> None:
+        self._own_watches[error.gate].trouble(error)
+
     def _publish_side(self) -> PublishSide:
         return PublishSide(
             self.system,
@@ -335,6 +356,7 @@ class Deployment:
             self.gates,
             redis=self._redis,
             postgres=self._postgres_watch,
+            outside_trouble=self._outside_trouble,
             publishing=self.publishing,
             losses=self.upkeep.losses,
             instance=self.instance,
@@ -368,10 +390,9 @@ class Deployment:
             await trio.sleep_forever()
 
     def _actors(self) -> Iterable[ChildSpec]:
-        monitor = HealthMonitor(
-            [self._redis_watch, self._postgres_watch], self._observe, self.settings.health.observe_every
-        )
-        yield ChildSpec(id="health-monitor", body=monitor, opens=("redis", "postgres"))
+        watches = [self._redis_watch, self._postgres_watch, *self._own_watches.values()]
+        monitor = HealthMonitor(watches, self._observe, self.settings.health.observe_every)
+        yield ChildSpec(id="health-monitor", body=monitor, opens=tuple(watch.gate.name for watch in watches))
         yield ChildSpec(
             id="migrations",
             body=Migrating(self.system, self.backends, self.gates["schema"], self._redis.misdeclared),
@@ -425,9 +446,9 @@ class Deployment:
                     self._consuming.stopping.begin()
 
 
-def _gates(wall: Callable[[], datetime] | None) -> Gates:
+def _gates(wall: Callable[[], datetime] | None, own: Iterable[str]) -> Gates:
     gates = Gates(Journal(wall))
-    for name in ("redis", "postgres"):
+    for name in ("redis", "postgres", *own):
         gates.add(name, shut="not probed yet")
     gates.add("redis-memory", settle=0.0)
     gates.add("schema", settle=0.0, shut="not migrated yet")

@@ -20,6 +20,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal, InvalidOperation
 from typing import Any, Protocol, TypeVar
 from uuid import UUID, uuid5
 
@@ -319,6 +320,9 @@ def _make_converter() -> cattrs.Converter:
     made.register_structure_hook(bool, lambda value, _: _exactly(value, bool))
     made.register_structure_hook(int, lambda value, _: _number(value, int))
     made.register_structure_hook(float, lambda value, _: _number(value, float))
+    # As text, which every JSON reader leaves as it is; a number is taken, too, as it is written.
+    made.register_structure_hook(Decimal, lambda value, _: _decimal(value))
+    made.register_unstructure_hook(Decimal, str)
     return made
 
 
@@ -330,6 +334,18 @@ def _exactly(value: Any, kind: type) -> Any:
     if not isinstance(value, kind):
         raise TypeError(f"expected {kind.__name__}, got {type(value).__name__}")
     return value
+
+
+def _decimal(value: Any) -> Decimal:
+    if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
+        raise TypeError(f"expected a decimal number, got {type(value).__name__}")
+    try:
+        number = Decimal(str(value))
+    except InvalidOperation:
+        number = Decimal("NaN")
+    if not number.is_finite():
+        raise ValueError("is no decimal number")
+    return number
 
 
 def _number(value: Any, kind: type[int] | type[float]) -> Any:

@@ -6,7 +6,8 @@
     └── listener-1, …       requires redis, postgres, schema
 
 Of a stream with partitions each partition is a supervisor of its own with these children, ``partition-0`` …; of an
-ordered group all of them stand behind the gate ``lease GROUP@KEY`` beside the others. The keeper is first so that it
+ordered group all of them stand behind the gate ``lease GROUP@KEY`` beside the others, and so they do behind the gates
+of the system's own that the group requires. The keeper is first so that it
 is stopped last: what the others have left over is given back by it. When the process stops, all of them begin at once
 to do what a stop takes (see `stopping`).
 """
@@ -35,6 +36,7 @@ from .stopping import DRAIN_WITHIN, Stopping
 if TYPE_CHECKING:
     from ..runtime.redis import AnyRedis
     from .event import Envelope
+    from .handling import Unavailable
     from .settings import DeliverySettings
     from .store import Store, Transaction
     from .system import Group, Stream
@@ -60,6 +62,7 @@ class Site:
         redis_trouble: told of every error of Redis.
         reader_trouble: the same for who reads.
         postgres_trouble: told of what keeps the database from working for us.
+        outside_trouble: told what a handler says is away behind a gate of the system's own.
         publish: publishes to a stream within a handler's transaction, in the name of a group.
         chance: random numbers in [0, 1).
         wall: what time it is; None: as the system's clock says.
@@ -78,6 +81,7 @@ class Site:
     redis_trouble: Callable[[Exception], None]
     reader_trouble: Callable[[Exception], None]
     postgres_trouble: Callable[[Exception], None]
+    outside_trouble: Callable[[Unavailable], None] = lambda _: None
     publish: Callable[[Transaction, str, Sequence[Envelope], str], Awaitable[None]]
     chance: Callable[[], float]
     wall: Callable[[], datetime] | None = None
@@ -171,6 +175,7 @@ class GroupTree:
             postgres_gate=site.gates["postgres"],
             redis_trouble=site.redis_trouble,
             postgres_trouble=site.postgres_trouble,
+            outside_trouble=site.outside_trouble,
             publish=lambda transaction, stream, envelopes: site.publish(transaction, stream, envelopes, group.name),
             consumer=site.instance,
             chance=site.chance,
@@ -184,18 +189,18 @@ class GroupTree:
 
     def _children(self, partition: Partition) -> list[ChildSpec]:
         tenure = partition.tenure
-        lease = () if tenure is None else (tenure.gate.name,)
+        gates = (*(() if tenure is None else (tenure.gate.name,)), *self._group.requires)
         children = [
             ChildSpec(
                 id="keeper",
                 body=_within(tenure, self._keeper(partition)),
-                requires=("postgres", "schema", *lease),
+                requires=("postgres", "schema", *gates),
                 drain_within=3.0,
             ),
             ChildSpec(
                 id="handler-pool",
                 body=_within(tenure, partition.pool),
-                requires=("postgres", "schema", *lease),
+                requires=("postgres", "schema", *gates),
                 drain_within=DRAIN_WITHIN,
             ),
         ]
@@ -203,7 +208,7 @@ class GroupTree:
             ChildSpec(
                 id=f"listener-{number}",
                 body=_within(tenure, self._site.stopping.reading(listener)),
-                requires=("redis", "postgres", "schema", *lease),
+                requires=("redis", "postgres", "schema", *gates),
                 progress_within=self._site.read_within(self._group.block) + 5.0,
             )
             for number, listener in enumerate(self._listeners(partition), 1)

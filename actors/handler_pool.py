@@ -25,7 +25,7 @@ from ..runtime.supervision import ErrorInfo
 from ..runtime.supervision.outcome import outcome_of
 from ..runtime.telemetry import get_logger
 from .attempts import Attempts
-from .blame import Progress, passes
+from .blame import Progress, away_of, passes
 from .claims import Claim, Claims
 from .failures import Counts, Failures, PoisonousEvent
 from .lease_table import LeaseLost
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from ..runtime.supervision import Child, Gate
     from .attempts import Publish
     from .backlog import Backlog
-    from .handling import Entry
+    from .handling import Entry, Unavailable
     from .lease_table import Lease
     from .settings import DeliverySettings
     from .store import Store
@@ -78,6 +78,7 @@ class HandlerPool:
         postgres_gate: while it is shut, nothing is attempted.
         redis_trouble: told of every error of Redis, so that its gate can be shut at once.
         postgres_trouble: told of what keeps the database from working for us, for the same reason.
+        outside_trouble: told what a handler says is away behind a gate of the group's own, for the same reason.
         consumer: the instance's name, for dead letters.
         chance: random numbers in [0, 1) for the jitter.
         partition: the key of the partition in Redis. Default: the stream's.
@@ -102,6 +103,7 @@ class HandlerPool:
         postgres_gate: Gate,
         redis_trouble: Callable[[Exception], None],
         postgres_trouble: Callable[[Exception], None],
+        outside_trouble: Callable[[Unavailable], None] = lambda _: None,
         consumer: str,
         chance: Callable[[], float] | None = None,
         partition: str | None = None,
@@ -119,6 +121,7 @@ class HandlerPool:
         self._postgres_gate = postgres_gate
         self._redis_trouble = redis_trouble
         self._postgres_trouble = postgres_trouble
+        self._outside_trouble = outside_trouble
         self._chance = chance or random.random
         self._partition = partition or stream.key
         self._limiter = limiter
@@ -216,7 +219,7 @@ class HandlerPool:
             ended = await self._attempt(part, progress)
             if isinstance(ended, Counts):
                 self._end(part.entries, ended)
-            elif not progress.blames(ended, database_is_up=self._postgres_gate.is_open):
+            elif not progress.blames(ended, database_is_up=self._postgres_gate.is_open, gates=self._group.requires):
                 await self._wait_out(ended)
                 return
             elif splitting.again(part, ended, progress.failed):
@@ -266,9 +269,11 @@ class HandlerPool:
         self._backlog.wake()
 
     async def _wait_out(self, error: BaseException) -> None:
-        """PostgreSQL cannot do our work: block until it can, or until the gate has this pool cancelled."""
+        """PostgreSQL, or what handlers need beside it, is away: block until it is back, or a gate has us cancelled."""
         told = str(ErrorInfo.of(error))
-        if not self._postgres_gate.is_open:
+        if (away := away_of(error, self._group.requires)) is not None:
+            self._outside_trouble(away)
+        elif not self._postgres_gate.is_open:
             log.debug("transaction given back", group=self._group.name, error=told)
         elif isinstance(error, LeaseLost):
             log.info("partition is not ours", group=self._group.name, stream=self._partition, error=told)

@@ -13,16 +13,33 @@ from .event import Envelope, event_type_of
 
 if TYPE_CHECKING:
     from ..runtime.postgres import Connection
+    from .once import Steps
     from .retry_table import RetryRow
     from .sorting import Verdict
 
-__all__ = ["Context", "Delivery", "Entry", "Permanent", "entry_order"]
+__all__ = ["Context", "Delivery", "Entry", "Permanent", "Unavailable", "entry_order"]
 
 E = TypeVar("E")
 
 
 class Permanent(Exception):
     """Raised by a handler: the event itself is at fault, no further delivery will help. It becomes a dead letter."""
+
+
+class Unavailable(Exception):
+    """Raised by a handler: what it needs behind a gate of its group (`Group.requires`) is away; no fault of the event.
+
+    The transaction is rolled back, no attempt is counted, the gate is shut, and the group is held until the gate's
+    probe finds that it is back. For a gate that the group does not require it is an error as any other.
+
+    Args:
+        gate: the gate's name; see `System.gate`.
+        why: for people: what happened, where.
+    """
+
+    def __init__(self, gate: str, why: str) -> None:
+        super().__init__(why)
+        self.gate = gate
 
 
 def entry_order(entry_id: str) -> tuple[int, int]:
@@ -95,6 +112,18 @@ class Context:
     delivery: Delivery[Any] | None = None
     failures: dict[str, Exception] = field(factory=dict, init=False)
     _publish: Callable[[str, Sequence[Envelope]], Awaitable[None]] | None = None
+    _steps: Steps | None = None
+
+    @property
+    def event_id(self) -> UUID:
+        """The event's id, the same whenever and wherever it is handled; raises RuntimeError in a batch handler."""
+        return self._one(None).envelope.event_id
+
+    def _one(self, delivery: Delivery[Any] | None) -> Delivery[Any]:
+        found = delivery or self.delivery
+        if found is None:
+            raise RuntimeError("a batch handler has an event for each delivery; say which one is meant")
+        return found
 
     async def publish(self, stream: str, *events: object) -> list[UUID]:
         """Publish events if and only if this transaction is committed; they are on their way right after.
@@ -118,6 +147,44 @@ class Context:
         ]
         await self._publish(stream, envelopes)
         return [envelope.event_id for envelope in envelopes]
+
+    async def once(
+        self,
+        name: str,
+        call: Callable[[], Awaitable[object]],
+        *,
+        delivery: Delivery[Any] | None = None,
+        again: bool = True,
+    ) -> bool:
+        """Do something outside of the transaction that is not to be repeated with it: send a mail, call a service.
+
+        That it is begun, and that it is done, is noted in transactions of their own. So when the event comes again,
+        because something that followed has failed, or the process died, what was done is not done again. If the process
+        dies within `call`, or it is cancelled there, nobody can know whether it was done; then `again` decides. Give
+        the other side what it needs to notice a repetition: the event's id.
+
+        A group that does so should have ``batch=1``: events that share a transaction come again together. Each call
+        takes a second connection of the pool for a moment.
+
+        Args:
+            name: of the step, among those of the event.
+            call: ``async ()``. If it raises, nothing was done: the step is withdrawn, and the error goes on.
+            delivery: the event; in a single handler by default its own.
+            again: what to do where it is not known whether it was done before. True: do it (at least once;
+                twice only if a process died in that moment). False: raise `Permanent`, so that a person decides (at
+                most once).
+
+        Returns:
+            Whether it was done now; False if it had been before.
+
+        Raises:
+            Permanent: it is not known whether it was done, and `again` is False.
+            psycopg.Error, PostgresUnavailable: it could not be noted; that it was done and is not known may be told so.
+        """
+        event_id = self._one(delivery).envelope.event_id
+        if self._steps is None:
+            raise RuntimeError("this context has no store to note steps in")
+        return await self._steps.once(event_id, name, call, again=again)
 
     def fail(self, delivery: Delivery[Any], error: Exception) -> None:
         """For batch handlers: this event failed, and the others did not.

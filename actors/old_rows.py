@@ -79,6 +79,7 @@ def rules(system: System, tables: Iterable[OldRows], cutoff: datetime, streams: 
         Rule(_LETTER_AUDIT, _OF_NO_LETTER + _by_age(_LETTER_AUDIT), [cutoff]),
         Rule(_LETTER_ORDERS, _OF_SYSTEM + _by_age(_LETTER_ORDERS), [system.name, cutoff]),
         Rule(_LOSSES, _OF_STREAMS + _by_age(_LOSSES), [keys, cutoff]),
+        Rule(_STEPS, _OF_NOTHING_OPEN + _OF_STREAMS + _by_age(_STEPS), [list(system.streams), cutoff]),
         Rule(_SUSPECTS, _OF_STREAMS + _by_age(_SUSPECTS), [keys, cutoff]),
         Rule(_REPLAYS, _OF_SYSTEM + _by_age(_REPLAYS), [system.name, cutoff]),
         Rule(_RUNS, _PAST, [system.name, cutoff, system.name]),
@@ -127,6 +128,18 @@ _OF_NO_LETTER: Final = sql.SQL(
 _LETTER_ORDERS: Final = OldRows("penstock_dead_letter_order", "finished_at")
 
 _LOSSES: Final = OldRows("penstock_loss", "detected_at")
+_STEPS: Final = OldRows("penstock_step", "updated_at", ("consumer_group", "event_id", "name"))
+# While its event may come again, from a row or a letter, a step says what was done for it.
+_OF_NOTHING_OPEN: Final = sql.SQL(
+    """
+    not exists (select from penstock_retry other where other.event_id = penstock_step.event_id)
+    and not exists (
+        select from penstock_dead_letter other
+        where other.event_id = penstock_step.event_id and other.status in ('dead', 'replaying')
+    )
+    and
+    """
+)
 _SUSPECTS: Final = OldRows("penstock_suspect", "updated_at", ("consumer_group", "stream", "entry_id"))
 _REPLAYS: Final = OldRows("penstock_replay", "finished_at")
 

@@ -5,7 +5,7 @@ PING proves nothing (it is answered while a cluster is down), and an empty strea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import cache
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ __all__ = [
     "RedisProbe",
     "StreamView",
     "Unhealthy",
+    "ask_outside",
     "check_stream",
     "observe",
     "probe_key",
@@ -168,6 +169,14 @@ def _failed_nodes(reply: Any) -> list[str]:
 
 def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
+
+
+async def ask_outside(name: str, probe: Callable[[], Awaitable[None]]) -> None:
+    """Ask a probe of the user's; raise `Unhealthy` with whatever it raises."""
+    try:
+        await probe()
+    except Exception as error:
+        raise Unhealthy(f"{name}: {str(error) or type(error).__name__}") from error
 
 
 @frozen

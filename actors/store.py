@@ -24,6 +24,7 @@ from .member_table import MemberTable, PostgresMembers
 from .outbox_table import OutboxTable, PostgresOutbox
 from .replay_table import PostgresReplays, ReplayTable
 from .retry_table import PostgresRetries, RetryTable
+from .step_table import PostgresSteps, StepTable
 from .stream_table import PostgresStreams, StreamTable
 from .suspect_table import PostgresSuspects, SuspectTable
 
@@ -134,6 +135,11 @@ class Store(Protocol):
         """Ranges of streams that somebody ordered to be replayed."""
         ...
 
+    @property
+    def steps(self) -> StepTable:
+        """What handlers did outside of their transactions."""
+        ...
+
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
         """A transaction: committed when the block is left normally, rolled back with an exception or a cancellation.
 
@@ -219,6 +225,7 @@ class PostgresStore:
         self.leases: LeaseTable = PostgresLeases(abandon_after)
         self.members: MemberTable = PostgresMembers()
         self.streams: StreamTable = PostgresStreams(abandon_after)
+        self.steps: StepTable = PostgresSteps(pool)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:

@@ -16,7 +16,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from uuid import UUID
 from zlib import crc32
 
@@ -33,14 +33,21 @@ from .event import (
     UndecodableEntry,
     event_type_of,
 )
+from .leasing import LEASE_GATE
 from .retrying import RetryPolicy
 
 if TYPE_CHECKING:
     from .handling import Context, Delivery
 
-__all__ = ["DeclarationError", "Group", "Handler", "Stream", "System"]
+__all__ = ["DeclarationError", "Group", "Handler", "Probe", "Stream", "System"]
 
 H = TypeVar("H", bound=Callable[..., Awaitable[None]])
+
+Probe = Callable[[], Awaitable[None]]
+"""Raises if what stands behind a gate cannot do its work."""
+
+OWN_GATES: Final = ("redis", "redis-memory", "postgres", "schema")
+"""The gates that every system has."""
 
 
 class DeclarationError(ValueError):
@@ -71,6 +78,12 @@ class Handler:
         return f"{self.call.__module__}.{getattr(self.call, '__qualname__', repr(self.call))}"
 
 
+def _names(value: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(value, str):
+        raise TypeError(f"requires takes several names, as ({value!r},)")
+    return tuple(value)
+
+
 @define(eq=False)
 class Group:
     """A consumer group of one stream: each event is handled once in it.
@@ -88,6 +101,8 @@ class Group:
             key whose event failed waits, the others go on. Each partition has one owner at a time, among all processes.
             Default False: any consumer takes any entry, and nothing but the stream is in order.
         retry: how often, and after which pauses, its events are tried again. Default: as the settings say.
+        requires: gates of the system's own (see `System.gate`), behind which the group stands: while one is shut, none
+            of its events is read or handled, and none is blamed.
         handlers: by event type.
     """
 
@@ -101,6 +116,7 @@ class Group:
     start: str = "0"
     ordered: bool = False
     retry: RetryPolicy | None = None
+    requires: tuple[str, ...] = field(default=(), converter=_names)
     handlers: dict[str, Handler] = field(factory=dict)
 
 
@@ -232,6 +248,11 @@ class System:
         name: the root of the supervision tree, and the first word in logs.
         migrations: a directory of migrations (``0001.what.sql``) that make the tables of its handlers; they are applied
             at every start, under a lock, before any handler runs.
+
+    Attributes:
+        streams: by key, in order of declaration.
+        gates: the probes of its own gates, by name; see `gate`.
+        parts: what other floors keep with the declaration (`penstock.http.routes`); nothing here looks at it.
     """
 
     def __init__(self, name: str, *, migrations: Path | Traversable | None = None) -> None:
@@ -240,6 +261,43 @@ class System:
         self.name = name
         self.migrations = migrations
         self.streams: dict[str, Stream] = {}
+        self.gates: dict[str, Probe] = {}
+        self.parts: list[object] = []
+
+    def gate(self, name: str, probe: Probe) -> None:
+        """Declare a gate for something that handlers need beside Redis and PostgreSQL: a mail server, another service.
+
+        The groups that require it (`Group.requires`) are held while it is shut. The health monitor shuts it when
+        `probe` raises anything, or takes longer than the setting ``health.timeout``, and opens it when it returns; a
+        handler shuts it by raising `Unavailable`. How often it is probed, the settings ``health.interval_…`` say.
+
+        Args:
+            name: how others name it, in `Group.requires`, on the page and in logs.
+            probe: ``async ()``; it raises, or hangs, while what stands behind the gate cannot do its work. It may be
+                cancelled at any time.
+
+        Raises:
+            DeclarationError: the name is empty, taken, or one of Penstock's own; or `probe` is no async function.
+        """
+        if not name or name in self.gates or name in OWN_GATES or name.startswith(LEASE_GATE):
+            raise DeclarationError(f"a gate's name is a non-empty string of its own, declared once, not {name!r}")
+        if not inspect.iscoroutinefunction(probe) and not inspect.iscoroutinefunction(
+            getattr(probe, "__call__", None)  # noqa: B004 - an object with an async __call__ will do
+        ):
+            raise DeclarationError(f"gate {name!r}: a probe is an async function, not {probe!r}")
+        self.gates[name] = probe
+
+    def check(self) -> None:
+        """Raise `DeclarationError` if what was declared does not fit together."""
+        for stream in self.streams.values():
+            for group in stream.groups.values():
+                unknown = [name for name in group.requires if name not in self.gates]
+                if unknown:
+                    known = ", ".join(sorted(self.gates)) or "none"
+                    raise DeclarationError(
+                        f"group {group.name!r} of stream {stream.key!r} requires the gate {unknown[0]!r}, which is "
+                        f"not declared; the system's gates are: {known}"
+                    )
 
     def stream(self, key: str, *, events: Sequence[type] = (), **options: Any) -> Stream:
         """Declare a stream that carries `events`, with options; see `Stream`.

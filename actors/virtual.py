@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, Generic, TypeVar, overload
 
 import trio
@@ -69,13 +70,22 @@ class VirtualDeployment(Generic[R]):
         self.redis = redis
         self.store = store
         self._away = ""
+        self._lost: dict[str, str] = {}
         self._backends = Backends(
             redis_options=_options_for(redis),
             redis_connect=redis.connect,
             store=store,
             probe_postgres=self._probe,
         )
-        self.deployment = Deployment(system, settings, self._backends, instance=instance, wall=_virtual_wall, seed=seed)
+        self.deployment = Deployment(
+            system,
+            settings,
+            self._backends,
+            instance=instance,
+            wall=_virtual_wall,
+            seed=seed,
+            probes={name: partial(self._probe_own, name) for name in system.gates},
+        )
 
     async def publish(self, stream: str, *events: object) -> list[Published | PublishFailed]:
         """Publish objects of event classes, or envelopes; see `Deployment.publish`."""
@@ -92,6 +102,19 @@ class VirtualDeployment(Generic[R]):
         """The database is back; the health monitor will find out."""
         self._away = ""
         self.store.restore()
+
+    def lose(self, gate: str, why: str) -> None:
+        """What stands behind a gate of the system's own goes away: its probe, which is none but this, says so.
+
+        The gate is shut when it is probed next, or a handler raises `Unavailable`.
+        """
+        if gate not in self.deployment.system.gates:
+            raise KeyError(gate)
+        self._lost[gate] = why
+
+    def restore(self, gate: str) -> None:
+        """It is back; the health monitor will find out."""
+        del self._lost[gate]
 
     def child(self, path: str) -> ChildView:
         """The child at `path` below the root; raises KeyError."""
@@ -137,6 +160,11 @@ class VirtualDeployment(Generic[R]):
         await trio.lowlevel.checkpoint()
         if self._away:
             raise Unhealthy(self._away)
+
+    async def _probe_own(self, gate: str) -> None:
+        await trio.lowlevel.checkpoint()
+        if gate in self._lost:
+            raise Unhealthy(self._lost[gate])
 
 
 @overload

@@ -21,6 +21,7 @@ from .page import page
 from .problems import install
 from .replays import replays
 from .retention import retention
+from .routes import routes_of
 from .running import RunningSystem
 from .settings import HttpSettings
 from .streams import streams
@@ -72,12 +73,24 @@ def create_app(deployment: RunningSystem, settings: HttpSettings, *, draining: t
         page(),
     ):
         app.register_blueprint(routes)
+    _add_own(app, deployment)
     app.before_request(_note_method_name)
     app.before_request(refuse_other_sites)
     inside = cast("ASGI", app.asgi_app)
     recorder = AccessRecorder(Boundary(inside), deployment, settings.capture_body_limit)
     app.asgi_app = recorder  # type: ignore[method-assign, assignment]
     return app
+
+
+def _add_own(app: HttpApp, deployment: RunningSystem) -> None:
+    """Serve the routes of the system's own. Raises ValueError for one that would hide one of ours, or another."""
+    taken = {rule.rule: rule.endpoint for rule in app.url_map.iter_rules()}
+    for made in routes_of(deployment):
+        app.register_blueprint(made)
+        for rule in app.url_map.iter_rules():
+            if rule.endpoint.startswith(f"{made.name}.") and rule.rule in taken:
+                raise ValueError(f"the route {rule.rule} of {made.name!r} is taken, by {taken[rule.rule]}")
+        taken |= {rule.rule: rule.endpoint for rule in app.url_map.iter_rules()}
 
 
 async def _note_method_name() -> None:

@@ -19,7 +19,7 @@ from .problems import Problem
 from .running import RunningSystem
 from .views import shut_gate
 
-__all__ = ["Given", "asker", "asking", "given_body", "given_query", "wrong"]
+__all__ = ["Given", "asker", "asking", "given_body", "given_query", "json_object", "query", "wrong"]
 
 T = TypeVar("T")
 
@@ -62,17 +62,27 @@ def asker() -> str:
 
 def given_query() -> Given:
     """The parameters of the request's query; one that is given twice is refused."""
+    return Given(query(), text_only=True)
+
+
+def query() -> dict[str, str]:
+    """The same, as text."""
     for name, values in request.args.lists():
         if len(values) > 1:
             wrong(f"{name[:40]}: is given more than once.")
-    return Given(dict(request.args.items()), text_only=True)
+    return dict(request.args.items())
 
 
 async def given_body() -> Given:
     """The members of the request's body, a JSON object; no body is an empty one."""
+    return Given(await json_object())
+
+
+async def json_object() -> dict[str, Any]:
+    """The same, as JSON values."""
     body = await request.get_data(cache=False, as_text=False, parse_form_data=False)
     if not body.strip():
-        return Given({})
+        return {}
     if request.mimetype != "application/json":
         came = request.content_type or "a body without a content type"
         detail = f"What is asked comes as application/json, not as {came}."
@@ -80,7 +90,7 @@ async def given_body() -> Given:
     value = parse(decode(body))
     if not isinstance(value, dict):
         wrong("The body must be a JSON object.")
-    return Given(value)
+    return value
 
 
 class Given:

@@ -42,7 +42,7 @@ def health(deployment: RunningSystem) -> Blueprint:
     @routes.get("/readyz")
     async def readyz() -> TrioResponse:
         snapshot, cluster = deployment.tree.snapshot(), deployment.cluster()
-        ready, state = readiness(snapshot, deployment.streams())
+        ready, state = readiness(snapshot, deployment.streams(), deployment.system.gates)
         state["warnings"] = [warning_json(each) for each in deployment.warnings()]
         state["outbox"] = outbox_json(deployment.outbox())
         state["losses"] = losses_json(deployment.losses())

@@ -18,7 +18,7 @@ from ..actors.event import Envelope, EventType, InvalidEvent, new_event_id
 from ..actors.system import Stream
 from .problems import Problem
 
-__all__ = ["DEEPEST", "decode", "is_utf8", "parse", "read_event", "traceparent_of"]
+__all__ = ["DEEPEST", "decode", "is_utf8", "parse", "read_event", "read_values", "traceparent_of"]
 
 DEEPEST = 64
 """How deep JSON may be nested: far beyond any event, and far below what would break a reader."""
@@ -82,6 +82,21 @@ def read_event(item: Any, stream: Stream, traceparent: str | None = None) -> Env
     if mistakes:
         raise _invalid(mistakes, item.get("eventId"))
     return envelope
+
+
+def read_values(values: Mapping[str, Any], declared: EventType) -> Any:
+    """The object of an event class that JSON values, or texts of a query, describe.
+
+    Raises:
+        Problem: 422, with ``errors`` that name each member at fault.
+    """
+    mistakes = _unstorable(values)
+    if not mistakes:
+        try:
+            return declared.structure(values)
+        except InvalidEvent as error:
+            mistakes = [_mistake(path.removeprefix("data."), problem) for path, problem in error.problems]
+    raise _invalid(mistakes, None)
 
 
 def traceparent_of(header: str | None) -> str | None:

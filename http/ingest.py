@@ -31,7 +31,7 @@ from .running import RunningSystem
 from .settings import HttpSettings
 from .views import gate_json
 
-__all__ = ["ingest"]
+__all__ = ["ingest", "publish_one"]
 
 _JSON_TYPES = ("application/json",)
 _NDJSON_TYPES = ("application/x-ndjson", "application/ndjson")
@@ -76,7 +76,7 @@ def ingest(deployment: RunningSystem, settings: HttpSettings) -> Blueprint:
         if isinstance(value, list):
             batch = await _read_array(value, declared, traceparent, settings.max_items)
             return await _publish_many(deployment, declared, batch)
-        return await _publish_one(deployment, declared, read_event(value, declared, traceparent))
+        return await publish_one(deployment, declared, read_event(value, declared, traceparent))
 
     return routes
 
@@ -160,7 +160,8 @@ def _read(place: dict[str, int], value: Any, stream: Stream, traceparent: str | 
 # Publishing ----------------------------------------------------------------------------------------------------------
 
 
-async def _publish_one(deployment: RunningSystem, stream: Stream, envelope: Envelope) -> TrioResponse:
+async def publish_one(deployment: RunningSystem, stream: Stream, envelope: Envelope) -> TrioResponse:
+    """Publish one event, and say what came of it; raises 502 and 503 `Problem`."""
     (result,) = await deployment.publish(stream.key, [envelope])
     if isinstance(result, Published):
         return json_reply(_accepted(result), 202)

@@ -134,7 +134,7 @@ class LiveFeed:
         deployment = self.deployment
         snapshot = deployment.tree.snapshot()
         streams = list(deployment.streams())
-        ready, _ = readiness(snapshot, streams)
+        ready, _ = readiness(snapshot, streams, deployment.system.gates)
         clock, cluster = trio.current_time(), deployment.cluster()
         return {
             "system": deployment.system.name,

@@ -17,9 +17,12 @@ __all__ = ["refuse_other_sites"]
 _SAFE = ("GET", "HEAD", "OPTIONS")
 
 
-async def refuse_other_sites() -> None:
-    """Raise a 403 `Problem` if a page of another origin would change something; programs say nothing of origins."""
-    if request.method in _SAFE or _is_from_here():
+async def refuse_other_sites(*, always: bool = False) -> None:
+    """Raise a 403 `Problem` if a page of another origin would change something; programs say nothing of origins.
+
+    By the standard GET changes nothing; `always` is for a route where it does.
+    """
+    if (request.method in _SAFE and not always) or _is_from_here():
         return
     detail = "A page of another origin must not change anything here; programs may, for they send no such headers."
     raise Problem(403, "cross-site", "From another site", detail)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import date
-from typing import Protocol
+from typing import Any, Protocol
 from zoneinfo import ZoneInfo
 
 from ..actors.access import AccessCategory, AccessRecord, AccessSummary, CategoryChange
@@ -21,6 +22,8 @@ from ..actors.producer import Published, PublishFailed
 from ..actors.relay import OutboxView
 from ..actors.system import System
 from ..actors.upkeep import Upkeep
+from ..runtime.postgres import Connection
+from ..runtime.redis import AnyRedis
 from ..runtime.supervision import Gates, Tree
 
 __all__ = ["AccessStore", "DeliveryLook", "RunningSystem", "ZoneSettings"]
@@ -126,6 +129,14 @@ class RunningSystem(Protocol):
 
     def warnings(self) -> Sequence[Finding]:
         """What the start-up checks found that somebody should mend."""
+        ...
+
+    def client(self) -> AnyRedis:
+        """The link to Redis; raises RuntimeError while its actor is not running."""
+        ...
+
+    def connection(self) -> AbstractAsyncContextManager[Connection[Any]]:
+        """A connection to the database, in autocommit mode; raises `PostgresUnavailable` while it is away."""
         ...
 
     async def publish(self, stream: str, envelopes: Sequence[Envelope], /) -> list[Published | PublishFailed]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -157,15 +157,23 @@ def cluster_json(cluster: ClusterView, now: datetime, clock: float) -> dict[str,
     }
 
 
-def readiness(snapshot: Snapshot, streams: Iterable[StreamView]) -> tuple[bool, dict[str, Any]]:
-    """Whether events can be taken and handled now, and what stands in the way."""
+def readiness(
+    snapshot: Snapshot, streams: Iterable[StreamView], own_gates: Collection[str] = ()
+) -> tuple[bool, dict[str, Any]]:
+    """Whether events can be taken and handled now, and what stands in the way.
+
+    While a gate of the system's own (one of `own_gates`) is shut, some handlers wait for something outside; it is
+    shown, and this process is ready: another one would not do better.
+    """
     # A partition that another process has is no fault of this one.
     gates = [gate for gate in snapshot.gates if not gate.name.startswith(LEASE_GATE)]
     shut = [gate_json(gate, snapshot.time) for gate in gates if not gate.open]
     held = [child for child in held_json(snapshot.root) if not str(child["heldBy"]).startswith(LEASE_GATE)]
+    in_the_way = [each for each in shut if each["name"] not in own_gates]
+    in_the_way += [each for each in held if each["heldBy"] not in own_gates]
     # Between the opening of its gate and its start a child is held no more, and does not yet work.
     coming = any(child.state == "waiting" for child in snapshot.root.walk())
-    ready = not shut and not held and not coming and snapshot.root.state in _SERVING
+    ready = not in_the_way and not coming and snapshot.root.state in _SERVING
     return ready, {
         "time": iso(snapshot.time),
         "state": snapshot.root.state,

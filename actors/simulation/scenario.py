@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Final
 
 from attrs import field, frozen
 
 from ..event import Envelope
 from ..settings import ActorSettings, DeliverySettings, HealthSettings
 from ..system import System
+from ..testing import MemoryStore
 
 __all__ = ["SETTINGS", "Publication", "Scenario"]
 
@@ -42,7 +43,8 @@ class Scenario:
     Attributes:
         system: the declaration, fresh or not; it is not changed.
         publications: the events of one story, in the order in which they are published.
-        connection: makes what the handlers get as ``context.connection`` of the one in memory.
+        begins: called before each story with its database, to say what statements find there (`MemoryStore.answer`),
+            and to put something in memory in the place of what handlers use beside it.
         processes: how many processes share the work; None: one to three.
         faults: the least and the most number of faults in a story.
         stumbling: whether handlers are made to fail, to be slow and to break off, beside what they do themselves.
@@ -52,7 +54,7 @@ class Scenario:
 
     system: Callable[[random.Random], System]
     publications: Callable[[random.Random, System], Sequence[Publication]]
-    connection: Callable[[Any], Any] = field(default=lambda connection: connection)
+    begins: Callable[[MemoryStore], None] = field(default=lambda store: None)
     processes: int | None = None
     faults: tuple[int, int] = (3, 10)
     stumbling: bool = True

@@ -58,14 +58,12 @@ class Stumbling:
     Attributes:
         seed: of all fates.
         ledger: where effects and failures are noted; set before the copy runs.
-        connection: see `Scenario.connection`.
         on: whether handlers are made to stumble at all.
         freeze: freezes the process whose task calls it for so many seconds.
         time_limit: seconds that a handler's transaction may take.
     """
 
     seed: int
-    connection: Callable[[Any], Any]
     on: bool = True
     time_limit: float = 10.0
     freeze: Callable[[float], None] = lambda seconds: None
@@ -75,6 +73,7 @@ class Stumbling:
     def copy_of(self, system: System) -> System:
         """The same declaration with watched handlers."""
         copy = System(system.name, migrations=system.migrations)
+        copy.gates.update(system.gates)
         for key, stream in system.streams.items():
             groups = {name: self._group(stream, group) for name, group in stream.groups.items()}
             copy.streams[key] = evolve(stream, groups=groups)
@@ -94,7 +93,6 @@ class Stumbling:
                 await self._record(stream, group, context.delivery, memory)
                 fate = self._fate(group, event_id)
                 await self._stumble(group, event_id, fate, late=False)
-                context.connection = self.connection(memory)
                 await handler.call(event, context)
                 await self._stumble(group, event_id, fate, late=True)
             except BaseException as error:
@@ -116,7 +114,6 @@ class Stumbling:
                     context.fail(delivery, error)  # as a batch handler does for one of its events
                 else:
                     sound.append(delivery)
-            context.connection = self.connection(memory)
             if not sound:
                 return
             try:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 from attrs import evolve
 
 from ..event import Envelope, event_type_of, new_event_id
 from ..system import System
-from .connection import SimulatedConnection
+from ..testing import MemoryStore
 from .generated import make_publications
 from .scenario import Publication, Scenario
 
@@ -24,7 +23,7 @@ def scenario_of(
     system: System,
     *,
     events: Events | None = None,
-    connection: Callable[[Any], Any] | None = None,
+    begins: Callable[[MemoryStore], None] | None = None,
     processes: int | None = None,
 ) -> Scenario:
     """What is simulated for `system`.
@@ -32,8 +31,7 @@ def scenario_of(
     Args:
         system: the declaration; its handlers are called as they are.
         events: makes the events of one story from a generator of random numbers; None: they are made up by type.
-        connection: makes what handlers get as ``context.connection``; it is given the one in memory, by which
-            statements are committed. None: `SimulatedConnection`.
+        begins: called before each story; see `Scenario.begins`.
         processes: how many processes share the work; None: one to three.
     """
 
@@ -45,7 +43,7 @@ def scenario_of(
     return Scenario(
         system=lambda chance: system,
         publications=publications,
-        connection=SimulatedConnection if connection is None else connection,
+        begins=begins or (lambda store: None),
         processes=processes,
     )
 

@@ -108,8 +108,9 @@ class World:
         """The world of a seed, with nobody in it yet."""
         chance = random.Random(f"world {seed}")  # noqa: S311 - no secret
         declared = scenario.system(chance)
-        stumbling = Stumbling(seed, scenario.connection, on=scenario.stumbling)
+        stumbling = Stumbling(seed, on=scenario.stumbling)
         system, store = stumbling.copy_of(declared), MemoryStore()
+        scenario.begins(store)
         ledger = stumbling.ledger = Ledger(system, store)
         stumbling.freeze = lambda seconds: world.freeze_current(seconds)
         stumbling.time_limit = scenario.settings.delivery.handler_timeout
@@ -161,6 +162,7 @@ class World:
             instance=node.name,
             wall=_wall,
             seed=self.chance.getrandbits(32),
+            probes=dict.fromkeys(self.system.gates, trio.lowlevel.checkpoint),
         )
         process = node.process = self.simulation.start(f"{node.name}/{node.life}", node.deployment.run)
         self.simulation.spawn(self._watch_over, node, process)

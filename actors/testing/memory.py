@@ -84,6 +84,21 @@ class MemoryTransactions:
             raise PostgresUnavailable(self.refusal, address=ADDRESS)
         self.guard()
 
+    @asynccontextmanager
+    async def work(self) -> AsyncIterator[MemoryWork]:
+        """A transaction: committed when the block is left normally, rolled back otherwise."""
+        await trio.lowlevel.checkpoint()
+        self.check()
+        work = MemoryWork(self)
+        self.open[work] = None
+        try:
+            yield work
+            await trio.lowlevel.checkpoint_if_cancelled()
+            work.commit()
+        finally:
+            self.open.pop(work, None)
+            work.end()
+
 
 def _let_in() -> None:
     """Nobody is kept out."""

@@ -6,18 +6,19 @@ What is true of it is held by the same tests that hold `PostgresStore`. On top o
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 from uuid import UUID
 
 import psycopg
 import trio
-from attrs import frozen
 
 from ..dead_letter import DeadLetter
 from ..handling import entry_order
 from ..store import InboxEntry, Transaction
+from .connection import MemoryConnection
+from .effect import Effect
 from .leases import MemoryLeases
 from .letters import MemoryLetters
 from .losses import MemoryLosses
@@ -26,18 +27,18 @@ from .memory import MemoryTransactions, MemoryWork, Table
 from .outbox import MemoryOutbox
 from .replays import MemoryReplays
 from .retries import MemoryRetries
+from .steps import MemorySteps
 from .streams import MemoryStreams
 from .suspects import MemorySuspects
 
-__all__ = ["Effect", "MemoryConnection", "MemoryStore", "MemoryTransaction"]
+__all__ = ["MemoryStore", "MemoryTransaction"]
 
 
-@frozen
-class Effect:
-    """A statement that a handler executed: what a test counts."""
+Answer = Sequence[tuple[Any, ...]] | Callable[[tuple[Any, ...]], Sequence[tuple[Any, ...]]]
 
-    statement: str
-    values: tuple[Any, ...]
+
+def _squeezed(statement: str) -> str:
+    return " ".join(statement.split()).lower()
 
 
 class MemoryStore:
@@ -50,6 +51,7 @@ class MemoryStore:
         leases: who has which partition of an ordered group.
         members: which processes there are.
         streams: with how many partitions streams were made.
+        steps: what handlers did outside of their transactions.
     """
 
     def __init__(self) -> None:
@@ -67,7 +69,9 @@ class MemoryStore:
         self.effect_table: Table[int, Effect] = Table("effect")
         self.retries = MemoryRetries(self)
         self.suspects = MemorySuspects()
+        self.steps = MemorySteps(self.server)
         self._statement_errors: list[psycopg.Error] = []
+        self._answers: list[tuple[str, Answer]] = []
 
     # What a test looks at
 
@@ -116,60 +120,47 @@ class MemoryStore:
         """No statement fails any more that was ordered to."""
         self._statement_errors.clear()
 
-    def next_error(self) -> psycopg.Error | None:
-        """What the statement that a handler executes now is to fail with."""
-        return self._statement_errors.pop(0) if self._statement_errors else None
+    async def execute(self, work: MemoryWork, effect: Effect) -> Sequence[tuple[Any, ...]] | None:
+        """Execute a handler's statement within `work`: its rows; None where nothing was said of it."""
+        await trio.lowlevel.checkpoint()
+        work.check()
+        if self._statement_errors:
+            work.fail()
+            raise self._statement_errors.pop(0)
+        await work.put(self.effect_table, self.effect_table.next_id(), effect)
+        return self._rows_of(effect)
+
+    # What handlers are answered
+
+    def answer(self, beginning: str, rows: Answer) -> None:
+        """Answer the statements that begin so with rows, by what was given last for such a beginning.
+
+        Args:
+            beginning: of the statement; white space counts as one blank, and case does not.
+            rows: the rows, as tuples; or a function of the statement's values that makes them.
+        """
+        self._answers.insert(0, (_squeezed(beginning), rows))
+
+    def _rows_of(self, effect: Effect) -> Sequence[tuple[Any, ...]] | None:
+        statement = _squeezed(effect.statement)
+        for beginning, rows in self._answers:
+            if statement.startswith(beginning):
+                return rows(effect.values) if callable(rows) else rows
+        return None
 
     # Store
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
         """See `Store.transaction`."""
-        await trio.lowlevel.checkpoint()
-        self.server.check()
-        work = MemoryWork(self.server)
-        self.server.open[work] = None
-        try:
+        async with self.server.work() as work:
             yield MemoryTransaction(self, work)
-            await trio.lowlevel.checkpoint_if_cancelled()
-            work.commit()
-        finally:
-            self.server.open.pop(work, None)
-            work.end()
 
     async def stored_position(self, group: str, stream: str) -> str | None:
         """See `Store.stored_position`."""
         await trio.lowlevel.checkpoint()
         self.server.check()
         return self.position_table.rows.get((group, stream))
-
-
-class MemoryConnection:
-    """What handlers get instead of a psycopg connection: it remembers what they execute."""
-
-    def __init__(self, store: MemoryStore, work: MemoryWork) -> None:
-        self._store = store
-        self._work = work
-
-    @property
-    def is_lost(self) -> bool:
-        """Whether it is gone, and its transaction with it."""
-        return self._work.is_lost
-
-    def transaction(self) -> AbstractAsyncContextManager[None]:
-        """A savepoint, as psycopg's ``connection.transaction()`` is one inside of a transaction."""
-        return self._work.savepoint()
-
-    async def execute(self, statement: str, values: Sequence[Any] = ()) -> None:
-        """Remember a statement; it becomes one of `MemoryStore.effects` when the transaction is committed."""
-        await trio.lowlevel.checkpoint()
-        self._work.check()
-        error = self._store.next_error()
-        if error is not None:
-            self._work.fail()
-            raise error
-        table = self._store.effect_table
-        await self._work.put(table, table.next_id(), Effect(statement, tuple(values)))
 
 
 class MemoryTransaction:

@@ -99,7 +99,7 @@ class _Teller:
         return scenario_of(
             found,
             events=_hook(module, "simulation_events"),
-            connection=_hook(module, "simulation_connection"),
+            begins=_hook(module, "simulation_begins"),
             processes=self.processes,
         )
 

@@ -1,0 +1,179 @@
+"""Routes of a system's own, beside Penstock's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import pytest
+import trio
+from attrs import frozen
+from trio.testing import MockClock
+
+from penstock.actors.event import event
+from penstock.actors.handling import Context
+from penstock.actors.system import System
+from penstock.actors.virtual import virtual
+from penstock.http.routes import Blueprint, RunningSystem, TrioResponse, accept, event_of, json_reply, routes
+from penstock.http.testing import client_of
+
+
+@event("ORDER_PLACED", key="user_id")
+@frozen
+class OrderPlaced:
+    user_id: str
+    price: Decimal
+
+
+def shop(*more: Callable[[RunningSystem], Blueprint]) -> System:
+    system = System("shop")
+    orders = system.stream("orders", events=[OrderPlaced])
+
+    @orders.on(OrderPlaced, group="payments")
+    async def pay(order: OrderPlaced, context: Context) -> None:
+        await context.connection.execute("insert payment", [order.user_id, order.price])
+
+    @routes(system)
+    def pages(running: RunningSystem) -> Blueprint:
+        made = Blueprint("shop", __name__)
+
+        @made.get("/order")
+        @made.post("/order")
+        async def order() -> TrioResponse:
+            return await accept(running, "orders", await event_of(OrderPlaced))
+
+        @made.get("/length")
+        async def length() -> TrioResponse:
+            return json_reply({"length": await running.client().xlen("orders")})
+
+        @made.get("/rows")
+        async def rows() -> TrioResponse:
+            async with running.connection() as connection:
+                await connection.execute("select 1")
+            return json_reply({})
+
+        return made
+
+    for make in more:
+        routes(system)(make)
+    return system
+
+
+async def test_an_order_comes_by_query_and_by_body(autojump_clock: MockClock) -> None:
+    async with virtual(shop()) as app:
+        client = client_of(app.deployment)
+        asked = await client.get("/order?userId=u-1&price=9.50")
+        assert (asked.status_code, (await asked.get_json())["durable"]) == (202, "redis")
+        posted = await client.post("/order", json={"userId": "u-2", "price": "12.30"})
+        assert posted.status_code == 202
+        number = await client.post("/order", json={"userId": "u-3", "price": 7})
+        assert number.status_code == 202
+        assert await (await client.get("/length")).get_json() == {"length": 3}
+        await app.settled()
+        paid = sorted(effect.values for effect in app.store.effects)
+    assert paid == [("u-1", Decimal("9.50")), ("u-2", Decimal("12.30")), ("u-3", Decimal(7))]
+    assert str(paid[0][1]) == "9.50"
+
+
+async def test_the_same_request_sent_again_is_the_same_order(autojump_clock: MockClock) -> None:
+    async with virtual(shop()) as app:
+        client, order = client_of(app.deployment), {"userId": "u", "price": "1"}
+        ids = []
+        for key in ("a-1", '"a-1"', "a-2", "0197a6c1-0000-7000-8000-000000000001"):
+            answer = await client.post("/order", json=order, headers={"Idempotency-Key": key})
+            ids.append((await answer.get_json())["eventId"])
+        await app.settled()
+        assert len(app.store.effects) == 3
+    assert ids[0] == ids[1] != ids[2]
+    assert UUID(ids[3]) == UUID("0197a6c1-0000-7000-8000-000000000001")
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "told"),
+    [
+        ({"path": "/order?userId=u"}, 422, "price: is missing"),
+        ({"path": "/order?userId=u&price=cheap"}, 422, "price: is no decimal number"),
+        ({"path": "/order?userId=u&price=1&price=2"}, 400, "price: is given more than once"),
+        ({"path": "/order?userId=%00&price=1"}, 422, "NUL"),
+        ({"path": "/order", "method": "POST", "json": ["u", 1]}, 400, "must be a JSON object"),
+        ({"path": "/order", "method": "POST", "json": {"userId": 7, "price": 1}}, 422, "userId: expected str"),
+        ({"path": "/order", "method": "POST", "data": b"userId=u"}, 415, "application/json"),
+        (
+            {"path": "/order", "method": "POST", "json": {"userId": "u", "price": True}},
+            422,
+            "price: expected Decimal",
+        ),
+        ({"path": "/order?userId=u&price=1", "headers": {"Idempotency-Key": "k" * 513}}, 400, "1 to 512 characters"),
+        ({"path": "/order?userId=u&price=1", "headers": {"Sec-Fetch-Site": "cross-site"}}, 403, "another origin"),
+        ({"path": "/order?userId=u&price=1", "method": "HEAD"}, 405, ""),
+    ],
+)
+async def test_what_is_wrong_is_said_and_nothing_published(
+    autojump_clock: MockClock, request_: dict[str, Any], status: int, told: str
+) -> None:
+    async with virtual(shop()) as app:
+        answer = await client_of(app.deployment).open(**{"method": "GET", **request_})
+        assert answer.status_code == status
+        assert told in (await answer.get_data(as_text=True))
+        assert await app.deployment.client().xlen("orders") == 0
+
+
+async def test_while_nothing_takes_the_order_it_is_refused(autojump_clock: MockClock) -> None:
+    async with virtual(shop()) as app:
+        app.redis.refuse()
+        app.redis.cut()
+        app.lose_database("away")
+        answer = await client_of(app.deployment).get("/order?userId=u&price=1")
+        assert (answer.status_code, "Retry-After" in answer.headers) == (503, True)
+
+
+async def test_without_a_database_a_route_that_asks_it_fails_alone(autojump_clock: MockClock) -> None:
+    async with virtual(shop()) as app:
+        client = client_of(app.deployment)
+        answer = await client.get("/rows")
+        assert (answer.status_code, answer.content_type) == (500, "application/problem+json")
+        assert (await client.get("/healthz")).status_code == 200
+
+
+@pytest.mark.parametrize(("path", "by"), [("/healthz", "health.healthz"), ("/order", "shop.order")])
+async def test_no_route_hides_another(autojump_clock: MockClock, path: str, by: str) -> None:
+    def rival(_: RunningSystem) -> Blueprint:
+        made = Blueprint("rival", __name__)
+
+        @made.get(path)
+        async def answer() -> TrioResponse:
+            return json_reply({})
+
+        return made
+
+    async with virtual(shop(rival)) as app:
+        with pytest.raises(ValueError, match=f"the route {path} of 'rival' is taken, by {by}"):
+            client_of(app.deployment)
+
+
+async def test_a_gate_of_the_systems_own_is_shown_and_does_not_make_the_process_unready(
+    autojump_clock: MockClock,
+) -> None:
+    system = shop()
+
+    async def well() -> None:
+        pass
+
+    system.gate("mail", well)
+    mails = system.streams["orders"].group("mails", requires=("mail",))
+    assert mails.requires == ("mail",)
+    async with virtual(system) as app:
+        client = client_of(app.deployment)
+        assert (await client.get("/readyz")).status_code == 200
+        app.lose("mail", "connection refused")
+        app.deployment._own_watches["mail"].nudge()
+        await app.deployment.gates["mail"].wait_shut()
+        await trio.sleep(0.1)
+        answer = await client.get("/readyz")
+        found = await answer.get_json()
+        assert (answer.status_code, [gate["name"] for gate in found["gates"]]) == (200, ["mail"])
+        assert {held["heldBy"] for held in found["held"]} == {"mail"}
+        app.lose_database("away")
+        assert (await client.get("/readyz")).status_code == 503
