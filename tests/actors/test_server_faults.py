@@ -82,14 +82,17 @@ class Site:
             await trio.sleep(0.005)
 
     async def until(self, true: Callable[[], Any]) -> None:
-        """Wait until `true()`; the servers are other processes, so there is no event to wait for."""
-        with trio.fail_after(20):
+        """Wait until `true()`; the servers are other processes, so there is no event to wait for.
+
+        A gate that was shut again and again right after a good probe stays so for up to ten seconds.
+        """
+        with trio.fail_after(40):
             while not true():
                 await trio.sleep(0.02)
 
     async def settled(self) -> None:
         """Wait until every accepted event has its row, and nothing is pending."""
-        with trio.fail_after(20):
+        with trio.fail_after(40):
             while await self._open_ends():
                 await trio.sleep(0.05)
 
