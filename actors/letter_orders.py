@@ -207,9 +207,9 @@ class LetterOrders:
             if order is None:
                 return 0  # somebody else is at it, or it was cancelled
             target, by = order
-            letters = [
-                _letter(*row) for row in await (await connection.execute(_TAKE_LETTERS, (number, limit))).fetchall()
-            ]
+            # One more than is moved tells whether these are the last: who sees them all replayed sees the order done.
+            rows = await (await connection.execute(_TAKE_LETTERS, (number, limit + 1))).fetchall()
+            letters = [_letter(*row) for row in rows[:limit]]
             if target == "stream":
                 await self._store.outbox.add(transaction, [_entry(self._system, letter, by) for letter in letters])
             else:
@@ -219,7 +219,7 @@ class LetterOrders:
                 "ids": [letter.id for letter in letters],
                 "by": by,
                 "publish": target == "stream",
-                "last": len(letters) < limit,
+                "last": len(rows) <= limit,
             }
             await connection.execute(_MOVED, facts)
         if facts["last"]:

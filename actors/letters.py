@@ -6,13 +6,14 @@ worked off by the actor in `letter_orders.py`, at their rate, also after a resta
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, Literal
 from uuid import UUID, uuid4
 
+import psycopg
 import trio
-from psycopg import sql
+from psycopg import AsyncCursor, sql
 from psycopg.types.json import Jsonb
 
 from .dead_letter import unpack_fields
@@ -46,6 +47,9 @@ RATE: Final = 50.0
 
 MOST: Final = 5_000
 """Letters that one order takes at the most, unless it says otherwise; the oldest."""
+
+DEADLOCKS: Final = 3
+"""How often an order is tried again that lost a deadlock; each takes PostgreSQL a second to find."""
 
 _INT8: Final = 2**63
 
@@ -92,10 +96,12 @@ select count(*), count(*) filter (where letter.reason = 'trimmed'),
 from penstock_dead_letter letter where {where}
 """
 
+# Letters that somebody has locked are waited for: one is locked for a moment while its mirror is written down, and
+# would stay dead beside all others of the order. They are locked by age; see `LetterDesk._change` for other ways.
 _ORDER: Final = """
 with chosen as (
     select letter.id from penstock_dead_letter letter where {where} and letter.status = 'dead' and {replayable}
-    order by letter.id limit %(limit)s for update skip locked
+    order by letter.id limit %(limit)s for update
 ), marked as (
     update penstock_dead_letter letter set status = 'replaying', order_id = %(order)s, moved_at = null
     from chosen where letter.id = chosen.id returning letter.id
@@ -114,7 +120,7 @@ returning {columns}
 _DISCARD: Final = """
 with chosen as (
     select letter.id from penstock_dead_letter letter where {where} and letter.status = 'dead'
-    order by letter.id limit %(limit)s for update skip locked
+    order by letter.id limit %(limit)s for update
 ), marked as (
     update penstock_dead_letter letter set status = 'discarded', settled_at = now(), settled_by = %(by)s,
         note = coalesce(%(note)s, letter.note)
@@ -240,9 +246,8 @@ class LetterDesk:
             limit: how many at the most.
         """
         where, values = which.conditions(self._system)
-        async with self._connection() as connection:
-            statement = sql.SQL(_DISCARD).format(where=where)
-            return (await connection.execute(statement, {**values, "by": by, "note": note, "limit": limit})).rowcount
+        given = {**values, "by": by, "note": note, "limit": limit}
+        return (await self._change(sql.SQL(_DISCARD).format(where=where), given)).rowcount
 
     # Replays --------------------------------------------------------------------------------------------------------
 
@@ -296,8 +301,7 @@ class LetterDesk:
             "by": by,
             "note": note,
         }
-        async with self._connection() as connection:
-            row = await (await connection.execute(statement, given)).fetchone()
+        row = await (await self._change(statement, given)).fetchone()
         assert row is not None  # noqa: S101 - an insert of one row
         self.news.set()
         return read_order((*row, 0, 0, 0))
@@ -361,6 +365,18 @@ class LetterDesk:
         ).format(columns=ORDER_COLUMNS, where=where)
         async with self._connection() as connection:
             return [read_order(row) for row in await (await connection.execute(statement, values)).fetchall()]
+
+    async def _change(self, statement: sql.Composed, given: Mapping[str, Any]) -> AsyncCursor[Any]:
+        """Run a statement that locks letters; again, where it and a handler's transaction waited for each other."""
+        again = DEADLOCKS
+        while True:
+            try:
+                async with self._connection() as connection:
+                    return await connection.execute(statement, given)
+            except psycopg.errors.DeadlockDetected:
+                if not again:
+                    raise
+                again -= 1
 
     def _declared(self, target: Target) -> dict[str, Any]:
         pairs = [

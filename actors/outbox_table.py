@@ -192,9 +192,14 @@ order by stream, id limit %(limit)s
 """In words that leave only the index (stream, id). With ``stream = …`` the planner takes that of the primary key for a
 stream that it thinks common, and reads through all that other streams have before it."""
 
+# Locked by age, as the desk of letters locks them.
 _TELL: Final = """
+with given as (select * from unnest(%s::bigint[], %s::text[]) as given (letter_id, entry_id)
+), locked as (
+    select id from penstock_dead_letter where id in (select letter_id from given) order by id for no key update
+)
 update penstock_dead_letter as letter set mirror_id = given.entry_id
-from unnest(%s::bigint[], %s::text[]) as given (letter_id, entry_id) where letter.id = given.letter_id
+from locked join given on given.letter_id = locked.id where letter.id = locked.id
 """
 
 _STREAMS: Final = """

@@ -280,6 +280,46 @@ async def test_a_dry_run_counts_what_would_be_left_out(office: Office) -> None:
     assert (await office.statuses()).count("dead") == 2
 
 
+async def test_letters_that_are_locked_for_a_moment_are_waited_for(office: Office) -> None:
+    """As one is while the relay writes down where the mirror shows it: nothing must stay dead for that."""
+    numbers = await office.bury(3)
+    totals: list[int] = []
+
+    async def order() -> None:
+        totals.append((await office.desk.replay(ANYTHING, by="ann")).total)
+
+    waiting = "select 1 from pg_stat_activity where wait_event_type = 'Lock' and query like '%%dead_letter_order%%'"
+    async with trio.open_nursery() as nursery:
+        async with office.pool.connection() as connection, connection.transaction():
+            await connection.execute("update penstock_dead_letter set note = 'x' where id = %s", (numbers[1],))
+            nursery.start_soon(order)
+            while not await office.rows(waiting):
+                assert not totals
+                await trio.sleep(0.01)
+    assert totals == [3]
+
+
+async def test_an_order_that_lost_a_deadlock_is_tried_again(office: Office) -> None:
+    numbers = await office.bury(2)
+    note = "update penstock_dead_letter set note = 'x' where id = %s"
+    totals: list[int] = []
+
+    async def order() -> None:
+        totals.append((await office.desk.replay(ANYTHING, by="ann")).total)
+
+    waiting = "select 1 from pg_stat_activity where wait_event_type = 'Lock' and query like '%%dead_letter_order%%'"
+    async with trio.open_nursery() as nursery:
+        async with office.pool.connection() as connection, connection.transaction():
+            # Whoever waits first finds the deadlock first, and loses it.
+            await connection.execute("set local deadlock_timeout = '1min'")
+            await connection.execute(note, (numbers[1],))
+            nursery.start_soon(order)
+            while not await office.rows(waiting):
+                await trio.sleep(0.01)
+            await connection.execute(note, (numbers[0],))
+    assert totals == [2]
+
+
 async def test_the_limit_takes_the_oldest(office: Office) -> None:
     await office.bury(4)
     order = await office.desk.replay(LetterFilter(), by="kim", limit=3)
