@@ -11,6 +11,7 @@ import enum
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import combinations
 from typing import TYPE_CHECKING, Any, Final
 
 import redis.exceptions
@@ -95,19 +96,22 @@ def _slots(system: System) -> Iterable[Finding]:
 
 
 def _groups(system: System) -> Iterable[Finding]:
-    streams: dict[str, list[str]] = {}
-    for stream in system.streams.values():
-        for group in stream.groups:
-            streams.setdefault(group, []).append(stream.key)
-    for group, keys in streams.items():
-        if len(keys) > 1:
-            yield Finding(
-                name="groups",
-                where=group,
-                severity=Severity.WARN,
-                found=f"{' and '.join(keys)} have a group of this name; an event id that is in both is one effect",
-                mend="give the groups names of their own",
-            )
+    """Groups of one name are one group on several streams, as far as their events differ."""
+    for first, second in combinations(system.streams.values(), 2):
+        shared = set(first.types) & set(second.types)
+        if first.types and second.types and not shared:
+            continue
+        carried = ", ".join(sorted(shared)) or "any event"
+        for group in first.groups:
+            if group in second.groups:
+                yield Finding(
+                    name="groups",
+                    where=group,
+                    severity=Severity.WARN,
+                    found=f"{first.key} and {second.key} have a group of this name and may both carry {carried}; an "
+                    f"event that is published to both, under one id, has one effect",
+                    mend="give the groups names of their own, or say which events each stream carries",
+                )
 
 
 # A server ------------------------------------------------------------------------------------------------------------

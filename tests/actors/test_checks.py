@@ -16,6 +16,7 @@ from penstock.actors.checks import Finding, Severity, access_findings, declared_
 from penstock.actors.checks import _append_only as append_only
 from penstock.actors.checks import _eviction as eviction
 from penstock.actors.checks import _version as version
+from penstock.actors.event import event
 from penstock.actors.probes import RedisProbe, Unhealthy
 from penstock.actors.settings import CheckSettings
 from penstock.actors.system import System
@@ -76,13 +77,38 @@ def test_the_way_to_a_slow_server_is_no_skew() -> None:
     assert finding.severity is GOOD
 
 
-def test_a_group_name_used_twice_is_a_warning() -> None:
+@event("ORDERED")
+@frozen
+class _Ordered:
+    number: int
+
+
+@event("REFUNDED")
+@frozen
+class _Refunded:
+    number: int
+
+
+@pytest.mark.parametrize(
+    ("orders", "refunds", "shared"),
+    [
+        ([], [], "any event"),
+        ([_Ordered], [], "any event"),
+        ([_Ordered], [_Refunded, _Ordered], "ORDERED"),
+        ([_Ordered], [_Refunded], None),
+    ],
+)
+def test_a_group_on_two_streams_is_a_warning_where_they_may_carry_the_same_event(
+    orders: list[type], refunds: list[type], shared: str | None
+) -> None:
     system = System("shop")
-    for key in ("orders", "refunds"):
-        system.stream(key).group("audit")
-    (finding,) = declared_findings(system)
-    assert (finding.name, finding.where, finding.severity) == ("groups", "audit", WARN)
-    assert "orders and refunds" in finding.found
+    for key, types in {"orders": orders, "refunds": refunds}.items():
+        system.stream(key, events=types).group("audit")
+    found = declared_findings(system)
+    assert [(each.name, each.where, each.severity) for each in found] == ([("groups", "audit", WARN)] if shared else [])
+    assert all(
+        f"orders and refunds have a group of this name and may both carry {shared};" in each.found for each in found
+    )
 
 
 @pytest.mark.parametrize("key", ["orders", "{shop}:orders", "EVENT_STREAM", "a:b"])
