@@ -17,6 +17,8 @@ from aiosmtpd.controller import Controller
 from attrs import define, field
 from installation import Installation, free_port, until
 
+from penstock.runtime.testing.servers import LocalCluster
+
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 
 
@@ -147,6 +149,34 @@ def test_killed_under_load_every_mail_comes_and_payment_ids_differ(shop: Install
     assert len({mail["Message-ID"] for mail in mail_server.mails}) == 2 * count
     # At most those that a kill met within the sending: four workers in each of the two groups.
     assert len(mail_server.twice()) <= 3 * 8
+
+
+def test_on_a_cluster_that_loses_a_master_for_a_while(place: Path, mail_server: MailServer) -> None:
+    """It has both streams: orders are accepted all the same, and paid and told when it is back."""
+    with LocalCluster.make(masters=3) as cluster:
+        environment = {
+            "SMTP_HOST": "127.0.0.1",
+            "SMTP_PORT": str(mail_server.port),
+            "PENSTOCK_REDIS_URL": cluster.url,
+        }
+        shop = Installation(place, environment=environment, arguments=("run", f"{EXAMPLES / 'orders.py'}:system"))
+        try:
+            shop.start()
+            owner = cluster.master_of("payment-events")
+            assert owner is cluster.master_of("order-events")
+            for number in range(30):
+                if number == 10:
+                    owner.kill()
+                order(shop, f"u-{number}")
+            until(lambda: not shop.gate("redis")["open"], 30, "the loss is noticed")
+            owner.start()
+            until(lambda: len(payments(shop)) == 30, 60, "all are paid")
+            until(lambda: _rows(shop, "mail") == 60, 60, "all are told")
+            assert len({each["paymentId"] for each in payments(shop)}) == 30
+            assert mail_server.twice() == []
+            assert shop.get("/api/v1/dead-letters")[1]["letters"] == []
+        finally:
+            shop.close()
 
 
 def _steps(shop: Installation) -> list[tuple[Any, ...]]:
