@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from copy import copy
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -313,6 +314,13 @@ class System:
         except (TypeError, ValueError) as error:
             raise DeclarationError(f"stream {key!r}: {error}") from error
         return stream
+
+    def with_streams(self, streams: Mapping[str, Stream]) -> System:
+        """The same declaration with other streams, by key; what is declared further on one is not on the other."""
+        made = copy(self)
+        made.streams = dict(streams)
+        made.gates, made.parts = dict(self.gates), list(self.parts)
+        return made
 
     def stream_of(self, partition: str) -> Stream | None:
         """The declared stream that the Redis key `partition` belongs to; None if it is none of ours."""

@@ -52,8 +52,9 @@ COMMANDS: Final = ("XADD", "XREADGROUP", "XACK", "XINFO GROUPS", "XGROUP CREATE"
 def draw(world: World, node: Node) -> str:
     """Let something go wrong; what, for the story."""
     chance = world.chance
+    faults = [*FAULTS, (lose_outside, 6)] if world.system.gates else FAULTS
     while True:
-        fault = chance.choices([each for each, _ in FAULTS], [weight for _, weight in FAULTS])[0]
+        fault = chance.choices([each for each, _ in faults], [weight for _, weight in faults])[0]
         if told := fault(world, node):
             return told
 
@@ -308,6 +309,20 @@ def _partition(world: World, node: Node, seconds: float) -> None:
     world.simulation.later(seconds, lambda: setattr(node, "is_partitioned", False))
 
 
+# Outside ------------------------------------------------------------------------------------------------------------
+
+
+def lose_outside(world: World, node: Node) -> str:
+    """What stands behind a gate of the system's own is away for a while, for everybody."""
+    gates = [gate for gate in world.system.gates if gate not in world.outside]
+    if not gates:
+        return ""
+    gate, seconds = world.chance.choice(gates), _seconds(world, 0.1, 2.0, 30.0, 90.0)
+    world.outside[gate] = "connection refused"
+    world.simulation.later(seconds, lambda: world.outside.pop(gate, None))
+    return f"what is behind the gate {gate} is away for {seconds:g} s"
+
+
 FAULTS: Final[tuple[tuple[Fault, int], ...]] = (
     (kill, 5),
     (kill_for_good, 1),
@@ -335,4 +350,4 @@ FAULTS: Final[tuple[tuple[Fault, int], ...]] = (
     (fail_statement, 1),
     (partition_database, 2),
 )
-"""Every fault, and how often it is drawn among the others."""
+"""The faults that any system can meet with, and how often each is drawn among the others."""

@@ -155,6 +155,7 @@ class _Story:
         for server in world.servers:
             server.heal()
         world.restore_database()
+        world.outside.clear()
         world.store.server.commit_losses.clear()
         world.store.forget_errors()
         for node in world.nodes:

@@ -16,7 +16,7 @@ import trio
 from attrs import define, evolve, field, frozen
 
 from ...runtime.postgres import PoolTimeout, PostgresUnavailable
-from ..handling import Context, Delivery, Permanent
+from ..handling import Context, Delivery, Permanent, Unavailable
 from ..system import Group, Handler, Stream, System
 from .ledger import EFFECT, Ledger
 
@@ -61,23 +61,24 @@ class Stumbling:
         on: whether handlers are made to stumble at all.
         freeze: freezes the process whose task calls it for so many seconds.
         time_limit: seconds that a handler's transaction may take.
+        away: what is away behind gates of the system's own, and why.
     """
 
     seed: int
     on: bool = True
     time_limit: float = 10.0
     freeze: Callable[[float], None] = lambda seconds: None
+    away: dict[str, str] = field(factory=dict)
     ledger: Ledger = field(init=False)
     _tries: Counter[tuple[str, UUID]] = field(factory=Counter)
 
     def copy_of(self, system: System) -> System:
         """The same declaration with watched handlers."""
-        copy = System(system.name, migrations=system.migrations)
-        copy.gates.update(system.gates)
+        streams = {}
         for key, stream in system.streams.items():
             groups = {name: self._group(stream, group) for name, group in stream.groups.items()}
-            copy.streams[key] = evolve(stream, groups=groups)
-        return copy
+            streams[key] = evolve(stream, groups=groups)
+        return system.with_streams(streams)
 
     def _group(self, stream: Stream, group: Group) -> Group:
         handlers = {name: self._handler(stream, group, handler) for name, handler in group.handlers.items()}
@@ -93,7 +94,9 @@ class Stumbling:
                 await self._record(stream, group, context.delivery, memory)
                 fate = self._fate(group, event_id)
                 await self._stumble(group, event_id, fate, late=False)
+                self._look_outside(group)
                 await handler.call(event, context)
+                self._look_outside(group)
                 await self._stumble(group, event_id, fate, late=True)
             except BaseException as error:
                 self._note(group, [event_id], error, memory, began)
@@ -117,6 +120,7 @@ class Stumbling:
             if not sound:
                 return
             try:
+                self._look_outside(group)
                 await handler.call(sound, context)
                 for delivery in sound:
                     if delivery.entry_id not in context.failures:
@@ -133,6 +137,12 @@ class Stumbling:
     async def _record(self, stream: Stream, group: Group, delivery: Delivery[Any], memory: Any) -> None:
         envelope = delivery.envelope
         await memory.execute(EFFECT, (stream.key, group.name, envelope.event_id, envelope.key))
+
+    def _look_outside(self, group: Group) -> None:
+        """Raise what a handler does that meets with something away, behind a gate of its group."""
+        for gate in group.requires:
+            if why := self.away.get(gate):
+                raise Unavailable(gate, why)
 
     async def _stumble(self, group: Group, event_id: UUID, fate: _Fate, *, late: bool) -> None:
         if fate.late is not late:
@@ -168,8 +178,9 @@ class Stumbling:
         return _Fate()
 
     def _note(self, group: Group, event_ids: Sequence[UUID], error: BaseException, memory: Any, began: float) -> None:
-        """Count a failure that is the handler's own: not one that it met because the database went."""
-        if memory.is_lost:
+        """Count a failure that is the handler's own: not one that it met because the database, or what a gate stands
+        for, went."""
+        if memory.is_lost or (isinstance(error, Unavailable) and error.gate in group.requires):
             return
         # What went before in the same transaction may have taken some of its time.
         timed_out = trio.current_time() - began >= self.time_limit / 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import count
 from typing import Any, Final
 from uuid import UUID
@@ -86,6 +87,7 @@ class World:
         nodes: the processes.
         ledger: what was promised, and what came of it.
         replays: how many orders to have dead letters tried again are under way.
+        outside: what is away behind gates of the system's own, by gate, and why.
     """
 
     seed: int
@@ -98,6 +100,7 @@ class World:
     store: MemoryStore = field(factory=MemoryStore)
     nodes: list[Node] = field(factory=list)
     replays: int = 0
+    outside: dict[str, str] = field(factory=dict)
     why_away: str = ""
     calm: bool = False
 
@@ -114,7 +117,7 @@ class World:
         ledger = stumbling.ledger = Ledger(system, store)
         stumbling.freeze = lambda seconds: world.freeze_current(seconds)
         stumbling.time_limit = scenario.settings.delivery.handler_timeout
-        world = cls(seed, scenario, redis, simulation, chance, system, ledger, store)
+        world = cls(seed, scenario, redis, simulation, chance, system, ledger, store, outside=stumbling.away)
         for server in world.servers:
             ledger.watch(server._engine.data)
         ledger.who = world._who
@@ -162,7 +165,7 @@ class World:
             instance=node.name,
             wall=_wall,
             seed=self.chance.getrandbits(32),
-            probes=dict.fromkeys(self.system.gates, trio.lowlevel.checkpoint),
+            probes={gate: partial(self._probe_outside, gate) for gate in self.system.gates},
         )
         process = node.process = self.simulation.start(f"{node.name}/{node.life}", node.deployment.run)
         self.simulation.spawn(self._watch_over, node, process)
@@ -206,6 +209,11 @@ class World:
             raise Unhealthy(self.why_away)
         if node.is_partitioned:
             raise Unhealthy("the network is cut")
+
+    async def _probe_outside(self, gate: str) -> None:
+        await trio.lowlevel.checkpoint()
+        if why := self.outside.get(gate):
+            raise Unhealthy(why)
 
     # The database ---------------------------------------------------------------------------------------------------
 
