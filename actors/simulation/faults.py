@@ -319,7 +319,7 @@ def lose_outside(world: World, node: Node) -> str:
         return ""
     gate, seconds = world.chance.choice(gates), _seconds(world, 0.1, 2.0, 30.0, 90.0)
     world.outside[gate] = "connection refused"
-    world.simulation.later(seconds, lambda: world.outside.pop(gate, None))
+    world.simulation.later(seconds, lambda: world.restore_outside(gate))
     return f"what is behind the gate {gate} is away for {seconds:g} s"
 
 

@@ -210,6 +210,10 @@ class World:
         if node.is_partitioned:
             raise Unhealthy("the network is cut")
 
+    def restore_outside(self, gate: str) -> None:
+        """What is behind a gate is back; the health monitors will find out."""
+        self.outside.pop(gate, None)
+
     async def _probe_outside(self, gate: str) -> None:
         await trio.lowlevel.checkpoint()
         if why := self.outside.get(gate):
