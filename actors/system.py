@@ -238,8 +238,9 @@ class Stream:
         return declared.codec if declared is not None else JSON_CODEC
 
     def _codecs(self) -> Iterable[Codec]:
-        yield JSON_CODEC
+        # The special ones first: somebody's flat entry may have a field ``eventType``, too.
         yield from dict.fromkeys(declared.codec for declared in self.types.values() if declared.codec is not JSON_CODEC)
+        yield JSON_CODEC
 
 
 class System:
