@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import redis.exceptions
 from attrs import frozen
@@ -14,7 +15,31 @@ from .handling import entry_order
 if TYPE_CHECKING:
     from ..runtime.redis import AnyRedis
 
-__all__ = ["ConsumerView", "Pending", "PendingEntry", "pending_of"]
+__all__ = ["ConsumerView", "EntryState", "Pending", "PendingEntry", "consumer_of", "left_of", "pending_of", "state_of"]
+
+COUNTED: Final = 1_000
+"""Pending entries among which those that are left lying are counted: Redis looks at all of them for it."""
+
+
+class EntryState(enum.StrEnum):
+    """How an entry stands in a group, in S3's words."""
+
+    NEW = "NEW"
+    """The group was not given it yet."""
+
+    DELIVERED = "DELIVERED"
+    """Its consumer has it, and may be at work on it."""
+
+    PENDING = "PENDING"
+    """Its consumer has left it lying: the next process that looks takes it over."""
+
+    ACK = "ACK"
+    """It was given to the group and acknowledged, or the group was made behind it."""
+
+
+def state_of(idle: float, reclaim_idle: float) -> EntryState:
+    """Of a pending entry that nobody has touched for `idle` seconds."""
+    return EntryState.DELIVERED if idle < reclaim_idle else EntryState.PENDING
 
 
 @frozen(kw_only=True)
@@ -45,12 +70,14 @@ class ConsumerView:
         name: its name.
         pending: how many entries it has.
         idle: seconds since it last asked for something.
+        inactive: seconds since it last got something; None where that is not known (before Redis 7.2, or never).
     """
 
     key: str
     name: str
     pending: int
     idle: float
+    inactive: float | None = None
 
 
 @frozen(kw_only=True)
@@ -61,11 +88,13 @@ class Pending:
         total: how many entries, of all partitions.
         entries: the oldest of them, by id.
         consumers: who is there, with and without entries.
+        partitions: the keys in which Redis has the group.
     """
 
     total: int
     entries: tuple[PendingEntry, ...]
     consumers: tuple[ConsumerView, ...]
+    partitions: tuple[str, ...]
 
 
 async def pending_of(
@@ -90,7 +119,7 @@ async def pending_of(
     Raises:
         redis.exceptions.RedisError: as the link says.
     """
-    total, entries, consumers = 0, [], []
+    total, entries, consumers, partitions = 0, [], [], []
     for key in keys:
         try:
             summary: Any = await client.xpending(key, group)
@@ -102,11 +131,33 @@ async def pending_of(
             if classify(error).kind is not Kind.REPAIR and "no such key" not in str(error).lower():
                 raise
             continue
+        partitions.append(key)
         total += int(summary["pending"])
         entries += [_entry(key, each) for each in found]
-        consumers += [_consumer(key, each) for each in who]
+        consumers += [consumer_of(key, each) for each in who]
     entries.sort(key=lambda entry: entry_order(entry.entry_id))
-    return Pending(total=total, entries=tuple(entries[:limit]), consumers=tuple(consumers))
+    return Pending(
+        total=total, entries=tuple(entries[:limit]), consumers=tuple(consumers), partitions=tuple(partitions)
+    )
+
+
+async def left_of(client: AnyRedis, key: str, group: str, reclaim_idle: float, pending: int) -> int | None:
+    """How many of a group's pending entries are `EntryState.PENDING`; None if there are too many to look at.
+
+    Args:
+        client: the link.
+        key: of the stream, or the partition.
+        group: one that is there.
+        reclaim_idle: seconds after which an entry that nobody touches is taken over.
+        pending: how many there are, as was seen just now.
+
+    Raises:
+        redis.exceptions.RedisError: as the link says.
+    """
+    if not 0 < pending <= COUNTED:
+        return None if pending else 0
+    found: Any = await client.xpending_range(key, group, "-", "+", COUNTED, idle=int(reclaim_idle * 1000))
+    return min(len(found), pending)
 
 
 def _entry(key: str, found: Any) -> PendingEntry:
@@ -119,9 +170,15 @@ def _entry(key: str, found: Any) -> PendingEntry:
     )
 
 
-def _consumer(key: str, found: Any) -> ConsumerView:
+def consumer_of(key: str, found: Any) -> ConsumerView:
+    """A consumer as XINFO CONSUMERS shows it."""
+    inactive = int(found.get("inactive", -1))
     return ConsumerView(
-        key=key, name=_text(found["name"]), pending=int(found["pending"]), idle=int(found["idle"]) / 1000
+        key=key,
+        name=_text(found["name"]),
+        pending=int(found["pending"]),
+        idle=int(found["idle"]) / 1000,
+        inactive=None if inactive < 0 else inactive / 1000,
     )
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..runtime.redis import AnyRedis
     from ..runtime.redis.script import Script
 
-__all__ = ["GroupView", "StreamView", "id_after", "last_id_of", "observe"]
+__all__ = ["GroupView", "StreamView", "asked", "id_after", "last_id_of", "observe"]
 
 ATTEMPTS: Final = 3
 """How often a look is taken whose connection broke under it: a slot that moves closes some."""
@@ -101,7 +101,7 @@ async def observe(client: AnyRedis, stream: str, now: float, expected: Mapping[s
         redis.exceptions.RedisError: as the link says.
     """
     arguments = [word for pair in (expected or {}).items() for word in pair]
-    reply = await _asked(client.register_script(_LOOK), stream, arguments)
+    reply = await asked(client.register_script(_LOOK), stream, arguments)
     if not reply:
         return StreamView(key=stream, length=0, last_id="0-0", observed_at=now)
     info, first_id, groups = reply
@@ -118,8 +118,8 @@ async def observe(client: AnyRedis, stream: str, now: float, expected: Mapping[s
     return _with_groups(view, groups)
 
 
-async def _asked(look: Script, stream: str, arguments: Sequence[str]) -> Any:
-    """The link repeats no script of which it cannot know whether it has run; this one only reads."""
+async def asked(look: Script, stream: str, arguments: Sequence[str | int]) -> Any:
+    """What a script that only reads says of a stream: the link repeats none of which it cannot know whether it ran."""
     for _ in range(ATTEMPTS - 1):
         try:
             return await look([stream], arguments)

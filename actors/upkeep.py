@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import trio
 
 from ..runtime.supervision import ChildSpec
+from .entry_view import EntryRange, range_of
 from .losses import LossDetector
-from .pending_view import Pending, pending_of
+from .pending_view import Pending, left_of, pending_of
 from .replay import Replays
 from .retention import Retention
-from .stream_view import StreamView, observe
+from .stream_facts import StreamFacts, facts_of
+from .stream_view import GroupView, StreamView, observe
 from .trimmer import Trimmer
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from .backends import Backends
     from .loss_table import RecordedLoss
     from .settings import ActorSettings
-    from .system import System
+    from .system import Stream, System
 
 __all__ = ["Upkeep"]
 
@@ -101,16 +103,58 @@ class Upkeep:
         return await observe(self._client(), key, trio.current_time())
 
     async def pending(
-        self, stream: str, group: str, *, limit: int = 100, consumer: str | None = None, idle: float = 0.0
+        self, keys: Sequence[str], group: str, *, limit: int = 100, consumer: str | None = None, idle: float = 0.0
     ) -> Pending:
-        """What is pending for a group of a declared stream; see `pending_of`.
+        """What is pending for a group of a stream, in these partitions; see `pending_of`.
 
         Raises:
-            KeyError: no stream of that key is declared.
             redis.exceptions.RedisError: as the link says.
         """
-        keys = self._system.streams[stream].keys
         return await pending_of(self._client(), keys, group, limit=limit, consumer=consumer, idle=idle)
+
+    async def left(self, key: str, group: GroupView) -> int | None:
+        """How many of the entries that a group was seen to have nobody has touched for long; see `left_of`.
+
+        Raises:
+            redis.exceptions.RedisError: as the link says.
+        """
+        return await left_of(self._client(), key, group.name, self.reclaim_idle, group.pending)
+
+    async def entries(
+        self,
+        stream: Stream,
+        keys: Sequence[str],
+        *,
+        first: str = "-",
+        last: str = "+",
+        limit: int = 100,
+        reverse: bool = False,
+        group: str | None = None,
+    ) -> EntryRange:
+        """A range of a stream's entries, in these partitions; see `range_of`.
+
+        Raises:
+            redis.exceptions.RedisError: as the link says.
+        """
+        return await range_of(
+            self._client(),
+            stream,
+            keys,
+            first=first,
+            last=last,
+            limit=limit,
+            reverse=reverse,
+            group=group,
+            reclaim_idle=self.reclaim_idle,
+        )
+
+    async def facts(self, key: str) -> StreamFacts:
+        """All that Redis says of a stream or partition; see `facts_of`.
+
+        Raises:
+            redis.exceptions.RedisError, psycopg.Error: as the links say.
+        """
+        return await facts_of(self._client(), await self.look(key))
 
     async def recent_losses(self, limit: int = 100) -> list[RecordedLoss]:
         """The last entries that were lost to somebody's trimming, newest first; raises `PostgresUnavailable`."""

@@ -11,6 +11,7 @@ from quart_trio import QuartTrio
 from .access import ASGI, METHOD_NAME, AccessRecorder, Scope
 from .admin import admin
 from .boundary import Boundary
+from .entries import entries
 from .health import health, live, tail, tree_events
 from .ingest import ingest
 from .ledger import ledger
@@ -68,6 +69,7 @@ def create_app(deployment: RunningSystem, settings: HttpSettings, *, draining: t
         letters(deployment),
         ledger(deployment),
         streams(deployment),
+        entries(deployment),
         replays(deployment),
         retention(deployment),
         page(),

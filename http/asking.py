@@ -12,14 +12,27 @@ import redis.exceptions
 import trio
 from quart import request
 
+from ..actors.system import Stream, System
 from ..runtime.masking import mask_text
 from .headers import ACTOR
 from .incoming import decode, is_utf8, parse
 from .problems import Problem
 from .running import RunningSystem
-from .views import shut_gate
+from .views import iso, shut_gate
 
-__all__ = ["Given", "asker", "asking", "given_body", "given_query", "json_object", "query", "wrong"]
+__all__ = [
+    "Given",
+    "asker",
+    "asking",
+    "asking_redis",
+    "given_body",
+    "given_query",
+    "json_object",
+    "known_stream",
+    "query",
+    "unknown_group",
+    "wrong",
+]
 
 T = TypeVar("T")
 
@@ -48,8 +61,42 @@ def asking(deployment: RunningSystem, wanted: T | None, within: float) -> Iterat
     except trio.TooSlowError:
         raise _away(f"There was no answer within {within:g} s; ask for less at a time.") from None
     except redis.exceptions.RedisError as error:
-        detail = f"Redis went away while it was asked: {mask_text(str(error))}"
-        raise Problem(503, "redis-away", "Redis is away", detail, headers={"Retry-After": "1"}) from None
+        raise _redis_away(f"Redis went away while it was asked: {mask_text(str(error))}") from None
+
+
+@contextmanager
+def asking_redis(deployment: RunningSystem, asked: T | None, within: float) -> Iterator[T]:
+    """The same for what needs Redis alone."""
+    gate = shut_gate(deployment.gates, "redis")
+    if gate is not None or asked is None:
+        why = f" since {iso(gate.since)}: {mask_text(gate.cause)}" if gate is not None else ""
+        raise _redis_away(f"Redis is away{why}.")
+    try:
+        with trio.fail_after(within):
+            yield asked
+    except trio.TooSlowError:
+        raise _redis_away(f"Redis did not answer within {within:g} s.") from None
+    except redis.exceptions.RedisError as error:
+        raise _redis_away(f"Redis could not be asked: {mask_text(str(error))}.") from None
+
+
+def known_stream(system: System, name: str) -> tuple[Stream, tuple[str, ...]]:
+    """The declared stream that is called so, and the keys of its partitions; by the key of one, that one alone."""
+    if name in system.streams:
+        return system.streams[name], system.streams[name].keys
+    stream = system.stream_of(name)
+    if stream is not None:
+        return stream, (name,)
+    known = sorted(system.streams)
+    detail = f"There is no stream {name!r}; the streams are: {', '.join(known) or 'none'}."
+    raise Problem(404, "unknown-stream", "Unknown stream", detail, members={"streams": known})
+
+
+def unknown_group(stream: Stream, group: str) -> NoReturn:
+    """Say that there is no such group, and which there are."""
+    known = ", ".join(sorted(stream.groups)) or "none"
+    detail = f"The stream {stream.key} has no group {group!r}; its groups are: {known}."
+    raise Problem(404, "unknown-group", "Unknown group", detail)
 
 
 def asker() -> str:
@@ -199,3 +246,7 @@ def wrong(detail: str) -> NoReturn:
 
 def _away(detail: str) -> Problem:
     return Problem(503, "database-away", "The database is away", detail, headers={"Retry-After": "1"})
+
+
+def _redis_away(detail: str) -> Problem:
+    return Problem(503, "redis-away", "Redis is away", detail, headers={"Retry-After": "1"})

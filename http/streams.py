@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import psycopg
-import redis.exceptions
 import trio
 from quart import Blueprint
 from quart_trio.wrappers import TrioResponse
 
 from ..actors.checks import Finding
 from ..actors.loss_table import RecordedLoss
-from ..actors.pending_view import ConsumerView, Pending, PendingEntry
+from ..actors.pending_view import ConsumerView, EntryState, Pending, PendingEntry, state_of
 from ..actors.stream_view import GroupView, StreamView
 from ..actors.system import Stream, System
 from ..runtime.masking import mask_text
-from .asking import asking, given_query
+from .asking import asking, asking_redis, given_query, known_stream, unknown_group
 from .problems import Problem
 from .replies import json_reply
 from .running import RunningSystem
-from .views import iso, shut_gate, stream_json
+from .views import iso, stream_json
 
 __all__ = ["streams", "warning_json"]
-
-T = TypeVar("T")
 
 ANSWER_WITHIN = 10.0
 """Seconds for an answer."""
@@ -39,6 +36,9 @@ PAGE_LIMIT = 1_000
 """Entries in one answer at the most."""
 
 _WEEK = 7 * 86_400.0
+
+Left = Mapping[tuple[str, str], int | None]
+"""By partition and group, how many pending entries nobody has touched for long; None: too many to look at."""
 
 
 def streams(deployment: RunningSystem) -> Blueprint:
@@ -55,22 +55,21 @@ def streams(deployment: RunningSystem) -> Blueprint:
     @routes.get("/groups")
     async def get_groups() -> TrioResponse:
         views, stale = await _seen(deployment)
-        found = list(_groups(deployment.system, views))
+        left = {} if stale else await _left(deployment, views)
+        found = list(_groups(deployment.system, views, left))
         return json_reply({"time": iso(deployment.tree.journal.wall()), "stale": stale, "groups": found})
 
     @routes.get("/streams/<path:stream>/groups/<path:group>/pending")
     async def get_pending(stream: str, group: str) -> TrioResponse:
-        declared = _declared(deployment.system, stream)
+        declared, keys = known_stream(deployment.system, stream)
         given = given_query()
         limit = given.number("limit", 1, PAGE_LIMIT) or 100
         consumer, idle = given.text("consumer"), given.number("idle", 0, int(_WEEK)) or 0
         given.end()
-        if group not in declared.groups:
-            known = ", ".join(sorted(declared.groups)) or "none"
-            detail = f"The stream {stream} has no group {group!r}; its groups are: {known}."
-            raise Problem(404, "unknown-group", "Unknown group", detail)
-        with _redis(deployment, deployment.upkeep, ANSWER_WITHIN) as upkeep:
-            found = await upkeep.pending(stream, group, limit=limit, consumer=consumer, idle=idle)
+        with asking_redis(deployment, deployment.upkeep, ANSWER_WITHIN) as upkeep:
+            found = await upkeep.pending(keys, group, limit=limit, consumer=consumer, idle=idle)
+        if group not in declared.groups and not found.partitions:
+            unknown_group(declared, group)
         return json_reply({"stream": stream, "group": group, **_pending_json(found, upkeep.reclaim_idle)})
 
     @routes.get("/losses")
@@ -89,18 +88,10 @@ def streams(deployment: RunningSystem) -> Blueprint:
     return routes
 
 
-def _declared(system: System, stream: str) -> Stream:
-    if stream in system.streams:
-        return system.streams[stream]
-    known = sorted(system.streams)
-    detail = f"There is no stream {stream!r}; the streams are: {', '.join(known) or 'none'}."
-    raise Problem(404, "unknown-stream", "Unknown stream", detail, members={"streams": known})
-
-
 async def _seen(deployment: RunningSystem) -> tuple[Sequence[StreamView], str | None]:
     """The streams as they are now; where they cannot be looked at, as they were seen last, and why."""
     try:
-        with _redis(deployment, deployment, LOOK_WITHIN):
+        with asking_redis(deployment, deployment, LOOK_WITHIN):
             return await deployment.look(), None
     except Problem as problem:
         why = problem.detail
@@ -114,24 +105,13 @@ async def _seen(deployment: RunningSystem) -> tuple[Sequence[StreamView], str | 
     return views, f"{why} This was seen at {iso(deployment.tree.journal.wall() - age)}."
 
 
-@contextmanager
-def _redis(deployment: RunningSystem, asked: T | None, within: float) -> Iterator[T]:
-    """Answer for Redis: at once while it is known to be away, in any case within seconds."""
-    gate = shut_gate(deployment.gates, "redis")
-    if gate is not None or asked is None:
-        why = f" since {iso(gate.since)}: {mask_text(gate.cause)}" if gate is not None else ""
-        raise _away(f"Redis is away{why}.")
-    try:
-        with trio.fail_after(within):
-            yield asked
-    except trio.TooSlowError:
-        raise _away(f"Redis did not answer within {within:g} s.") from None
-    except redis.exceptions.RedisError as error:
-        raise _away(f"Redis could not be asked: {mask_text(str(error))}.") from None
-
-
-def _away(detail: str) -> Problem:
-    return Problem(503, "redis-away", "Redis is away", detail, headers={"Retry-After": "1"})
+async def _left(deployment: RunningSystem, views: Iterable[StreamView]) -> Left:
+    left: dict[tuple[str, str], int | None] = {}
+    with suppress(Problem), asking_redis(deployment, deployment.upkeep, LOOK_WITHIN) as upkeep:
+        for view in views:
+            for group in view.groups:
+                left[view.key, group.name] = await upkeep.left(view.key, group)
+    return left
 
 
 # What is answered ----------------------------------------------------------------------------------------------------
@@ -147,7 +127,7 @@ def _stream_json(system: System, view: StreamView, shown: dict[str, Any]) -> dic
     }
 
 
-def _groups(system: System, views: Iterable[StreamView]) -> Iterator[dict[str, Any]]:
+def _groups(system: System, views: Iterable[StreamView], left: Left) -> Iterator[dict[str, Any]]:
     """A group in all partitions of its stream together; one that nobody declared is shown, too."""
     by_key = {view.key: view for view in views}
     for stream in system.streams.values():
@@ -155,7 +135,18 @@ def _groups(system: System, views: Iterable[StreamView]) -> Iterator[dict[str, A
         names = dict.fromkeys([*stream.groups, *(group.name for view in partitions for group in view.groups)])
         for name in names:
             found = [group for view in partitions for group in view.groups if group.name == name]
-            yield _group_json(stream, name, found)
+            lying = [
+                left.get((view.key, name)) for view in partitions if any(each.name == name for each in view.groups)
+            ]
+            yield {**_group_json(stream, name, found), **_states_json(sum(each.pending for each in found), lying)}
+
+
+def _states_json(pending: int, left: Sequence[int | None]) -> dict[str, Any]:
+    """Of what is pending, how much is in which state; null where nobody can tell."""
+    if None in left:
+        return {"states": {EntryState.DELIVERED: None, EntryState.PENDING: None}}
+    lying = min(pending, sum(each or 0 for each in left))
+    return {"states": {EntryState.DELIVERED: pending - lying, EntryState.PENDING: lying}}
 
 
 def _group_json(stream: Stream, name: str, found: list[GroupView]) -> dict[str, Any]:
@@ -189,8 +180,7 @@ def _entry_json(entry: PendingEntry, reclaim_idle: float) -> dict[str, Any]:
         "consumer": entry.consumer,
         "idle": entry.idle,
         "deliveries": entry.deliveries,
-        # S3's words: in its consumer's hands, or left lying until another one takes it over.
-        "state": "DELIVERED" if entry.idle < reclaim_idle else "PENDING",
+        "state": state_of(entry.idle, reclaim_idle),
     }
 
 

@@ -58,8 +58,9 @@ def _loss_cells(loss: dict[str, Any]) -> list[Any]:
 def groups(url: str | None, as_json: bool) -> None:
     """Show the consumer groups of a running system, each over all partitions of its stream.
 
-    lag: entries that it was not given yet (- where nobody can tell). pending: given, and not acknowledged. While Redis
-    is away they are shown as they were seen last, and the last line says so.
+    lag: entries that it was not given yet (- where nobody can tell). pending: given, and not acknowledged; of them
+    DELIVERED, with a consumer that may be at work on them, and PENDING, left lying (- where there are more than 1,000).
+    While Redis is away they are shown as they were seen last, and the last line says so.
     """
     found = remote_of(url).get("/api/v1/groups")
     if as_json:
@@ -73,11 +74,14 @@ def groups(url: str | None, as_json: bool) -> None:
             each["partitions"],
             each["lag"],
             each["pending"],
+            each["states"]["DELIVERED"],
+            each["states"]["PENDING"],
             each["consumers"],
         ]
         for each in found["groups"]
     ]
-    echo_table(rows, ["stream", "group", "kind", "partitions", "lag", "pending", "consumers"])
+    headers = ["stream", "group", "kind", "partitions", "lag", "pending", "DELIVERED", "PENDING", "consumers"]
+    echo_table(rows, headers)
     _tell_stale(found)
 
 
