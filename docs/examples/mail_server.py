@@ -1,6 +1,6 @@
 """A mail server for the tutorial: it prints what it takes, and knows everybody but those who are called nobody.
 
-    PYTHONPATH=docs/examples python -m aiosmtpd -n -l 127.0.0.1:8025 -c mail_server.Postman
+PYTHONPATH=docs/examples python -m aiosmtpd -n -l 127.0.0.1:8025 -c mail_server.Postman
 """
 
 from __future__ import annotations
