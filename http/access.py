@@ -1,7 +1,8 @@
 """The access log's beginning: every HTTP request becomes an access event, whatever became of it.
 
 An ASGI middleware, outside of the framework, so that it also sees what never reached a route: unknown paths, wrong
-methods, bodies that were refused, clients that left. It never delays a request and never makes one fail.
+methods, bodies that were refused, clients that left. It never delays a request and never makes one fail. Of a WebSocket
+its handshake is recorded, as soon as it is answered: it may then stay open for days.
 """
 
 from __future__ import annotations
@@ -70,17 +71,16 @@ class AccessRecorder:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        exchange = _Exchange(scope, receive, send, self._limit + _SLACK)
-        began, created_at = time.perf_counter(), datetime.now(self._zone)
+        exchange = _Exchange(scope, receive, send, self._limit + _SLACK, self._record, datetime.now(self._zone))
         try:
             await self._app(scope, exchange.receive, exchange.send)
         finally:
-            self._record(exchange, time.perf_counter() - began, created_at)
+            exchange.end()
 
-    def _record(self, exchange: _Exchange, seconds: float, created_at: datetime) -> None:
+    def _record(self, exchange: _Exchange, seconds: float) -> None:
         try:
-            event = _event(exchange, seconds, created_at, self._limit)
-            envelope = Envelope(event_type=_ACCESS.name, data=_ACCESS.unstructure(event), timestamp=created_at)
+            event = _event(exchange, seconds, self._limit)
+            envelope = Envelope(event_type=_ACCESS.name, data=_ACCESS.unstructure(event), timestamp=exchange.created_at)
             self._deployment.capture(envelope)
         except Exception:
             if not self._complained:
@@ -91,8 +91,17 @@ class AccessRecorder:
 class _Exchange:
     """One request and its answer, as they pass by."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, keep: int) -> None:
+    def __init__(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        keep: int,
+        record: Callable[[_Exchange, float], None],
+        created_at: datetime,
+    ) -> None:
         self.scope = scope
+        self.created_at = created_at
         self.headers = {name.lower(): value.decode("latin1") for name, value in scope["headers"]}
         self.request = _Body(_media_type(self.headers.get(b"content-type")), keep)
         self.response = _Body("", 0)
@@ -100,6 +109,15 @@ class _Exchange:
         self._receive = receive
         self._send = send
         self._keep = keep
+        self._record = record
+        self._recorded = False
+        self._began = time.perf_counter()
+
+    def end(self) -> None:
+        """Have it recorded, unless it is."""
+        if not self._recorded:
+            self._recorded = True
+            self._record(self, time.perf_counter() - self._began)
 
     async def receive(self) -> Message:
         message = await self._receive()
@@ -108,14 +126,17 @@ class _Exchange:
         return message
 
     async def send(self, message: Message) -> None:
-        kind = message["type"]
+        kind = message["type"].removeprefix("websocket.")  # a handshake is answered like a request
         if kind == "http.response.start":
             self.status = message["status"]
             headers = {name.lower(): value.decode("latin1") for name, value in message.get("headers", ())}
             self.response = _Body(_media_type(headers.get(b"content-type")), self._keep)
         elif kind == "http.response.body":
             self.response.add(message.get("body", b""))
-        elif kind == "websocket.close":
+        elif kind == "accept":
+            self.status = 101 if self.scope.get("http_version", "1.1") == "1.1" else 200
+            self.end()
+        elif kind == "close" and self.status is None:
             self.status = 403
         await self._send(message)
 
@@ -148,7 +169,7 @@ class _Body:
 # What is kept --------------------------------------------------------------------------------------------------------
 
 
-def _event(exchange: _Exchange, seconds: float, created_at: datetime, limit: int) -> AccessEvent:
+def _event(exchange: _Exchange, seconds: float, limit: int) -> AccessEvent:
     scope = exchange.scope
     client = scope.get("client")
     agent = exchange.headers.get(b"user-agent")
@@ -163,7 +184,7 @@ def _event(exchange: _Exchange, seconds: float, created_at: datetime, limit: int
         user_agent=None if agent is None else storable(agent, _AGENT_LIMIT),
         inputs=_inputs(exchange, limit),
         outputs=_outputs(exchange, limit),
-        created_at=created_at,
+        created_at=exchange.created_at,
     )
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import cast
 
 import trio
-from quart import request
+from quart import request, websocket
+from quart.wrappers.base import BaseRequestWebsocket
 from quart_trio import QuartTrio
 
 from .access import ASGI, METHOD_NAME, AccessRecorder, Scope
@@ -17,7 +18,7 @@ from .ingest import ingest
 from .ledger import ledger
 from .letters import letters
 from .live import LiveFeed
-from .origin import refuse_other_sites
+from .origin import refuse_other_sites, refuse_sockets_of_other_sites
 from .page import page
 from .problems import install
 from .replays import replays
@@ -26,6 +27,7 @@ from .routes import routes_of
 from .running import RunningSystem
 from .settings import HttpSettings
 from .streams import streams
+from .websockets import WebSockets
 
 __all__ = ["HttpApp", "create_app"]
 
@@ -35,7 +37,7 @@ class HttpApp(QuartTrio):
 
     Attributes:
         feed: what its live page is fed with; somebody has to run it (`LiveFeed.run`).
-        draining: set when it is about to leave: streams of events end then.
+        draining: set when it is about to leave: streams of events, and WebSockets, end then.
     """
 
     feed: LiveFeed
@@ -48,7 +50,7 @@ def create_app(deployment: RunningSystem, settings: HttpSettings, *, draining: t
     Args:
         deployment: the running system.
         settings: its limits; the addresses are the front end's.
-        draining: set by the caller when the streams of events are to end.
+        draining: set by the caller when the streams of events, and the WebSockets, are to end.
     """
     app = HttpApp(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.body_limit
@@ -78,8 +80,11 @@ def create_app(deployment: RunningSystem, settings: HttpSettings, *, draining: t
     _add_own(app, deployment)
     app.before_request(_note_method_name)
     app.before_request(refuse_other_sites)
+    app.before_websocket(_note_method_name_of_socket)
+    app.before_websocket(refuse_sockets_of_other_sites)
     inside = cast("ASGI", app.asgi_app)
-    recorder = AccessRecorder(Boundary(inside), deployment, settings.capture_body_limit)
+    boundary = Boundary(inside, WebSockets(inside, settings.topic_clients, app.draining))
+    recorder = AccessRecorder(boundary, deployment, settings.capture_body_limit)
     app.asgi_app = recorder  # type: ignore[method-assign, assignment]
     return app
 
@@ -96,6 +101,14 @@ def _add_own(app: HttpApp, deployment: RunningSystem) -> None:
 
 
 async def _note_method_name() -> None:
+    _note(request)
+
+
+async def _note_method_name_of_socket() -> None:
+    _note(websocket)
+
+
+def _note(asked: BaseRequestWebsocket) -> None:
     """Leave the name of the function that will answer where the access recorder finds it."""
-    if request.endpoint is not None:
-        cast("Scope", request.scope)[METHOD_NAME] = request.endpoint.rpartition(".")[2]
+    if asked.endpoint is not None:
+        cast("Scope", asked.scope)[METHOD_NAME] = asked.endpoint.rpartition(".")[2]

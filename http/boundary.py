@@ -6,26 +6,14 @@ over; an answer that its client can read although it came before the request's b
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import trio
 
 from .access import ASGI, Message, Receive, Scope, Send
 from .problems import PROBLEM, Problem, problem_of
 from .replies import dump
+from .security import complete
 
-__all__ = ["SECURITY_HEADERS", "Boundary"]
-
-SECURITY_HEADERS = (
-    (
-        b"content-security-policy",
-        b"default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'",
-    ),
-    (b"x-content-type-options", b"nosniff"),
-    (b"x-frame-options", b"DENY"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"cross-origin-resource-policy", b"same-origin"),
-)
+__all__ = ["Boundary"]
 
 LINGER = 2.0
 """Seconds for which the rest of a body is read and thrown away after the answer. Closing at once would make the
@@ -33,16 +21,21 @@ client's system discard an answer that it has not read yet (RFC 9112, 9.6)."""
 
 
 class Boundary:
-    """Wraps an ASGI application; see the module."""
+    """Wraps an ASGI application; see the module.
 
-    def __init__(self, app: ASGI) -> None:
+    Args:
+        app: the application.
+        sockets: serves its WebSockets.
+    """
+
+    def __init__(self, app: ASGI, sockets: ASGI) -> None:
         self._app = app
+        self._sockets = sockets
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request. Raises nothing but cancellation, and errors after the answer had begun."""
         if scope["type"] == "websocket":
-            await receive()
-            await send({"type": "websocket.close", "code": 1008})
+            await self._sockets(scope, receive, send)
             return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
@@ -55,14 +48,6 @@ class Boundary:
             failed = errors
         if failed is not None:
             await exchange.fail(problem_of(failed))
-
-
-def _complete(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """The headers with those of every answer; nothing is stored anywhere unless a route says so."""
-    listed = list(headers)
-    if all(name.lower() != b"cache-control" for name, _ in listed):
-        listed.append((b"cache-control", b"no-store"))
-    return [*listed, *SECURITY_HEADERS]
 
 
 class _Exchange:
@@ -84,7 +69,7 @@ class _Exchange:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._answering = True
-            message["headers"] = _complete(message.get("headers", ()))
+            message["headers"] = complete(message.get("headers", ()))
         elif message["type"] == "http.response.body" and not message.get("more_body", False):
             await self._finish(message)
             return

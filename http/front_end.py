@@ -19,15 +19,17 @@ from functools import partial
 import trio
 from hypercorn.config import Config
 from hypercorn.trio.tcp_server import TCPServer
-from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.trio.worker_context import EventWrapper
 from hypercorn.typing import AppWrapper, ConnectionState
 from hypercorn.utils import wrap_app
 
 from ..runtime.supervision import Child, ChildSpec
 from ..runtime.telemetry import get_logger
 from .app import create_app
+from .connection import Connection, ConnectionContext
 from .running import RunningSystem
 from .settings import HttpSettings
+from .websockets import CUT
 
 __all__ = ["CannotListen", "check_binds", "front_end"]
 
@@ -37,6 +39,12 @@ _MARGIN = 1.0
 """Seconds beyond the requests' own time that the front end has before its supervisor cancels it."""
 
 _BACKLOG = 1024
+
+_PING_EVERY = 20.0
+"""Seconds between two pings of a WebSocket: proxies close connections that are silent for a minute."""
+
+_MESSAGE_LIMIT = 65_536
+"""Bytes that a message of a WebSocket's client may have; more closes it with 1009."""
 
 
 class CannotListen(OSError):
@@ -60,7 +68,7 @@ def front_end(deployment: RunningSystem, settings: HttpSettings) -> ChildSpec:
     """The child ``http`` that serves `deployment`.
 
     Its start fails with `CannotListen` when an address is taken. Draining, it accepts no more, ends the streams of
-    events at once, and gives requests under way `HttpSettings.graceful_timeout` seconds.
+    events and the WebSockets at once, and gives requests under way `HttpSettings.graceful_timeout` seconds.
     """
     return ChildSpec(
         id="http",
@@ -89,13 +97,15 @@ async def _accept(
 ) -> None:
     """Serve connections until the drain, then those that are left, for the time that they have."""
     config = _config()
-    context = WorkerContext(None)
+    terminated = EventWrapper()
 
     async def serve_connection(stream: trio.SocketStream) -> None:
+        connection = Connection(stream)
+        context, state = ConnectionContext(connection, terminated), ConnectionState({CUT: connection.cut})
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(_close_when_cancelled, stream)
-                await TCPServer(app, config, context, ConnectionState({}), stream)  # type: ignore[arg-type]
+                nursery.start_soon(_cut_when_cancelled, connection)
+                await TCPServer(app, config, context, state, connection)  # type: ignore[arg-type]
                 nursery.cancel_scope.cancel(reason="the connection has ended")
         except* Exception as errors:
             log.warning("connection dropped", reason=repr(errors.exceptions[0]), exc_info=errors)
@@ -109,17 +119,15 @@ async def _accept(
             child.started(addresses)
             await child.draining.wait()
             accepting.cancel_scope.cancel(reason="the front end drains")
-        await context.terminated.set()  # connections without a request are closed at once
+        await terminated.set()  # connections without a request are closed at once
         connections.cancel_scope.deadline = trio.current_time() + settings.graceful_timeout
 
 
-async def _close_when_cancelled(stream: trio.SocketStream) -> None:
-    """Close under its feet what Hypercorn sends: it shields that, and would wait for ever for a client that does not
-    read."""
+async def _cut_when_cancelled(connection: Connection) -> None:
     try:
         await trio.sleep_forever()
     finally:
-        stream.socket.close()
+        connection.cut()
 
 
 def _config() -> Config:
@@ -130,6 +138,8 @@ def _config() -> Config:
     config.errorlog = logger
     config.accesslog = None
     config.include_server_header = False
+    config.websocket_ping_interval = _PING_EVERY
+    config.websocket_max_message_size = _MESSAGE_LIMIT
     return config
 
 

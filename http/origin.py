@@ -2,17 +2,19 @@
 
 There is no log-in, and a browser lets any page send requests to an address on loopback. What such a page may not read
 it could still bring about: a dead letter discarded, say. A browser says where a request comes from, so this is refused.
+A WebSocket is refused whatever it is for: there, a browser would let the page read, too.
 """
 
 from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-from quart import request
+from quart import request, websocket
+from werkzeug.datastructures import Headers
 
 from .problems import Problem
 
-__all__ = ["refuse_other_sites"]
+__all__ = ["refuse_other_sites", "refuse_sockets_of_other_sites"]
 
 _SAFE = ("GET", "HEAD", "OPTIONS")
 
@@ -22,16 +24,23 @@ async def refuse_other_sites(*, always: bool = False) -> None:
 
     By the standard GET changes nothing; `always` is for a route where it does.
     """
-    if (request.method in _SAFE and not always) or _is_from_here():
+    if (request.method in _SAFE and not always) or _is_from_here(request.headers):
         return
     detail = "A page of another origin must not change anything here; programs may, for they send no such headers."
     raise Problem(403, "cross-site", "From another site", detail)
 
 
-def _is_from_here() -> bool:
+async def refuse_sockets_of_other_sites() -> None:
+    """Raise a 403 `Problem` if a page of another origin would open a WebSocket; programs say nothing of origins."""
+    if not _is_from_here(websocket.headers):
+        detail = "A page of another origin must not open a WebSocket here; programs may, for they send no such headers."
+        raise Problem(403, "cross-site", "From another site", detail)
+
+
+def _is_from_here(headers: Headers) -> bool:
     # Where a browser says it, it is its own word (Fetch Metadata), and right behind a proxy, too.
-    site = request.headers.get("Sec-Fetch-Site")
+    site = headers.get("Sec-Fetch-Site")
     if site is not None:
         return site in ("same-origin", "none")
-    origin = request.headers.get("Origin")
-    return origin is None or urlsplit(origin).netloc == request.headers.get("Host")
+    origin = headers.get("Origin")
+    return origin is None or urlsplit(origin).netloc == headers.get("Host")

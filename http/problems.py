@@ -9,24 +9,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
-from quart import Quart, request
+from quart import Quart, has_websocket_context, request, websocket
+from quart.wrappers.base import BaseRequestWebsocket
 from quart_trio.wrappers import TrioResponse
 from werkzeug.exceptions import HTTPException
+from werkzeug.routing import WebsocketMismatch
 
 from ..runtime.masking import mask_text
 from ..runtime.postgres import PostgresUnavailable
 from ..runtime.telemetry import get_logger
 from .replies import json_reply
 
-__all__ = ["PROBLEM", "Problem", "install", "problem_of", "reply", "sentence"]
+__all__ = ["FAILED", "PROBLEM", "Problem", "install", "problem_of", "reply", "sentence"]
 
 log = get_logger(__name__)
 
 PROBLEM = "application/problem+json"
 """The media type of problem details."""
+
+FAILED = "penstock.failed"
+"""Where in the ASGI scope of a WebSocket the problem stands of which it ends."""
 
 _S1_TYPES = {
     400: "INVALID_DATA",
@@ -92,7 +97,10 @@ def install(app: Quart) -> None:
     """Have every error of `app` answered with a problem."""
 
     async def answer(error: Exception) -> TrioResponse:
-        return reply(problem_of(error), request.path)
+        problem = problem_of(error)
+        if has_websocket_context():
+            cast("dict[str, Any]", websocket.scope)[FAILED] = problem
+        return reply(problem, _asked().path)
 
     app.register_error_handler(Exception, answer)
 
@@ -126,16 +134,32 @@ def sentence(error: Exception) -> str:
 
 
 def _of_status(error: HTTPException, status: int) -> Problem:
+    if isinstance(error, WebsocketMismatch):
+        return _mismatch()
     phrase = HTTPStatus(status).phrase
     name = phrase.lower().replace(" ", "-").replace("'", "")
     if status == 404:
-        detail = f"There is nothing at {request.path}."
+        detail = f"There is nothing at {_asked().path}."
     elif status == 405:
         detail = f"{request.method} is not for {request.path}."
     else:
         detail = _DETAILS.get(status) or error.description or phrase
     headers = {key: value for key, value in error.get_headers() if key.lower() not in ("content-type", "location")}
     return Problem(status, name, phrase, detail, headers=headers)
+
+
+def _mismatch() -> Problem:
+    """For HTTP where a WebSocket is, or the other way round."""
+    if has_websocket_context():
+        return Problem(404, "not-found", "Not Found", f"There is no WebSocket at {websocket.path}.")
+    detail = f"There is a WebSocket at {request.path}, and nothing else."
+    # HTTP/2 knows no such headers.
+    headers = {"Upgrade": "websocket", "Connection": "Upgrade"} if request.http_version.startswith("1") else {}
+    return Problem(426, "upgrade-required", "Upgrade Required", detail, headers=headers)
+
+
+def _asked() -> BaseRequestWebsocket:
+    return websocket if has_websocket_context() else request
 
 
 def _internal(error: BaseException) -> Problem:

@@ -49,6 +49,7 @@ class HttpSettings:
         live_clients: pages that may follow `/api/v1/live` at a time, and as many clients that may follow
             `/api/v1/tree/events`; one more of either is answered with 503.
         tail_clients: clients that may follow a stream at a time, each with a connection to Redis of its own.
+        topic_clients: WebSockets that may be open at a time; one more is answered with 503.
         capture_body_limit: bytes of a request's or an answer's body that an access event keeps.
     """
 
@@ -59,4 +60,5 @@ class HttpSettings:
     graceful_timeout: float = field(default=5.0, validator=zero_or_more)
     live_clients: int = field(default=100, validator=at_least(0))
     tail_clients: int = field(default=20, validator=at_least(0))
+    topic_clients: int = field(default=100, validator=at_least(0))
     capture_body_limit: int = field(default=8192, validator=at_least(0))

@@ -101,9 +101,10 @@ class Server:
 
 
 @asynccontextmanager
-async def _serving(**settings: Any) -> AsyncIterator[Server]:
+async def _serving(prepare: Callable[[Any], None] = lambda _: None, **settings: Any) -> AsyncIterator[Server]:
     chosen = HttpSettings(**{"bind": "127.0.0.1:0", **settings})
     made = FakeDeployment(front_ends=lambda deployment: [front_end(deployment, chosen)])
+    prepare(made)
     async with made.running():
         note = made.tree.snapshot().find("event-system/http").note
         yield Server(made, int(note.rpartition(":")[2]))
@@ -111,7 +112,10 @@ async def _serving(**settings: Any) -> AsyncIterator[Server]:
 
 @pytest.fixture
 def serving() -> Callable[..., Any]:
-    """``async with serving(body_limit=…) as server``: the whole tree with a real front end as its last child."""
+    """``async with serving(body_limit=…) as server``: the whole tree with a real front end as its last child.
+
+    `prepare` is given the deployment before it runs.
+    """
     return _serving
 
 

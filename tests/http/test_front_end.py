@@ -160,13 +160,13 @@ async def test_a_broken_client_harms_nobody_but_itself(serving: Any, garbage: by
         await bystander.aclose()
 
 
-async def test_a_websocket_is_refused_and_recorded(serving: Any) -> None:
+async def test_a_websocket_where_none_is_is_refused_and_recorded(serving: Any) -> None:
     async with serving() as server:
         stream = await server.raw(UPGRADE)
-        assert (await stream.receive_some(100)).startswith(b"HTTP/1.1 403")
+        assert (await stream.receive_some(100)).startswith(b"HTTP/1.1 404")
         await stream.aclose()
         (event,) = await server.captured(1)
-        assert (event["endpoint"], event["responseStatus"]) == ("/x", 403)
+        assert (event["endpoint"], event["responseStatus"]) == ("/x", 404)
 
 
 # The drain -----------------------------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import trio
 
-from penstock.http.boundary import LINGER, SECURITY_HEADERS, Boundary
+from penstock.http.boundary import LINGER, Boundary
+from penstock.http.security import SECURITY_HEADERS
 
 
 async def _body(answer: Any) -> dict[str, Any]:
@@ -102,7 +103,7 @@ async def test_what_the_framework_stumbles_over_is_a_problem_too() -> None:
         sent.append(message)
 
     with trio.fail_after(LINGER / 2):
-        await Boundary(app)({"type": "http", "path": ""}, receive, send)
+        await Boundary(app, app)({"type": "http", "path": ""}, receive, send)
     start, body = sent[0], b"".join(message.get("body", b"") for message in sent)
     assert start["status"] == 500
     assert json.loads(body)["type"] == "urn:penstock:problem:internal-error"
