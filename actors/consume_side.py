@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
+from ..runtime.mailbox import AskTimeout, MailboxClosed, PeerDied
 from ..runtime.supervision import ChildSpec
+from .claim_order import ClaimOrder, ClaimOutcome, ClaimResult, KeeperHeld
 from .group_tree import GroupTree, Site
 from .leasing import Leasing
 from .membership import LEAVE_WITHIN, Membership
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
     from .system import System
 
 __all__ = ["ConsumeSide"]
+
+CLAIM_WITHIN: Final = 5.0
+"""Seconds for which a keeper is given to answer an order: it does so at once, unless it is held."""
 
 PATIENCE: Final = 1.0
 """Seconds for which a listener makes a connection to a cluster again before it calls that trouble."""
@@ -103,6 +108,7 @@ class ConsumeSide:
         self._tenures = {tree.name: tree.tenures for tree in self._trees if tree.tenures}
         self.pools: dict[str, HandlerPool] = {}
         self.backlogs: dict[str, Backlog] = {}
+        self._orders = {(tree.group, each.key): each.orders for tree in self._trees for each in tree.partitions}
         for partition in [each for tree in self._trees for each in tree.partitions]:
             self.pools[partition.name], self.backlogs[partition.name] = partition.pool, partition.backlog
         self.membership = Membership(
@@ -115,6 +121,42 @@ class ConsumeSide:
             gate=gates["redis"],
         )
         self._leasing = Leasing(backends.store, process, self._tenures, settings.delivery)
+
+    async def claim(
+        self, keys: Sequence[str], group: str, ids: Sequence[str], *, idle: float, by: str
+    ) -> list[ClaimResult]:
+        """Have this process take pending entries over now, and handle them.
+
+        Args:
+            keys: of the partitions in which they are looked for.
+            group: a declared group that is not ordered.
+            ids: of the entries, at most `pending.AT_ONCE`.
+            idle: only what nobody has touched for so many seconds.
+            by: who orders it, for the log.
+
+        Returns:
+            A result for each entry; more of them for an id that is pending in several partitions. Blocks for
+            `CLAIM_WITHIN` seconds a partition at the most. Cancelled: what a keeper has begun it goes on with.
+
+        Raises:
+            KeyError: there is no such group, or partition.
+            KeeperHeld: a keeper did not answer.
+            redis.exceptions.RedisError: as the link says.
+        """
+        found: list[ClaimResult] = []
+        for key in keys:
+            orders = self._orders[group, key]
+            try:
+                told: list[ClaimResult] = await orders.ask(
+                    lambda reply: ClaimOrder(ids=ids, idle=idle, by=by, reply=reply), CLAIM_WITHIN
+                )
+            except (AskTimeout, MailboxClosed, PeerDied) as error:
+                raise KeeperHeld(str(error)) from error
+            found += told
+        pending = {each.entry_id for each in found if each.outcome is not ClaimOutcome.NOT_PENDING}
+        # Of an id that is pending nowhere, one partition says so for all.
+        absent = {each.entry_id: each for each in found if each.entry_id not in pending}
+        return [each for each in found if each.outcome is not ClaimOutcome.NOT_PENDING] + list(absent.values())
 
     def children(self) -> Iterable[ChildSpec]:
         """The children, in the order of their start."""

@@ -58,6 +58,7 @@ from ..runtime.supervision import (
 from ..runtime.telemetry import get_logger
 from .access_repository import AccessRepository
 from .checking import database_clock
+from .claim_order import ClaimResult
 from .conditional import ConditionNotMet
 from .consume_side import ConsumeSide
 from .delivery_view import DeliveryWatch
@@ -247,6 +248,12 @@ class Deployment:
     def access(self) -> AccessRepository | None:
         """The access log; None without a real database."""
         return self._access
+
+    async def claim(
+        self, keys: Sequence[str], group: str, ids: Sequence[str], *, idle: float, by: str
+    ) -> list[ClaimResult]:
+        """Have this process take pending entries over now, and handle them; see `ConsumeSide.claim`."""
+        return await self._consuming.claim(keys, group, ids, idle=idle, by=by)
 
     def streams(self) -> list[StreamView]:
         """The declared streams as they were last seen, in order of declaration; what was never seen is left out.

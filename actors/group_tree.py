@@ -23,8 +23,10 @@ from typing import TYPE_CHECKING
 import trio
 from attrs import field, frozen
 
+from ..runtime.mailbox import Mailbox
 from ..runtime.supervision import Body, Child, ChildSpec, Gates, Intensity, Strategy, Supervisor
 from .backlog import Backlog
+from .claim_order import ClaimOrder
 from .group_making import GroupMaking, look_away
 from .handler_pool import HandlerPool
 from .keeper import Keeper
@@ -42,6 +44,9 @@ if TYPE_CHECKING:
     from .system import Group, Stream
 
 __all__ = ["GroupTree", "Partition", "Site"]
+
+ORDERS = 16
+"""Orders that may wait for a keeper."""
 
 READ_AHEAD = 2
 """The backlogs of a group hold so many batches for each worker: one in work, one waiting. More is only more to give
@@ -101,6 +106,7 @@ class Partition:
         backlog: what this process has read of it.
         pool: who handles it.
         tenure: for how long this process has it; None in a group that is not ordered.
+        orders: what its keeper is ordered to take over.
     """
 
     name: str
@@ -108,6 +114,7 @@ class Partition:
     backlog: Backlog
     pool: HandlerPool
     tenure: Tenure | None
+    orders: Mailbox[ClaimOrder]
 
 
 class GroupTree:
@@ -129,6 +136,11 @@ class GroupTree:
         # Created here and not by the pools: however many partitions there are, a group has its `workers`.
         self._limiter = trio.CapacityLimiter(group.workers)
         self.partitions = [self._partition(key) for key in stream.keys]
+
+    @property
+    def group(self) -> str:
+        """The group's name."""
+        return self._group.name
 
     @property
     def name(self) -> str:
@@ -185,7 +197,7 @@ class GroupTree:
             wall=site.wall,
             stopping=site.stopping,
         )
-        return Partition(name, key, backlog, pool, tenure)
+        return Partition(name, key, backlog, pool, tenure, Mailbox(f"keeper.{name}", ORDERS))
 
     def _children(self, partition: Partition) -> list[ChildSpec]:
         tenure = partition.tenure
@@ -196,6 +208,7 @@ class GroupTree:
                 body=_within(tenure, self._keeper(partition)),
                 requires=("postgres", "schema", *gates),
                 drain_within=3.0,
+                mailboxes=() if tenure is not None else (partition.orders,),
             ),
             ChildSpec(
                 id="handler-pool",
@@ -263,6 +276,7 @@ class GroupTree:
             self._consumers(),
             partition.backlog,
             site.settings,
+            orders=partition.orders,
             redis_gate=site.gates["redis"],
             redis_trouble=site.redis_trouble,
             live_instances=site.live_instances,

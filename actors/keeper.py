@@ -6,6 +6,9 @@ that what this process has read is being worked on; what was taken from us never
 processes that are gone are removed, once they hold nothing. When the process stops, what it has read and not handled is
 made fit to be taken over at once, and its own consumers go.
 
+Somebody may order it to take over certain entries at once (`ClaimOrder`); they come into the backlog as those that it
+finds by itself.
+
 In an ordered group the entries go with the partition (see `ordered_reading`); the keeper takes over only what is left
 of other consumers, of a time when the group was not ordered, say.
 """
@@ -21,10 +24,12 @@ import trio
 
 from ..runtime.redis import Kind, classify
 from ..runtime.telemetry import get_logger
-from .pending import PendingList
+from .claim_order import ClaimOrder, ClaimOutcome, ClaimResult
+from .pending import PendingList, Taken
 from .stopping import DRAIN_WITHIN, Stopping
 
 if TYPE_CHECKING:
+    from ..runtime.mailbox import Mailbox
     from ..runtime.redis import AnyRedis
     from ..runtime.supervision import Child, Gate
     from .backlog import Backlog
@@ -52,6 +57,7 @@ class Keeper:
         consumers: the names of this process's own.
         backlog: what this process has read.
         settings: the times.
+        orders: what somebody orders to be taken over.
         redis_gate: while it is shut, it waits.
         redis_trouble: told of every error of Redis.
         live_instances: the installations that are not known to be gone; None while nobody knows.
@@ -70,6 +76,7 @@ class Keeper:
         backlog: Backlog,
         settings: DeliverySettings,
         *,
+        orders: Mailbox[ClaimOrder],
         redis_gate: Gate,
         redis_trouble: Callable[[Exception], None],
         live_instances: Callable[[], Collection[str] | None],
@@ -84,6 +91,7 @@ class Keeper:
         self._consumers = list(consumers)
         self._backlog = backlog
         self._settings = settings
+        self._orders = orders
         self._redis_gate = redis_gate
         self._redis_trouble = redis_trouble
         self._live_instances = live_instances
@@ -98,6 +106,7 @@ class Keeper:
             working.start_soon(self._at_pace, self._settings.reclaim_every, self._look_round)
             if self._owner is None:
                 working.start_soon(self._at_pace, self._settings.reclaim_idle / 3, self._renew)
+                working.start_soon(self._obey)
             with self._stopping.until():
                 await child.draining.wait()
             working.cancel_scope.cancel(reason="the process stops")
@@ -118,12 +127,15 @@ class Keeper:
 
     async def _try(self, work: Callable[[PendingList], object]) -> None:
         try:
-            await work(PendingList(self._client(), self._stream, self._group))  # type: ignore[misc]
+            await work(self._pending())  # type: ignore[misc]
         except redis.exceptions.RedisError as error:
             # The next look is soon. That there is no such group (yet, or any more) is the listener's to mend.
             log.debug("not looked after", stream=self._stream, group=self._group, error=str(error))
-            if classify(error).kind is not Kind.REPAIR and "no such key" not in str(error).lower():
+            if not _is_missing(error):
                 self._redis_trouble(error)
+
+    def _pending(self) -> PendingList:
+        return PendingList(self._client(), self._stream, self._group)
 
     # What others have left --------------------------------------------------------------------------------------------
 
@@ -169,6 +181,49 @@ class Keeper:
         found = re.fullmatch(rf"{re.escape(self._prefix)}-\d+:(.+)", consumer)
         return found is not None and found[1] not in live
 
+    # What somebody orders ---------------------------------------------------------------------------------------------
+
+    async def _obey(self) -> None:
+        async with self._orders.receive() as inbox:
+            async for order in inbox:
+                await self._redis_gate.wait_open()
+                if order.reply.is_abandoned:
+                    continue
+                try:
+                    order.reply.set(await self._claim(order))
+                except redis.exceptions.RedisError as error:
+                    if not _is_missing(error):
+                        self._redis_trouble(error)
+                    order.reply.fail(error)
+
+    async def _claim(self, order: ClaimOrder) -> list[ClaimResult]:
+        """Take over what may be; one result for each entry of the order."""
+        known = self._backlog.known()
+        wanted = [each for each in order.ids if each not in known][: self._backlog.room]
+        # Here and not with whoever asks: what Redis has given us comes into the backlog, or, if this actor is broken
+        # off in between, to the listener, which reads its consumer's history when both start again.
+        taken = await self._pending().claim(self._consumers[0], order.idle, wanted) if wanted else []
+        self._backlog.add(each.entry for each in taken if each.entry is not None)
+        results = {each.entry_id: self._result(each) for each in taken}
+        claimed = [each.entry_id for each in results.values() if each.outcome is ClaimOutcome.CLAIMED]
+        if claimed:
+            log.info("claimed by order", stream=self._stream, group=self._group, entries=claimed, by=order.by)
+        left_over = {each: ClaimOutcome.HERE if each in known else ClaimOutcome.NO_ROOM for each in order.ids}
+        return [
+            results.get(each) or ClaimResult(key=self._stream, entry_id=each, outcome=left_over[each])
+            for each in order.ids
+        ]
+
+    def _result(self, taken: Taken) -> ClaimResult:
+        if taken.consumer is None:
+            return ClaimResult(key=self._stream, entry_id=taken.entry_id, outcome=ClaimOutcome.NOT_PENDING)
+        outcome = ClaimOutcome.BUSY
+        if taken.entry is not None:
+            outcome = ClaimOutcome.GONE if taken.entry.fields is None else ClaimOutcome.CLAIMED
+        return ClaimResult(
+            key=self._stream, entry_id=taken.entry_id, outcome=outcome, consumer=taken.consumer, idle=taken.idle
+        )
+
     # What we have -----------------------------------------------------------------------------------------------------
 
     async def _renew(self, pending: PendingList) -> None:
@@ -188,3 +243,8 @@ class Keeper:
             given += await pending.give_back(consumer, ids, self._settings.reclaim_idle)
         removed = await pending.remove(self._consumers)
         log.info("left the group", stream=self._stream, group=self._group, given_back=given, removed=removed)
+
+
+def _is_missing(error: Exception) -> bool:
+    """Whether there is no such group: not yet, or not any more."""
+    return classify(error).kind is Kind.REPAIR or "no such key" in str(error).lower()

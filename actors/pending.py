@@ -18,7 +18,7 @@ from .handling import Entry
 if TYPE_CHECKING:
     from ..runtime.redis import AnyRedis
 
-__all__ = ["PendingList", "Stale", "fields_of"]
+__all__ = ["AT_ONCE", "PendingList", "Stale", "Taken", "fields_of"]
 
 AT_ONCE: Final = 100
 """Entries that one call of a script looks at: a millisecond of the server's time."""
@@ -38,6 +38,23 @@ class Stale:
     after: str | None
 
 
+@frozen
+class Taken:
+    """What came of an entry that was to be taken over.
+
+    Attributes:
+        entry_id: its id.
+        consumer: who had it; None if it was not pending.
+        idle: seconds for which nobody had touched it.
+        entry: what was taken over, as in `Stale.entries`; None where it was left to its consumer.
+    """
+
+    entry_id: str
+    consumer: str | None
+    idle: float
+    entry: Entry | None
+
+
 _LIB: Final = """
 local function value(row, name)
     for i = 1, #row, 2 do
@@ -46,6 +63,10 @@ local function value(row, name)
 end
 local function is_there(id)
     return #redis.call('XRANGE', KEYS[1], id, id) > 0
+end
+local function take_over(group, consumer, idle, id)
+    -- Looked for first: claiming what was trimmed would take it off the list, and nobody would know.
+    if is_there(id) then return redis.call('XCLAIM', KEYS[1], group, consumer, idle, id)[1] end
 end
 """
 
@@ -61,19 +82,34 @@ for _, row in ipairs(pending) do
     local id, consumer = row[1], row[2]
     local is_spared = spared[consumer] or (ARGV[6] ~= '' and string.sub(consumer, 1, #ARGV[6]) == ARGV[6])
     if not is_spared then
-        -- Looked for first: claiming what was trimmed would take it off the list, and nobody would know.
-        if is_there(id) then
-            for _, entry in ipairs(redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], ARGV[3], id)) do
-                entries[#entries + 1] = entry
-            end
-        else
-            gone[#gone + 1] = id
-        end
+        local entry = take_over(ARGV[1], ARGV[2], ARGV[3], id)
+        if entry then entries[#entries + 1] = entry else gone[#gone + 1] = id end
     end
 end
 local last = ''
 if #pending == tonumber(ARGV[5]) then last = pending[#pending][1] end
 return {entries, gone, last}
+"""
+)
+
+_CLAIM: Final = (
+    _LIB
+    + """
+-- group, consumer, idle, ids …: for each its consumer ('': it is not pending), its idle time, whether it was idle for
+-- long enough, and its fields (none: it was trimmed)
+local found = {}
+for i = 4, #ARGV do
+    local row = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], 1)[1]
+    if not row then
+        found[#found + 1] = {'', 0, 0, {}}
+    elseif row[3] < tonumber(ARGV[3]) then
+        found[#found + 1] = {row[2], row[3], 0, {}}
+    else
+        local entry = take_over(ARGV[1], ARGV[2], ARGV[3], ARGV[i])
+        found[#found + 1] = {row[2], row[3], 1, entry and entry[2] or {}}
+    end
+end
+return found
 """
 )
 
@@ -165,6 +201,25 @@ class PendingList:
         ]
         found += [Entry(self._stream, text_of(each), None, consumer=consumer, redelivered=True) for each in gone]
         return Stale(tuple(found), text_of(last) or None)
+
+    async def claim(self, consumer: str, idle: float, ids: Sequence[str]) -> list[Taken]:
+        """Give `consumer` those of up to `AT_ONCE` entries that nobody has touched for `idle` seconds; one result each.
+
+        Raises:
+            ValueError: there are more of them.
+        """
+        if len(ids) > AT_ONCE:
+            raise ValueError(f"at most {AT_ONCE} entries at a time, not {len(ids)}")
+        rows = await self._run(_CLAIM, consumer, _milliseconds(idle), *ids)
+        return [self._taken(consumer, entry_id, *row) for entry_id, row in zip(ids, rows, strict=True)]
+
+    def _taken(
+        self, consumer: str, entry_id: str, owner: bytes, idle: int, taken: int, fields: Sequence[bytes]
+    ) -> Taken:
+        entry = None
+        if taken:
+            entry = Entry(self._stream, entry_id, fields_of(fields) or None, consumer=consumer, redelivered=True)
+        return Taken(entry_id, text_of(owner) or None, int(idle) / 1000, entry)
 
     async def renew(self, consumer: str, ids: Sequence[str]) -> list[str]:
         """Let entries of `consumer` look as if they had just been given to it; those that are not its own any more."""

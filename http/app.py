@@ -13,6 +13,7 @@ from .access import ASGI, METHOD_NAME, AccessRecorder, Scope
 from .admin import admin
 from .boundary import Boundary
 from .entries import entries
+from .entry_orders import entry_orders
 from .health import health, live, tail, tree_events
 from .ingest import ingest
 from .ledger import ledger
@@ -72,6 +73,7 @@ def create_app(deployment: RunningSystem, settings: HttpSettings, *, draining: t
         ledger(deployment),
         streams(deployment),
         entries(deployment),
+        entry_orders(deployment),
         replays(deployment),
         retention(deployment),
         page(),

@@ -10,6 +10,7 @@ from zoneinfo import ZoneInfo
 
 from ..actors.access import AccessCategory, AccessRecord, AccessSummary, CategoryChange
 from ..actors.checks import Finding
+from ..actors.claim_order import ClaimResult
 from ..actors.cluster_view import ClusterView
 from ..actors.conditional import ConditionNotMet
 from ..actors.delivery_view import DeliveryView
@@ -147,6 +148,12 @@ class RunningSystem(Protocol):
         self, stream: str, envelope: Envelope, condition: str, /
     ) -> Published | ConditionNotMet | PublishFailed:
         """One event, if a condition holds; an outage is a result, not an error."""
+        ...
+
+    async def claim(
+        self, keys: Sequence[str], group: str, ids: Sequence[str], /, *, idle: float, by: str
+    ) -> list[ClaimResult]:
+        """Have this process take pending entries over now; raises `KeeperHeld`, and the link's errors."""
         ...
 
     def capture(self, envelope: Envelope, /) -> bool:

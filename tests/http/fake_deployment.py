@@ -23,6 +23,7 @@ from penstock.actors.access import (
     CategorySummary,
 )
 from penstock.actors.checks import Finding
+from penstock.actors.claim_order import ClaimResult, KeeperHeld
 from penstock.actors.cluster_view import ClusterView
 from penstock.actors.conditional import ConditionNotMet
 from penstock.actors.delivery_view import DeliveryView
@@ -266,6 +267,11 @@ class FakeDeployment:
             await trio.lowlevel.checkpoint()
             return ConditionNotMet(envelope.event_id, condition)
         return (await self.publish(stream, [envelope]))[0]
+
+    async def claim(
+        self, keys: Sequence[str], group: str, ids: Sequence[str], *, idle: float, by: str
+    ) -> list[ClaimResult]:
+        raise KeeperHeld("nobody keeps anything here")
 
     def capture(self, envelope: Envelope) -> bool:
         if self.capture_error is not None:

@@ -1,0 +1,81 @@
+"""``penstock claim``: take pending entries over, now, to the running process that is asked (XCLAIM)."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from urllib.parse import quote
+
+import click
+
+from ...runtime.cli import CommandError, json_option
+from ...runtime.output import duration, echo_json, echo_table
+from ..headers import ACTOR
+from .entries import stream_path
+from .remote import Remote, me, remote_of, url_option
+
+__all__ = ["claim"]
+
+_TOLD = {
+    "claimed": "claimed: this process handles it now",
+    "gone": "its entry is deleted: what is left of it becomes a dead letter",
+    "busy": "left alone: touched too lately",
+    "here": "this process has it already",
+    "not-pending": "not pending: not given to the group yet, or acknowledged",
+    "no-room": "left alone: this process has no room now, try again",
+}
+
+
+@click.command(short_help="Take pending entries over now (XCLAIM).")
+@click.argument("stream")
+@click.argument("group")
+@click.argument("ids", nargs=-1, required=True, metavar="ID...")
+@click.option(
+    "--min-idle",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="Only what nobody has touched for so long. Default: the setting delivery.reclaim_idle.",
+)
+@click.option(
+    "--force",
+    is_flag=True,
+    help="However lately it was touched. Its handler may be at work on it: then it runs twice at a time, and the inbox"
+    " keeps the effect single.",
+)
+@url_option
+@json_option
+def claim(
+    stream: str, group: str, ids: tuple[str, ...], min_idle: float | None, force: bool, url: str | None, as_json: bool
+) -> None:
+    """Take entries of STREAM that are pending in GROUP over from their consumers, to the process that is asked, which
+    handles them at once.
+
+    This happens by itself once nobody has touched an entry for delivery.reclaim_idle seconds; `penstock pending` shows
+    what is in whose hands. Exit code 1 unless this process has all of them now.
+    """
+    if force and min_idle is not None:
+        raise CommandError("--min-idle and --force: one of them", 2)
+    path = f"{stream_path(stream)}/groups/{quote(group, safe='')}/claim"
+    body = {"ids": ids, "force": force, **({} if min_idle is None else {"minIdle": min_idle})}
+    found = _post(remote_of(url), path, body)
+    if as_json:
+        echo_json(found)
+    else:
+        rows = [[*_claim_cells(each)] for each in found["results"]]
+        echo_table(rows, ["stream", "entry", "consumer before", "idle", "what came of it"])
+    left = {each["entryId"] for each in found["results"] if each["outcome"] not in ("claimed", "gone", "here")}
+    if left:
+        raise CommandError(f"{len(left)} of {len({each['entryId'] for each in found['results']})} not claimed")
+
+
+def _claim_cells(result: dict[str, Any]) -> list[Any]:
+    idle = None if result["idle"] is None else duration(result["idle"])
+    told = _TOLD.get(result["outcome"], result["outcome"])
+    return [result["partition"], result["entryId"], result["consumer"], idle, told]
+
+
+def _post(remote: Remote, path: str, body: dict[str, Any]) -> Any:
+    answer = remote.request("POST", path, json.dumps(body).encode(), "application/json", {ACTOR: me()})
+    if answer.status != 200:
+        raise CommandError(answer.complaint)
+    return answer.json()
