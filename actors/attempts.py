@@ -21,6 +21,7 @@ from .event import Envelope
 from .failures import Counts, Failures, Sentence
 from .handling import Context, Delivery, Entry
 from .once import Steps
+from .once_in_redis import RedisSteps
 from .retry_table import RetryRow
 from .sorting import Handle, Ignore, Refuse, Verdict, expired, key_of, verdict_of
 from .store import InboxEntry
@@ -117,6 +118,7 @@ class Attempts:
         claims: the lease, and what is held against entries.
         position: the group's position once entries are done; see `Backlog.position`.
         publish: what `Context.publish` does.
+        redis_steps: what `Context.once_in_redis` does.
         wall: what time it is, for events that expire.
         consumer: the instance's name, for people.
     """
@@ -133,6 +135,7 @@ class Attempts:
         *,
         position: Callable[[Iterable[Entry]], str | None],
         publish: Publish | None,
+        redis_steps: RedisSteps,
         wall: Callable[[], datetime],
         consumer: str,
     ) -> None:
@@ -145,6 +148,7 @@ class Attempts:
         self._position = position
         self._claims = claims
         self._publish = publish
+        self._redis_steps = redis_steps
         self._wall = wall
         self._consumer = consumer
 
@@ -267,12 +271,12 @@ class Attempts:
         """Call the handlers; what failed by itself, by entry id."""
 
         def blame(handle: Handle, error: Exception) -> None:
-            if is_sure(error) and away_of(error, self._group.requires) is None:
+            if is_sure(error) and away_of(error, self._group.behind) is None:
                 progress.failed[handle.entry.id] = error
 
         calls = plan(fresh, ordered=self._group.ordered)
         failed = await call_handlers(calls, lambda delivery: self._context(transaction, delivery, steps), blame)
-        if away := next((each for each in failed.values() if away_of(each, self._group.requires)), None):
+        if away := next((each for each in failed.values() if away_of(each, self._group.behind)), None):
             raise away
         if failed and alone:
             raise next(iter(failed.values()))
@@ -285,7 +289,7 @@ class Attempts:
         publish, made = self._publish, Context(
             connection=transaction.connection, stream=self._stream.key, group=self._group.name, delivery=delivery
         )  # fmt: skip
-        made._steps = steps
+        made._steps, made._redis_steps = steps, self._redis_steps
         if publish is not None:
             made._publish = lambda stream, envelopes: publish(transaction, stream, envelopes)
         return made

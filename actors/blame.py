@@ -10,10 +10,12 @@ import enum
 from typing import TYPE_CHECKING
 
 import psycopg
+import redis.exceptions
 import trio
 from attrs import define, field
 
 from ..runtime.postgres import Fault, classify
+from ..runtime.redis import classify as classify_reply
 from .event import InvalidEvent
 from .handling import Permanent, Unavailable
 from .lease_table import LeaseLost
@@ -48,12 +50,15 @@ class Progress:
     transaction: Transaction | None = None
     failed: dict[str, Exception] = field(factory=dict)
 
-    def blames(self, error: BaseException, *, database_is_up: bool, gates: Collection[str] = ()) -> bool:
+    def blames(
+        self, error: BaseException, *, database_is_up: bool, redis_is_up: bool = True, gates: Collection[str] = ()
+    ) -> bool:
         """Whether `error` is the fault of the event or its handler, and so counts as an attempt.
 
         Args:
             error: what ended the transaction, unwrapped.
             database_is_up: whether our own link to the database thinks so.
+            redis_is_up: likewise, to Redis.
             gates: those of the group's own that it stands behind.
         """
         if (
@@ -61,6 +66,7 @@ class Progress:
             or away_of(error, gates) is not None
             or self.stage is Stage.OPENING
             or (self.transaction is not None and self.transaction.is_lost)
+            or (met_redis(error) and not redis_is_up)
         ):
             return False
         if classify(error) is not Fault.OUTAGE:
@@ -73,6 +79,12 @@ class Progress:
 def away_of(error: BaseException, gates: Collection[str]) -> Unavailable | None:
     """What says, in an error, that something behind one of the gates is away; None if nothing does."""
     return next((part for part in parts_of(error) if isinstance(part, Unavailable) and part.gate in gates), None)
+
+
+def met_redis(error: BaseException) -> bool:
+    """Whether a Redis that is away is all that it tells of; which one, it cannot say."""
+    parts = parts_of(error)
+    return all(isinstance(part, redis.exceptions.RedisError) and classify_reply(part).shuts_gate for part in parts)
 
 
 def is_hopeless(error: BaseException) -> bool:

@@ -121,9 +121,11 @@ def _is_ours(error: BaseException) -> bool:
 
 
 def _delivery(handle: Handle) -> Delivery[object]:
+    row = handle.entry.retry
     return Delivery(
         event=handle.event,
         envelope=handle.envelope,
         entry_id=handle.entry.id,
         attempt=handle.entry.attempts + 1,
+        order=row.id if row is not None and row.forced else None,
     )

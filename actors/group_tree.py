@@ -184,6 +184,7 @@ class GroupTree:
             site.client,
             site.settings,
             redis_gate=site.gates["redis"],
+            memory_gate=site.gates["redis-memory"],
             postgres_gate=site.gates["postgres"],
             redis_trouble=site.redis_trouble,
             postgres_trouble=site.postgres_trouble,

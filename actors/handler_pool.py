@@ -25,13 +25,15 @@ from ..runtime.supervision import ErrorInfo
 from ..runtime.supervision.outcome import outcome_of
 from ..runtime.telemetry import get_logger
 from .attempts import Attempts
-from .blame import Progress, away_of, passes
+from .blame import Progress, away_of, met_redis, passes
 from .claims import Claim, Claims
 from .failures import Counts, Failures, PoisonousEvent
 from .lease_table import LeaseLost
+from .once_in_redis import RedisSteps
 from .sorting import key_of, verdict_of
 from .splitting import Part, Splitting
 from .stopping import DRAIN_WITHIN, Stopping
+from .system import REDIS_GATES
 
 if TYPE_CHECKING:
     from ..runtime.redis import AnyRedis
@@ -75,6 +77,7 @@ class HandlerPool:
         client: the link to Redis, for the acknowledgements.
         settings: attempts, pauses, time limits.
         redis_gate: while it is shut, acknowledgements wait.
+        memory_gate: while it is shut, Redis is full, and handlers that need it to take something wait.
         postgres_gate: while it is shut, nothing is attempted.
         redis_trouble: told of every error of Redis, so that its gate can be shut at once.
         postgres_trouble: told of what keeps the database from working for us, for the same reason.
@@ -100,6 +103,7 @@ class HandlerPool:
         settings: DeliverySettings,
         *,
         redis_gate: Gate,
+        memory_gate: Gate,
         postgres_gate: Gate,
         redis_trouble: Callable[[Exception], None],
         postgres_trouble: Callable[[Exception], None],
@@ -118,6 +122,7 @@ class HandlerPool:
         self._backlog = backlog
         self._client = client
         self._redis_gate = redis_gate
+        self._redis_gates = (redis_gate, memory_gate)
         self._postgres_gate = postgres_gate
         self._redis_trouble = redis_trouble
         self._postgres_trouble = postgres_trouble
@@ -140,6 +145,7 @@ class HandlerPool:
             self._claims,
             position=backlog.position,
             publish=publish,
+            redis_steps=RedisSteps(client, self._redis_gates, group.name),
             wall=wall or (lambda: datetime.now(UTC)),
             consumer=consumer,
         )
@@ -219,7 +225,12 @@ class HandlerPool:
             ended = await self._attempt(part, progress)
             if isinstance(ended, Counts):
                 self._end(part.entries, ended)
-            elif not progress.blames(ended, database_is_up=self._postgres_gate.is_open, gates=self._group.requires):
+            elif not progress.blames(
+                ended,
+                database_is_up=self._postgres_gate.is_open,
+                redis_is_up=self._redis_gate.is_open,
+                gates=self._group.behind,
+            ):
                 await self._wait_out(ended)
                 return
             elif splitting.again(part, ended, progress.failed):
@@ -271,7 +282,13 @@ class HandlerPool:
     async def _wait_out(self, error: BaseException) -> None:
         """PostgreSQL, or what handlers need beside it, is away: block until it is back, or a gate has us cancelled."""
         told = str(ErrorInfo.of(error))
-        if (away := away_of(error, self._group.requires)) is not None:
+        away = away_of(error, self._group.behind)
+        in_redis = met_redis(error) if away is None else away.gate in REDIS_GATES
+        if in_redis:
+            log.debug("transaction given back", group=self._group.name, error=told)
+            if away is not None and isinstance(away.__cause__, redis.exceptions.RedisError):
+                self._redis_trouble(away.__cause__)
+        elif away is not None:
             self._outside_trouble(away)
         elif not self._postgres_gate.is_open:
             log.debug("transaction given back", group=self._group.name, error=told)
@@ -285,6 +302,11 @@ class HandlerPool:
         # Never at full speed, and not all workers in step.
         await trio.sleep(0.1 + 0.9 * self._chance())
         await self._postgres_gate.wait_open()
+        while in_redis and not self._draining and not all(gate.is_open for gate in self._redis_gates):
+            # In turns: nobody cancels a pool for these gates, and its end is not to wait for Redis.
+            with trio.move_on_after(0.5):
+                for gate in self._redis_gates:
+                    await gate.wait_open()
 
     # Rows that are due ----------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from .event import Envelope, event_type_of
 if TYPE_CHECKING:
     from ..runtime.postgres import Connection
     from .once import Steps
+    from .once_in_redis import RedisCommand, RedisSteps
     from .retry_table import RetryRow
     from .sorting import Verdict
 
@@ -30,7 +31,8 @@ class Unavailable(Exception):
     """Raised by a handler: what it needs behind a gate of its group (`Group.requires`) is away; no fault of the event.
 
     The transaction is rolled back, no attempt is counted, the gate is shut, and the group is held until the gate's
-    probe finds that it is back. For a gate that the group does not require it is an error as any other.
+    probe finds that it is back. For a gate that the group does not require it is an error as any other. The gates
+    ``redis`` and ``redis-memory`` need not be required: what `Context` does in Redis raises it for them.
 
     Args:
         gate: the gate's name; see `System.gate`.
@@ -85,12 +87,15 @@ class Delivery(Generic[E]):
         envelope: what travelled: ids, type, time, key.
         entry_id: its id in the stream.
         attempt: 1 for the first; outages do not count.
+        order: what ordered that it be handled although it had been before (`penstock replay --to-group`), by a number;
+            None: nobody did.
     """
 
     event: E
     envelope: Envelope
     entry_id: str
     attempt: int
+    order: int | None = None
 
 
 @define(kw_only=True, eq=False)
@@ -113,6 +118,7 @@ class Context:
     failures: dict[str, Exception] = field(factory=dict, init=False)
     _publish: Callable[[str, Sequence[Envelope]], Awaitable[None]] | None = None
     _steps: Steps | None = None
+    _redis_steps: RedisSteps | None = None
 
     @property
     def event_id(self) -> UUID:
@@ -185,6 +191,43 @@ class Context:
         if self._steps is None:
             raise RuntimeError("this context has no store to note steps in")
         return await self._steps.once(event_id, name, call, again=again)
+
+    async def once_in_redis(
+        self,
+        name: str,
+        commands: Sequence[RedisCommand],
+        *,
+        delivery: Delivery[Any] | None = None,
+        expires: float = 7 * 86400.0,
+    ) -> bool:
+        """Change something in Redis once for this event, however often it comes: a score, a counter, a list.
+
+        One script runs the commands and sets a marker beside their keys, so that whoever is killed, frozen or cancelled
+        has done both or neither. It does not wait for the transaction: if that is rolled back for good (a dead letter),
+        the change stays. So make it the last step of the handler. Give the same commands each time the event comes: if
+        one fails, those before it are done, and it goes on with that one.
+
+            await context.once_in_redis("ranking", [("ZINCRBY", "{ranking}:products", 3, "p-1")])
+
+        Args:
+            name: of the step, among those of the event.
+            commands: each its name, its key and its arguments; commands that write one key (`once_in_redis.COMMANDS`).
+                All keys must be in one slot of a cluster: give them one hash tag.
+            delivery: the event; in a single handler by default its own.
+            expires: seconds that the marker is kept, from the last time that the event came. Default: 7 days. A dead
+                letter that is replayed later than that makes the change again.
+
+        Returns:
+            Whether it was done now; False if it had been before.
+
+        Raises:
+            Unavailable: Redis is away, or full; let it pass: the event waits, and no attempt is counted.
+            redis.exceptions.ResponseError: Redis refuses a command; so it was not done, nor those behind it.
+            ValueError: the commands cannot be run so; the text says why.
+        """
+        if self._redis_steps is None:
+            raise RuntimeError("this context has no Redis to change")
+        return await self._redis_steps.once(self._one(delivery), name, commands, expires)
 
     def fail(self, delivery: Delivery[Any], error: Exception) -> None:
         """For batch handlers: this event failed, and the others did not.

@@ -47,7 +47,10 @@ H = TypeVar("H", bound=Callable[..., Awaitable[None]])
 Probe = Callable[[], Awaitable[None]]
 """Raises if what stands behind a gate cannot do its work."""
 
-OWN_GATES: Final = ("redis", "redis-memory", "postgres", "schema")
+REDIS_GATES: Final = ("redis", "redis-memory")
+"""Those that Redis stands behind."""
+
+OWN_GATES: Final = (*REDIS_GATES, "postgres", "schema")
 """The gates that every system has."""
 
 
@@ -119,6 +122,11 @@ class Group:
     retry: RetryPolicy | None = None
     requires: tuple[str, ...] = field(default=(), converter=_names)
     handlers: dict[str, Handler] = field(factory=dict)
+
+    @property
+    def behind(self) -> tuple[str, ...]:
+        """The gates of which a handler may say that what stands behind them is away (`Unavailable`)."""
+        return (*self.requires, *REDIS_GATES)
 
 
 @define(eq=False)

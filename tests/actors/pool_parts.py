@@ -74,6 +74,7 @@ def pool_over(
         lambda: redis,
         DeliverySettings(),
         redis_gate=gate,
+        memory_gate=gate,
         postgres_gate=gate,
         redis_trouble=lambda _: None,
         postgres_trouble=postgres_trouble,
