@@ -40,8 +40,12 @@ class Unavailable(Exception):
     """
 
     def __init__(self, gate: str, why: str) -> None:
-        super().__init__(why)
+        super().__init__(gate, why)  # both, so that it can come from another process
         self.gate = gate
+        self.why = why
+
+    def __str__(self) -> str:
+        return str(self.why)
 
 
 def entry_order(entry_id: str) -> tuple[int, int]:

@@ -20,6 +20,7 @@ import trio
 
 from ..runtime.redis import RedisClosed, RedisUnavailable
 from ..runtime.redis.replies import reply_text
+from ..runtime.supervision import ErrorInfo
 from ..runtime.telemetry import get_logger
 from .probes import Unhealthy
 
@@ -100,7 +101,7 @@ class Watch:
     def _cause_of(self, error: Exception) -> str:
         """What a person reads: where, and the whole reply if it was one."""
         if isinstance(error, RedisUnavailable) or not isinstance(error, redis.exceptions.RedisError):
-            return str(error)
+            return ErrorInfo.of(error).message
         return f"{self._address}: {reply_text(error)}"
 
     def _relapse(self, now: float, error: Exception) -> None:
@@ -151,12 +152,22 @@ class Watch:
 
     async def _look(self, limit: float) -> str | None:
         """One probe; None if all is well, otherwise what is wrong."""
-        cause: str | None = f"{self._address}: no answer within {limit:g} s"
+        late: str | None = None
+        cause: str | None = None
+
+        def give_up() -> None:
+            # At once: a probe may leave late, for it waits for a thread, say. What it says then is of no interest.
+            nonlocal late
+            late = f"{self._address}: no answer within {limit:g} s"
+            self._tell(late, 0.0)
+            self.gate.shut(late)
+            nursery.cancel_scope.cancel(reason="no answer in time")
+
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_give_up, limit, nursery.cancel_scope)
+            nursery.start_soon(_after, limit, give_up)
             cause = await self._ask()
             nursery.cancel_scope.cancel(reason="the probe has ended")
-        return cause
+        return late or cause
 
     async def _ask(self) -> str | None:
         troubles = self._troubles
@@ -195,14 +206,14 @@ def _is_our_doing(error: Exception) -> bool:
     return isinstance(error, RedisClosed) or isinstance(error.__cause__, RedisClosed)
 
 
-async def _give_up(limit: float, probe: trio.CancelScope) -> None:
-    """Cancel a probe after so many seconds, without those for which this very process kept it waiting."""
+async def _after(limit: float, give_up: Callable[[], None]) -> None:
+    """Give a probe up after so many seconds, without those for which this very process kept it waiting."""
     deadline = trio.current_time() + limit
     while (now := trio.current_time()) < deadline:
         until = min(deadline, now + limit / STEPS)
         await trio.sleep_until(until)
         deadline += trio.current_time() - until
-    probe.cancel(reason="no answer in time")
+    give_up()
 
 
 class HealthMonitor:

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import cache
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 import redis.exceptions
+import trio
 from attrs import field, frozen
 
 from ..runtime.postgres import PostgresOptions
@@ -19,6 +20,8 @@ from ..runtime.postgres import probe as probe_postgres
 from ..runtime.redis import AnyRedis, RedisOptions, SentinelOptions, open_client
 from ..runtime.redis.replies import reply_text
 from ..runtime.redis.slots import hash_tag, slot_of
+from ..runtime.supervision import ErrorInfo
+from ..runtime.supervision.outcome import outcome_of
 from ..runtime.telemetry import get_logger
 from .stream_view import GroupView, StreamView, observe
 
@@ -39,6 +42,8 @@ __all__ = [
 ]
 
 log = get_logger(__name__)
+
+_OURS: Final = (trio.Cancelled, KeyboardInterrupt)
 
 
 class Unhealthy(Exception):
@@ -172,11 +177,28 @@ def _text(value: Any) -> str:
 
 
 async def ask_outside(name: str, probe: Callable[[], Awaitable[None]]) -> None:
-    """Ask a probe of the user's; raise `Unhealthy` with whatever it raises."""
+    """Ask a probe of the user's; raise `Unhealthy` with whatever it raises, also with what would end the process."""
+    answer: object
     try:
-        await probe()
-    except Exception as error:
-        raise Unhealthy(f"{name}: {str(error) or type(error).__name__}") from error
+        answer = await probe()  # type: ignore[func-returns-value]
+    except BaseException as error:
+        # A cancellation is not for a probe to raise, nor for us to hide; what came with it is told by nobody.
+        ours = _ours_of(error)
+        if ours is error:
+            raise
+        if ours is not None:
+            raise ours from None
+        told = outcome_of(error).error or error
+        raise Unhealthy(f"{name}: {ErrorInfo.of(told).message or type(told).__name__}") from error
+    if answer is False:
+        raise Unhealthy(f"{name}: its probe returned False; one that finds a fault should raise, and say which")
+
+
+def _ours_of(error: BaseException) -> BaseException | None:
+    """What a cancellation, or the user at the keyboard, has of an error; None if nothing is of them."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(_OURS)[0]
+    return error if isinstance(error, _OURS) else None
 
 
 @frozen

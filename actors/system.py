@@ -284,7 +284,7 @@ class System:
         Args:
             name: how others name it, in `Group.requires`, on the page and in logs.
             probe: ``async ()``; it raises, or hangs, while what stands behind the gate cannot do its work. It may be
-                cancelled at any time.
+                cancelled at any time, and must not block the thread: all of the process would stand still.
 
         Raises:
             DeclarationError: the name is empty, taken, or one of Penstock's own; or `probe` is no async function.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,11 +16,13 @@ from trio.testing import MockClock
 from penstock.actors.deployment import Deployment
 from penstock.actors.event import event
 from penstock.actors.handling import Context, Delivery, Unavailable
+from penstock.actors.health_monitor import Watch
 from penstock.actors.probes import Unhealthy, ask_outside
 from penstock.actors.retrying import RetryPolicy
-from penstock.actors.settings import ActorSettings
-from penstock.actors.system import DeclarationError, System
+from penstock.actors.settings import ActorSettings, HealthSettings
+from penstock.actors.system import DeclarationError, Probe, System
 from penstock.actors.virtual import VirtualDeployment, virtual
+from penstock.runtime.supervision import Gates
 
 ONCE = RetryPolicy(deliveries=1)
 
@@ -184,6 +189,95 @@ async def test_whatever_a_probe_raises_is_why(autojump_clock: MockClock) -> None
         await ask_outside("mail", refused)
     with pytest.raises(Unhealthy, match=r"^mail: OSError$"):
         await ask_outside("mail", silent)
+
+
+class Speechless(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+async def ends_the_process() -> None:
+    await trio.lowlevel.checkpoint()
+    raise SystemExit(3)
+
+
+async def ends_it_in_a_group() -> None:
+    await trio.lowlevel.checkpoint()
+    raise BaseExceptionGroup("two", [SystemExit(3), OSError("port 25")])
+
+
+async def has_no_words() -> None:
+    await trio.lowlevel.checkpoint()
+    raise Speechless
+
+
+async def says_no() -> Any:
+    await trio.lowlevel.checkpoint()
+    return False
+
+
+async def swallows_its_cancel() -> None:
+    with suppress(trio.Cancelled):
+        await trio.sleep_forever()
+
+
+async def fails_as_it_is_cancelled() -> None:
+    async def broken() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise OSError("closing failed")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(broken)
+        await trio.sleep_forever()
+
+
+async def waits_for_a_thread() -> None:
+    with trio.CancelScope(shield=True):
+        await trio.sleep(100)
+
+
+@pytest.mark.parametrize(
+    "vice",
+    [
+        ends_the_process,
+        ends_it_in_a_group,
+        has_no_words,
+        says_no,
+        swallows_its_cancel,
+        fails_as_it_is_cancelled,
+        waits_for_a_thread,
+    ],
+    ids=lambda vice: vice.__name__,
+)
+async def test_whatever_a_probe_does_shuts_its_gate_in_time_and_crashes_nobody(
+    autojump_clock: MockClock, vice: Probe
+) -> None:
+    settings = HealthSettings(timeout=2.0)
+    gate, is_well = Gates().add("mail"), False
+
+    async def probe() -> Any:
+        return await (well if is_well else vice)()  # type: ignore[func-returns-value]
+
+    watch = Watch(gate, partial(ask_outside, "mail", probe), settings, "mail")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch.run)
+        with trio.fail_after(2.5):
+            await gate.wait_shut()
+        await trio.sleep(60)
+        is_well = True
+        with trio.fail_after(200):
+            await gate.wait_open()
+        is_well = False
+        await trio.sleep(20)
+        assert not gate.is_open
+        nursery.cancel_scope.cancel()
+
+
+def test_what_a_process_of_the_handlers_says_can_be_passed_on() -> None:
+    passed = pickle.loads(pickle.dumps(Unavailable("mail", "gone")))
+    assert (passed.gate, str(passed)) == ("mail", "gone")
 
 
 async def test_a_probe_that_hangs_shuts_its_gate(autojump_clock: MockClock) -> None:
