@@ -1,4 +1,4 @@
-"""The consume side of a deployment: who is there, who has which partition, and the groups."""
+"""The consume side of a deployment: who is there, who has which partition, and the groups, read here or only made."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Final
 from ..runtime.mailbox import AskTimeout, MailboxClosed, PeerDied
 from ..runtime.supervision import ChildSpec
 from .claim_order import ClaimOrder, ClaimOutcome, ClaimResult, KeeperHeld
-from .group_tree import GroupTree, Site
+from .group_tree import GroupTree, Site, group_id
 from .leasing import Leasing
+from .made_groups import MadeGroup
 from .membership import LEAVE_WITHIN, Membership
 from .stopping import Stopping
 
@@ -103,8 +104,16 @@ class ConsumeSide:
             stopping=self.stopping,
         )
         self._trees = [
-            GroupTree(site, stream, group) for stream in system.streams.values() for group in stream.groups.values()
+            GroupTree(site, stream, group)
+            for stream in system.streams.values()
+            for group in stream.groups.values()
+            if group.enabled
         ]
+        self._made = {
+            group_id(group, stream): MadeGroup(redis.client, backends.store, stream, group, redis.trouble)
+            for stream in system.streams.values()
+            for group in stream.made_only
+        }
         self._tenures = {tree.name: tree.tenures for tree in self._trees if tree.tenures}
         self.pools: dict[str, HandlerPool] = {}
         self.backlogs: dict[str, Backlog] = {}
@@ -129,7 +138,7 @@ class ConsumeSide:
 
         Args:
             keys: of the partitions in which they are looked for.
-            group: a declared group that is not ordered.
+            group: a declared group that is read here, and not ordered.
             ids: of the entries, at most `pending.AT_ONCE`.
             idle: only what nobody has touched for so many seconds.
             by: who orders it, for the log.
@@ -173,3 +182,5 @@ class ConsumeSide:
             )
         for tree in self._trees:
             yield tree.supervisor().spec()
+        for name, made in self._made.items():
+            yield ChildSpec(id=name, body=made, requires=("redis", "postgres", "schema"))

@@ -18,6 +18,7 @@
     │   │   ├── keeper              requires postgres, schema
     │   │   ├── handler-pool        requires postgres, schema
     │   │   └── listener-1, …       requires redis, postgres, schema
+    │   ├── GROUP@STREAM            one for each group that is only made here; requires redis, postgres, schema
     │   ├── replays                 requires redis, postgres, schema
     │   ├── trimmer                 requires redis
     │   ├── dead-letters            requires postgres, schema; works off the orders to replay them
@@ -60,6 +61,7 @@ from .access_repository import AccessRepository
 from .checking import database_clock
 from .claim_order import ClaimResult
 from .conditional import ConditionNotMet
+from .configuring import configured
 from .consume_side import ConsumeSide
 from .delivery_view import DeliveryWatch
 from .event import Envelope
@@ -111,7 +113,7 @@ class Deployment:
         seed: of all jitter; a test gives one, so that a run can be repeated.
 
     Attributes:
-        system: as given.
+        system: as given, and as the settings have it; see `configured`.
         settings: as given.
         instance: the short stable id of this installation.
         process: of this process alone.
@@ -143,8 +145,8 @@ class Deployment:
         seed: int | None = None,
         probes: Mapping[str, Probe] | None = None,
     ) -> None:
+        self.system = system = configured(system, settings)
         system.check()
-        self.system = system
         self.settings = settings
         self.backends = backends
         self.instance = instance

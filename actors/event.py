@@ -43,6 +43,7 @@ __all__ = [
     "event",
     "event_type_of",
     "new_event_id",
+    "untyped",
 ]
 
 Fields = dict[str, str]
@@ -283,6 +284,11 @@ def event_type_of(cls: type) -> EventType:
     if not isinstance(declared, EventType):
         raise TypeError(f"{cls.__name__} is no event class; mark it with @event('ITS_TYPE')")
     return declared
+
+
+def untyped(name: str) -> EventType:
+    """An event type of which only the name is known: its events are their data, a dict of JSON values."""
+    return EventType(name, dict)
 
 
 def _told(error: BaseException, kind: type | None) -> str:

@@ -14,9 +14,9 @@ from ..runtime.telemetry import get_logger
 from .handling import entry_order
 
 if TYPE_CHECKING:
-    from ..runtime.redis import ClusterConnection, DedicatedRedis
+    from ..runtime.redis import AnyRedis, ClusterConnection, DedicatedRedis
 
-    Connection = DedicatedRedis | ClusterConnection
+    Connection = DedicatedRedis | ClusterConnection | AnyRedis
 
 __all__ = ["GroupMaking", "look_away", "text_of"]
 

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from .store import Store, Transaction
     from .system import Group, Stream
 
-__all__ = ["GroupTree", "Partition", "Site"]
+__all__ = ["GroupTree", "Partition", "Site", "group_id"]
 
 ORDERS = 16
 """Orders that may wait for a keeper."""
@@ -145,7 +145,7 @@ class GroupTree:
     @property
     def name(self) -> str:
         """``GROUP@STREAM``, as the tree has it."""
-        return _id(f"{self._group.name}@{self._stream.key}")
+        return group_id(self._group, self._stream)
 
     @property
     def tenures(self) -> list[Tenure]:
@@ -292,6 +292,11 @@ class GroupTree:
 
 
 NOT_OURS = "another process has it, or it is free"
+
+
+def group_id(group: Group, stream: Stream) -> str:
+    """``GROUP@STREAM``, as the tree has it."""
+    return _id(f"{group.name}@{stream.key}")
 
 
 def _id(name: str) -> str:

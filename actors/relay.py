@@ -382,7 +382,9 @@ class Relay:
         if declared is None:
             return _Add(row.stream, row.event_id, row.fields, row.max_len)
         place = declared.partition(row.key, row.event_id or _NOBODY)
-        return _Add(place, row.event_id, row.fields, row.max_len or declared.lossy_cap)
+        # Who wrote the row may have known the stream as it is declared in code, and not what the settings say of it.
+        most = row.max_len if row.kind == "mirror" else declared.lossy_cap
+        return _Add(place, row.event_id, row.fields, most)
 
     def _judge(self, stream: str, refused: dict[str, str], passed: int, *, tried: bool = True) -> None:
         """Let the keys of a stream rest that have refused something, and tell it.

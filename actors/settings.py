@@ -13,6 +13,7 @@ from attrs import field, frozen
 from ..runtime.settings import PostgresSettings, RedisSettings, above_zero, at_least
 from .checks import NAMES as CHECKS
 from .schedule import Schedule
+from .stream_settings import StreamSettings
 
 __all__ = [
     "ActorSettings",
@@ -188,6 +189,7 @@ class ActorSettings:
         health: how Redis and PostgreSQL are probed.
         capture: the capture of requests.
         checks: what the servers must be like.
+        streams: what is set of streams and their groups, by the stream's key; see `configured`.
     """
 
     zone: str = field(default="Asia/Seoul", validator=_zone)
@@ -199,6 +201,7 @@ class ActorSettings:
     health: HealthSettings = field(factory=HealthSettings)
     capture: CaptureSettings = field(factory=CaptureSettings)
     checks: CheckSettings = field(factory=CheckSettings)
+    streams: dict[str, StreamSettings] = field(factory=dict)
 
     @property
     def zone_info(self) -> ZoneInfo:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final, Protocol
 
+import psycopg
+
 from .lease_table import abandoned_as
 
 if TYPE_CHECKING:
+    from ..runtime.postgres import Pool
     from .store import Store, Transaction
     from .system import Stream, System
 
-__all__ = ["PostgresStreams", "StreamTable", "misdeclared"]
+__all__ = ["PostgresStreams", "StreamTable", "made_otherwise", "misdeclared"]
 
 _DECLARE: Final = """
 insert into penstock_stream (stream, partitions) select %s::text, %s::integer
@@ -67,6 +70,25 @@ async def misdeclared(store: Store, system: System) -> str:
         for stream in system.streams.values()
         if known[stream.key] != stream.partitions
     )
+
+
+async def made_otherwise(pool: Pool, system: System) -> list[str]:
+    """As `misdeclared`, one text for each stream, but nothing is entered; before the first migration there is nothing.
+
+    Raises:
+        PostgresUnavailable, psycopg.Error: as the link says.
+    """
+    try:
+        async with pool.connection() as connection:
+            rows = await (await connection.execute("select stream, partitions from penstock_stream")).fetchall()
+    except psycopg.errors.UndefinedTable:
+        return []
+    known: dict[str, int] = dict(rows)
+    return [
+        _refusal(stream, known[stream.key])
+        for stream in system.streams.values()
+        if known.get(stream.key, stream.partitions) != stream.partitions
+    ]
 
 
 def _sorted(streams: Iterable[Stream]) -> list[Stream]:

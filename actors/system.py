@@ -108,6 +108,8 @@ class Group:
         requires: gates of the system's own (see `System.gate`), behind which the group stands: while one is shut, none
             of its events is read or handled, and none is blamed.
         handlers: by event type.
+        enabled: whether this process reads it. Default True. False: the group is made, and its events wait for the
+            processes that do; nothing of it is trimmed before.
     """
 
     name: str
@@ -122,6 +124,7 @@ class Group:
     retry: RetryPolicy | None = None
     requires: tuple[str, ...] = field(default=(), converter=_names)
     handlers: dict[str, Handler] = field(factory=dict)
+    enabled: bool = True
 
     @property
     def behind(self) -> tuple[str, ...]:
@@ -137,6 +140,8 @@ class Stream:
         key: its key in Redis.
         types: the event types that it carries, by name; empty: any type (and nothing is validated at the door).
         groups: its consumer groups, by name.
+        external: groups that other programs read, by name: they are made, and their entries are kept for them; nothing
+            else here has to do with them. See `configured`.
         trim_without_groups: retention may trim it by age alone while it has no group at all. Default False: where
             nobody reads, nothing proves that the entries are not wanted any more.
         partitions: over how many streams of Redis it is spread, by the event's key (without one, by its id). Default 1:
@@ -154,11 +159,17 @@ class Stream:
     partitions: int = field(default=1, validator=validators.and_(validators.instance_of(int), validators.ge(1)))
     lossy_cap: int | None = field(default=None, validator=validators.optional(validators.ge(1)))
     mirror: bool = True
+    external: dict[str, Group] = field(factory=dict)
 
     @property
     def keys(self) -> tuple[str, ...]:
         """The keys of its partitions in Redis, in order."""
         return (self.key,) if self.partitions == 1 else tuple(f"{{{self.key}:{n}}}" for n in range(self.partitions))
+
+    @property
+    def made_only(self) -> list[Group]:
+        """The groups that this process makes in Redis, and does not read."""
+        return [*[group for group in self.groups.values() if not group.enabled], *self.external.values()]
 
     @property
     def mirror_key(self) -> str:

@@ -119,7 +119,8 @@ async def count_trimmable(redis: AnyRedis, stream: Stream, cutoff: datetime, *, 
 
 
 async def _look(redis: AnyRedis, stream: Stream, key: str, cutoff: datetime, most: int, *, step: int) -> StreamReport:
-    words = [entry_id_of(cutoff), step, int(stream.trim_without_groups), most, _EXCESS_STEP, *stream.groups]
+    words = [entry_id_of(cutoff), step, int(stream.trim_without_groups), most, _EXCESS_STEP]
+    words += [*stream.groups, *stream.external]
     reply = await redis.register_script(_TRIM)([key], words)
     if not reply:
         return StreamReport(stream=key)

@@ -31,6 +31,7 @@ from ..runtime.testing.redis_cluster import InProcessCluster
 from .backends import HEALED_WITHIN, Backends, RedisPlace
 from .deployment import Deployment
 from .event import Envelope, event_type_of
+from .group_making import text_of
 from .leasing import LEASE_GATE
 from .probes import Unhealthy
 from .producer import Published, PublishFailed
@@ -145,14 +146,16 @@ class VirtualDeployment(Generic[R]):
         if self.deployment.producer.waiting:
             return False
         client = self.deployment.client()
-        read = [stream for stream in self.deployment.system.streams.values() if stream.groups]
-        for key in [key for stream in read for key in stream.keys]:
-            if not await client.exists(key):
-                continue
-            last = (await client.xinfo_stream(key))["last-generated-id"]
-            for group in await client.xinfo_groups(key):
-                if group["pending"] or group["last-delivered-id"] != last:
-                    return False
+        for stream in [each for each in self.deployment.system.streams.values() if each.groups]:
+            not_read = {group.name for group in stream.made_only}
+            for key in stream.keys:
+                if not await client.exists(key):
+                    continue
+                last = (await client.xinfo_stream(key))["last-generated-id"]
+                for group in await client.xinfo_groups(key):
+                    is_read = text_of(group["name"]) not in not_read
+                    if is_read and (group["pending"] or group["last-delivered-id"] != last):
+                        return False
         # Last, for a row is written before its entry is acknowledged; and a handler may have published.
         return not self.store.retries.rows and not self.store.outbox.rows
 

@@ -64,6 +64,9 @@ def entry_orders(deployment: RunningSystem) -> Blueprint:
 
 def _check_group(deployment: RunningSystem, group: Group) -> None:
     """Refuse for a group whose entries nobody may take over, or cannot now."""
+    if not group.enabled:
+        detail = f"The group {group.name} is not read by this process (enabled = false): ask one that reads it."
+        raise Problem(409, "claim-refused", "Not possible in this group", detail)
     if group.ordered:
         detail = (
             f"The group {group.name} is ordered: the owner of each partition handles its entries, in their order, and"

@@ -60,6 +60,11 @@ def make_event(declared: EventType, chance: random.Random) -> Any:
     Raises:
         CannotMake: a type is not known here, or the class refuses whatever is made.
     """
+    if declared.cls is dict:
+        raise CannotMake(
+            f"nothing is declared of the data of {declared.name!r}, so that none can be made up; "
+            "bring your own events with simulation_events(chance) in its module"
+        )
     for attempt in range(TRIES):
         try:
             made = _object(declared.cls, chance)

@@ -243,7 +243,7 @@ class Ledger:
                 data = self._holder(key)
                 if data is None:
                     continue
-                for group in stream.groups.values():
+                for group in [group for group in stream.groups.values() if group.enabled]:
                     yield key, group, data.databases[0][key.encode()].value.group_get(group.name.encode())
 
     # The end --------------------------------------------------------------------------------------------------------
@@ -251,7 +251,7 @@ class Ledger:
     def balance(self) -> None:
         """Once all is quiet: every event has one end in each group, and none of them by somebody else's fault."""
         for event_id, stream in self._promised():
-            for group in stream.groups.values():
+            for group in [group for group in stream.groups.values() if group.enabled]:
                 self._check_end(event_id, stream, group)
         for event_id in self.refused - set(self.accepted) - self.doubtful:
             if self._copies[event_id] or event_id in self._spooled:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 from attrs import evolve
 
 from ..event import Envelope, event_type_of, new_event_id
+from ..stream_settings import StreamSettings
 from ..system import System
 from ..testing import MemoryStore
 from .generated import make_publications
-from .scenario import Publication, Scenario
+from .scenario import SETTINGS, Publication, Scenario
 
 __all__ = ["scenario_of"]
 
@@ -22,6 +24,7 @@ Events = Callable[[random.Random], Iterable[tuple[str, object]]]
 def scenario_of(
     system: System,
     *,
+    streams: Mapping[str, StreamSettings] = MappingProxyType({}),
     events: Events | None = None,
     begins: Callable[[MemoryStore], None] | None = None,
     processes: int | None = None,
@@ -30,6 +33,7 @@ def scenario_of(
 
     Args:
         system: the declaration; its handlers are called as they are.
+        streams: what is set of its streams.
         events: makes the events of one story from a generator of random numbers; None: they are made up by type.
         begins: called before each story; see `Scenario.begins`.
         processes: how many processes share the work; None: one to three.
@@ -45,6 +49,7 @@ def scenario_of(
         publications=publications,
         begins=begins or (lambda store: None),
         processes=processes,
+        settings=evolve(SETTINGS, streams=dict(streams)),
     )
 
 

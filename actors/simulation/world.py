@@ -20,6 +20,7 @@ from ...runtime.testing.redis import EPOCH, InProcessRedis
 from ...runtime.testing.redis_cluster import InProcessCluster
 from ...runtime.testing.simulation import ProcessDied, SimulatedProcess, Simulation, current_process
 from ..backends import HEALED_WITHIN, Backends
+from ..configuring import configured
 from ..deployment import Deployment
 from ..probes import Unhealthy
 from ..producer import Published, PublishFailed
@@ -110,7 +111,9 @@ class World:
     ) -> World:
         """The world of a seed, with nobody in it yet."""
         chance = random.Random(f"world {seed}")  # noqa: S311 - no secret
-        declared = scenario.system(chance)
+        declared = configured(scenario.system(chance), scenario.settings)
+        # The deployments get the copy, with what was set in it: put over it once more, it would lose its watch.
+        scenario = evolve(scenario, settings=evolve(scenario.settings, streams={}))
         stumbling = Stumbling(seed, on=scenario.stumbling)
         system, store = stumbling.copy_of(declared), MemoryStore()
         scenario.begins(store)

@@ -6,28 +6,33 @@ from collections.abc import Callable
 from pathlib import Path
 
 import click
+import psycopg
 import redis.exceptions
 import trio
 from attrs import asdict, evolve, frozen
 
-from ...actors.access import event_system
+from ...actors.backends import postgres_options
 from ...actors.capabilities import abilities_of, ask_versions
 from ...actors.checking import look_at_redis
 from ...actors.checks import Severity, declared_findings
 from ...actors.cluster_probe import ClusterProbe
 from ...actors.cluster_view import ClusterView, NodeView
 from ...actors.keeping import keeping_of
-from ...actors.probes import RedisProbe
+from ...actors.probes import PostgresProbe, RedisProbe
+from ...actors.stream_table import made_otherwise
+from ...actors.system import Group, Stream, System
 from ...runtime.cli import CommandError, json_option, load_settings
 from ...runtime.embedded import DataDirectory, DataDirectoryError, DataDirectoryInUse, ServerNotInstalled
 from ...runtime.embedded.binaries import postgres_installation, valkey_server
 from ...runtime.embedded.leftovers import find_leftovers
 from ...runtime.output import echo_json, echo_table
+from ...runtime.postgres import Pool, PostgresUnavailable
 from ...runtime.redis import Redis, open_client
 from ...runtime.redis.slots import SLOTS
 from ...runtime.settings import mask_url
 from ..configuration import Settings
 from ..front_end import CannotListen, check_binds
+from .declared import declared_system
 from .servers import attempt, own_servers
 from .tables import faults, print_rows, replies
 
@@ -55,11 +60,14 @@ class Finding:
 
 
 @click.command(short_help="Check settings and servers, and say how to mend what is wrong.")
+@click.argument("system", required=False, metavar="[MODULE:SYSTEM]")
 @click.option("--replies", "replies_only", is_flag=True, help="Print what each reply of Redis means and leads to.")
 @click.option("--faults", "faults_only", is_flag=True, help="Print what each error of PostgreSQL means and leads to.")
 @json_option
-def check(replies_only: bool, faults_only: bool, as_json: bool) -> None:
+def check(system: str | None, replies_only: bool, faults_only: bool, as_json: bool) -> None:
     """Check settings and servers, and say how to mend what is wrong.
+
+    MODULE:SYSTEM is what `penstock run` takes; its streams and groups are shown as the settings have them.
 
     Changes nothing. Exit code 0 if `penstock run` can be expected to start, 2 otherwise.
     """
@@ -69,12 +77,14 @@ def check(replies_only: bool, faults_only: bool, as_json: bool) -> None:
         print_rows(replies() if replies_only else faults(), as_json=as_json)
         return
     settings = load_settings(Settings)
+    declared = declared_system(system, settings)
     directory, runs = _data_dir(settings)
     findings = [Finding("settings", True, "file and environment are read, every key is known"), directory]
+    findings += _declared(declared)
     findings.append(_bind(settings, runs=runs))
     home = Path(settings.data_dir).expanduser().resolve() if runs else None
     findings += [_embedded(server, home) for server in _wanted(settings)]
-    findings += trio.run(_servers, settings)
+    findings += trio.run(_servers, declared, settings)
     if as_json:
         echo_json([asdict(finding) for finding in findings])
     else:
@@ -117,9 +127,37 @@ def _bind(settings: Settings, *, runs: bool) -> Finding:
     return Finding("http.bind", True, f"{', '.join(settings.http.bind)} is free")
 
 
-async def _servers(settings: Settings) -> list[Finding]:
+def _declared(system: System) -> list[Finding]:
+    """The streams and groups that would run."""
+    found = []
+    for stream in system.streams.values():
+        found.append(Finding(f"stream {stream.key}", True, _of_stream(stream)))
+        found += [Finding(f"group {group.name}", True, _of_group(group)) for group in stream.groups.values()]
+        found += [
+            Finding(f"group {name}", True, f"of {stream.key}: another program's: made, and left alone")
+            for name in stream.external
+        ]
+    return found
+
+
+def _of_stream(stream: Stream) -> str:
+    kept = "" if stream.lossy_cap is None else f", about {stream.lossy_cap} entries at the most"
+    parts = "" if stream.partitions == 1 else f", {stream.partitions} partitions"
+    return f"events {', '.join(stream.types) or 'of any type'}{parts}{kept}"
+
+
+def _of_group(group: Group) -> str:
+    if not group.enabled:
+        return f"of {group.stream}: made, and not read here: not enabled"
+    readers = "in order" if group.ordered else f"{group.consumers} consumer{'s' if group.consumers > 1 else ''}"
+    told = f"of {group.stream}: {readers}, {group.workers} workers, batch {group.batch}, block {group.block:g} s"
+    return f"{told}; handles {', '.join(group.handlers) or 'nothing'}"
+
+
+async def _servers(system: System, settings: Settings) -> list[Finding]:
     findings: list[Finding] = []
-    for setting, probe in own_servers(settings, tuple(event_system.streams), within=LIMIT).items():
+    keys = tuple(key for stream in system.streams.values() for key in stream.keys)
+    for setting, probe in own_servers(settings, keys, within=LIMIT).items():
         shown = mask_url((settings.redis.url if setting == "redis.url" else settings.postgres.url) or "")
         problem = await attempt(probe, LIMIT)
         variable = f"PENSTOCK_{setting.replace('.', '_').upper()}"
@@ -133,9 +171,23 @@ async def _servers(settings: Settings) -> list[Finding]:
         elif isinstance(probe, ClusterProbe) and probe.view is not None:
             findings += await _nodes(setting, probe, probe.view)
         if isinstance(probe, RedisProbe | ClusterProbe) and problem is None:
-            findings += await _start_up(probe, settings)
+            findings += await _start_up(system, probe, settings)
             findings += await _abilities(setting, probe)
+        if isinstance(probe, PostgresProbe) and problem is None:
+            findings += await _partitions(system, settings)
     return findings
+
+
+async def _partitions(system: System, settings: Settings) -> list[Finding]:
+    """The streams that were made with other partitions than they are declared with."""
+    assert settings.postgres.url is not None  # noqa: S101 - only then is it asked
+    try:
+        with trio.fail_after(LIMIT):
+            async with Pool(postgres_options(settings, settings.postgres.url)) as pool:
+                wrong = await made_otherwise(pool, system)
+    except (PostgresUnavailable, psycopg.Error, trio.TooSlowError) as error:
+        return [Finding("partitions", True, f"are not known: {error or 'no answer'}")]
+    return [Finding("partitions", False, each) for each in wrong]
 
 
 async def _abilities(setting: str, probe: RedisProbe | ClusterProbe) -> list[Finding]:
@@ -152,10 +204,10 @@ async def _abilities(setting: str, probe: RedisProbe | ClusterProbe) -> list[Fin
     ]
 
 
-async def _start_up(probe: RedisProbe | ClusterProbe, settings: Settings) -> list[Finding]:
+async def _start_up(system: System, probe: RedisProbe | ClusterProbe, settings: Settings) -> list[Finding]:
     """What keeps the gate ``redis`` shut, and what is not said of the server's data already."""
-    keys = [key for stream in event_system.streams.values() for key in stream.keys]
-    found = [*declared_findings(event_system)]
+    keys = [key for stream in system.streams.values() for key in stream.keys]
+    found = [*declared_findings(system)]
     with trio.move_on_after(LIMIT):
         try:
             found += await look_at_redis(probe, keys)

@@ -7,7 +7,6 @@ import sys
 import click
 import trio
 
-from ...actors.access import event_system
 from ...actors.backends import Backends, postgres_options
 from ...actors.deployment import migrate_all
 from ...actors.probes import PostgresProbe
@@ -27,7 +26,7 @@ from ...runtime.postgres import (
 from ...runtime.redis import RedisOptions
 from ...runtime.telemetry import close_logging, configure_logging
 from ..configuration import Settings
-from .run import load_system
+from .declared import declared_system
 
 __all__ = ["migrate_command"]
 
@@ -43,7 +42,7 @@ def migrate_command(system: str | None, as_json: bool) -> None:
     is migrated at each start.
     """
     settings = load_settings(Settings)
-    declared = load_system(system) if system else event_system
+    declared = declared_system(system, settings)
     if settings.postgres.url is None:
         raise CommandError("postgres.url is not set: the embedded database is migrated at each start", 2)
     configure_logging(settings.log, sys.stderr)

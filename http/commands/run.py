@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import gc
-import importlib
 import sys
-from pathlib import Path
-from types import ModuleType
 
 import click
 import trio
 
-from ...actors.access import event_system
 from ...actors.backends import Backends
 from ...actors.deployment import Deployment, migrate_all
 from ...actors.system import System
@@ -22,9 +18,10 @@ from ...runtime.supervision import Escalated, HeldTooLong, RestartLimitExceeded,
 from ...runtime.telemetry import close_logging, configure_logging, get_logger, log_lifecycle
 from ..configuration import Settings
 from ..front_end import CannotListen, check_binds, front_end
+from .declared import declared_system
 from .servers import wait_for_servers
 
-__all__ = ["load_object", "load_system", "run"]
+__all__ = ["run"]
 
 log = get_logger("penstock")
 
@@ -34,13 +31,13 @@ log = get_logger("penstock")
 def run(system: str | None) -> None:
     """Start the event system as one process, and keep it running through every outage.
 
-    Without MODULE:SYSTEM it is the access-event system; otherwise the System object named, in a module
-    (shop.orders:system) or a file (shop/orders.py:system). Without PENSTOCK_REDIS_URL and PENSTOCK_POSTGRES_URL it
-    starts a Valkey and a PostgreSQL of its own in .penstock/. SIGTERM and Ctrl-C stop it in order; a second one leaves
-    out the graces.
+    MODULE:SYSTEM is a System object in a module (shop.orders:system) or a file (shop/orders.py:system). Without it, it
+    is the system that the settings name (system) or make ([streams.NAME]), and else the access-event system. Without
+    PENSTOCK_REDIS_URL and PENSTOCK_POSTGRES_URL it starts a Valkey and a PostgreSQL of its own in .penstock/. SIGTERM
+    and Ctrl-C stop it in order; a second one leaves out the graces.
     """
     settings = load_settings(Settings)
-    declared = load_system(system) if system else event_system
+    declared = declared_system(system, settings)
     configure_logging(settings.log, sys.stdout)
     try:
         with DataDirectory(settings.data_dir) as directory:
@@ -106,42 +103,3 @@ async def _greet(deployment: Deployment) -> None:
     gc.freeze()
     addresses = [view.note for view in deployment.tree.snapshot().root.children if view.id == "http"]
     log.info("listening", page=" ".join(addresses), system=deployment.system.name, instance=deployment.instance)
-
-
-def load_system(place: str) -> System:
-    """The `System` that ``module:attribute`` or ``file.py:attribute`` names.
-
-    Raises:
-        CommandError: there is none; the text says which half of the name is at fault.
-    """
-    _, found = load_object(place)
-    if not isinstance(found, System):
-        held = "nothing" if found is None else f"a {type(found).__name__}"
-        raise CommandError(f"{place} is {held}, not a penstock System", 2)
-    return found
-
-
-def load_object(place: str) -> tuple[ModuleType, object]:
-    """The module, and what ``module:attribute`` or ``file.py:attribute`` names in it; None if there is no attribute.
-
-    Raises:
-        CommandError: there is no such module, or `place` is no name of this form.
-    """
-    module_name, separator, attribute = place.rpartition(":")
-    if not separator or not module_name or not attribute:
-        raise CommandError(f"{place!r} names no system; write MODULE:SYSTEM, for example shop.orders:system", 2)
-    if module_name.endswith(".py"):
-        path = Path(module_name)
-        if not path.is_file():
-            raise CommandError(f"there is no file {module_name}", 2)
-        sys.path.insert(0, str(path.parent.resolve()))
-        module_name = path.stem
-    else:
-        sys.path.insert(0, "")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
-            raise CommandError(f"there is no module {module_name!r}", 2) from error
-        raise
-    return module, getattr(module, attribute, None)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 from attrs import asdict, evolve, frozen
 
-from ...actors.system import System
-from ...runtime.cli import CommandError, json_option
+from ...actors.configuring import configured
+from ...actors.system import DeclarationError, System
+from ...runtime.cli import CommandError, Invocation, json_option, load_settings
 from ...runtime.output import duration, echo_json, echo_table
-from .run import load_object
+from ..configuration import Settings
+from .declared import load_object, made_of_settings, place_of
 
 if TYPE_CHECKING:
     from ...actors.simulation import Outcome, Scenario
@@ -27,7 +31,7 @@ SHOWN = 5
 
 
 @click.command(short_help="Try a system's handlers under random faults, in virtual time.")
-@click.argument("system", metavar="MODULE:SYSTEM")
+@click.argument("system", required=False, metavar="[MODULE:SYSTEM]")
 @click.option("--seeds", default=100, show_default=True, type=click.IntRange(min=1), help="How many stories.")
 @click.option("--first", default=0, show_default=True, type=click.IntRange(min=0), help="The first of the seeds.")
 @click.option("--seed", type=click.IntRange(min=0), help="Only this one, and tell its whole story.")
@@ -35,20 +39,22 @@ SHOWN = 5
 @click.option("--processes", type=click.IntRange(1, 5), help="Simulated processes of the system. Default: 1 to 3.")
 @json_option
 def simulate(
-    system: str, seeds: int, first: int, seed: int | None, jobs: int, processes: int | None, as_json: bool
+    system: str | None, seeds: int, first: int, seed: int | None, jobs: int, processes: int | None, as_json: bool
 ) -> None:
     """Run a system under random faults, whole and in memory, and see whether its events keep their promises.
 
-    MODULE:SYSTEM is what `penstock run` takes. Its handlers are called as they are, on servers that are cut, frozen,
-    full and lost, in processes that are killed at any await; what they write is remembered, and no SQL is run. Events
-    are made up from the declared event classes, unless the module has simulation_events(chance). The same seed is the
-    same story. Exit code 0 if every seed kept every promise, 1 otherwise.
+    MODULE:SYSTEM is what `penstock run` takes; without it, it is what the settings name or make. What they set of its
+    streams holds. Its handlers are called as they are, on servers that are cut, frozen, full and lost, in processes
+    that are killed at any await; what they write is remembered, and no SQL is run. Events are made up from the declared
+    event classes, unless the module (of the system, or of a handler that the settings name) has
+    simulation_events(chance). The same seed is the same story. Exit code 0 if every seed kept every promise, else 1.
     """
-    teller = _Teller(system, processes)
+    settings = load_settings(Settings)
+    teller = _Teller(place_of(system, settings), settings, processes)
     teller.check()
     chosen = range(first, first + seeds) if seed is None else range(seed, seed + 1)
     report = _run(teller, chosen, 1 if seed is not None else jobs, whole=seed is not None and not as_json)
-    again = f"penstock simulate {system}{'' if processes is None else f' --processes {processes}'} --seed "
+    again = _again(system, processes)
     if as_json:
         echo_json(
             {**asdict(report), "failed": [{**asdict(each), "again": f"{again}{each.seed}"} for each in report.failed]}
@@ -59,11 +65,23 @@ def simulate(
         raise CommandError(f"{len(report.failed)} of {report.seeds} seeds broke a promise")
 
 
+def _again(system: str | None, processes: int | None) -> str:
+    """The command that tells a story again, without the seed."""
+    invocation = click.get_current_context().find_object(Invocation) or Invocation()
+    words = [
+        *([] if invocation.config is None else ["--config", invocation.config]),
+        *([] if system is None else [system]),
+        *([] if processes is None else ["--processes", str(processes)]),
+    ]
+    return f"{shlex.join(['penstock', 'simulate', *words])} --seed "
+
+
 @frozen
 class _Teller:
     """Tells the story of a seed; loads the system where it runs, for that may be another process."""
 
-    place: str
+    place: str | None
+    settings: Settings
     processes: int | None
 
     def __call__(self, seed: int) -> Outcome:
@@ -90,18 +108,29 @@ class _Teller:
         from ...actors.simulation import Scenario
         from ...actors.simulation.users import scenario_of
 
-        module, found = load_object(self.place)
+        module, found = self._found()
         if isinstance(found, Scenario):
-            return found if self.processes is None else evolve(found, processes=self.processes)
+            chosen = evolve(found, settings=evolve(found.settings, streams=self.settings.streams))
+            return chosen if self.processes is None else evolve(chosen, processes=self.processes)
         if not isinstance(found, System):
             held = "nothing" if found is None else f"a {type(found).__name__}"
             raise CommandError(f"{self.place} is {held}, not a penstock System", 2)
+        modules = self._handlers() if module is None else [module]
         return scenario_of(
             found,
-            events=_hook(module, "simulation_events"),
-            begins=_hook(module, "simulation_begins"),
+            streams=self.settings.streams,
+            events=_hook(modules, "simulation_events"),
+            begins=_hook(modules, "simulation_begins"),
             processes=self.processes,
         )
+
+    def _found(self) -> tuple[ModuleType | None, object]:
+        return (None, made_of_settings(self.settings)) if self.place is None else load_object(self.place)
+
+    def _handlers(self) -> list[ModuleType]:
+        """The modules of the functions that the settings name."""
+        groups = [group for stream in self.settings.streams.values() for group in stream.groups.values()]
+        return [load_object(place)[0] for group in groups for place in group.handlers.values()]
 
     def check(self) -> None:
         """Raise what is wrong with the system, or what is not installed, before the first story."""
@@ -113,7 +142,11 @@ class _Teller:
 
         scenario = self.scenario()
         chance = random.Random(0)  # noqa: S311 - no secret
-        declared = scenario.system(chance)
+        try:
+            declared = configured(scenario.system(chance), scenario.settings)
+            declared.check()
+        except DeclarationError as error:
+            raise CommandError(str(error), 2) from error
         try:
             unknown = {each.stream for each in scenario.publications(chance, declared)} - set(declared.streams)
         except CannotMake as error:
@@ -122,11 +155,16 @@ class _Teller:
             raise CommandError(f"simulation_events names no declared stream: {', '.join(sorted(unknown))}", 2)
 
 
-def _hook(module: Any, name: str) -> Callable[..., Any] | None:
-    hook = getattr(module, name, None)
-    if hook is not None and not callable(hook):
-        raise CommandError(f"{name} of {module.__name__} is no function", 2)
-    return hook
+def _hook(modules: Sequence[ModuleType], name: str) -> Callable[..., Any] | None:
+    """The function of that name in the first of the modules that has it."""
+    for module in modules:
+        hook: Any = getattr(module, name, None)
+        if hook is None:
+            continue
+        if not callable(hook):
+            raise CommandError(f"{name} of {module.__name__} is no function", 2)
+        return cast("Callable[..., Any]", hook)
+    return None
 
 
 def _run(teller: _Teller, seeds: range, jobs: int, *, whole: bool) -> Report:

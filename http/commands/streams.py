@@ -70,7 +70,7 @@ def groups(url: str | None, as_json: bool) -> None:
         [
             each["stream"],
             each["name"],
-            "ordered" if each["ordered"] else "shared" if each["declared"] else "not ours",
+            _kind(each),
             each["partitions"],
             each["lag"],
             each["pending"],
@@ -83,6 +83,12 @@ def groups(url: str | None, as_json: bool) -> None:
     headers = ["stream", "group", "kind", "partitions", "lag", "pending", "DELIVERED", "PENDING", "consumers"]
     echo_table(rows, headers)
     _tell_stale(found)
+
+
+def _kind(group: dict[str, Any]) -> str:
+    if not group["declared"]:
+        return "not ours"
+    return ("ordered" if group["ordered"] else "shared") if group["enabled"] else "not read here"
 
 
 @click.command(short_help="Show what the consumers of a group have and have not acknowledged.")

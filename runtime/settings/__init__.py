@@ -16,6 +16,9 @@ that is itself a settings class is a *section*: a table of the file, a part of t
         redis: RedisSettings = RedisSettings()
 
     settings = load(Settings, file=find_file(None, os.environ), environ=os.environ)
+
+A field of the type ``dict[str, X]``, X a settings class, is a table of tables whose names are the user's,
+``[streams."order-events"]``. They are set in the file alone.
 """
 
 from __future__ import annotations

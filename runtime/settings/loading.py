@@ -1,7 +1,8 @@
 """Filling a settings class from a TOML file and the environment.
 
 From the weakest to the strongest: the class's defaults, the file's tables, the file's ``[profile.NAME]`` tables, the
-environment. Whatever cannot be used is a problem, and all problems are collected before any is reported.
+environment. Each overrides what is weaker key by key, also below names that are the user's. Whatever cannot be used is
+a problem, and all problems are collected before any is reported.
 """
 
 from __future__ import annotations
@@ -9,15 +10,15 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import attrs
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from ..masking import MASK, mask_text
-from .schema import ENV_PREFIX, Key, Schema
+from .schema import ENV_PREFIX, Key, Schema, table_name
 from .schema import Path as KeyPath
 from .values import from_text, structure
 
@@ -108,11 +109,16 @@ class _Place:
 
     Attributes:
         file: the file, or None for the environment.
-        table: the file's table, as written between its brackets; "" for the top.
+        path: of the file's table; empty for the top.
     """
 
     file: Path | None
-    table: str = ""
+    path: KeyPath = ()
+
+    @property
+    def table(self) -> str:
+        """The table, as written between its brackets."""
+        return table_name(self.path)
 
     def of(self, key: Key) -> str:
         if self.file is None:
@@ -120,19 +126,25 @@ class _Place:
         return f"{key.name} in {self}"
 
     def __str__(self) -> str:
-        return f"{self.file}, table [{self.table}]," if self.table else str(self.file)
+        return f"{self.file}, table [{self.table}]," if self.path else str(self.file)
 
-    def below(self, name: str) -> _Place:
-        return _Place(self.file, f"{self.table}.{name}" if self.table else name)
+    def below(self, *names: str) -> _Place:
+        return _Place(self.file, (*self.path, *names))
 
 
 @frozen
 class _Found:
-    """A value of the right type, and how and where it was written."""
+    """A value of the right type, and how and where it was written; of a table that the user has named, that it is."""
 
     value: Any
     written: Any
     place: _Place
+
+    def over(self, weaker: _Found | None) -> _Found:
+        """What holds when this was written, and something weaker before it."""
+        if weaker is None or self.place.file is None or not isinstance(self.value, dict):
+            return self
+        return evolve(self, value={**weaker.value, **self.value})
 
 
 @define
@@ -155,7 +167,7 @@ class _Loading:
         """Take the file's tables, then the chosen profile's; the other profile's are only checked."""
         document = _read(file)
         profiles = document.pop(_PROFILE[0], {})
-        self.found.update(self._from_table(document, (), _Place(file)))
+        self._take(self._from_table(document, (), _Place(file)))
         if not isinstance(profiles, dict):
             self.problems.append(
                 f"profile in {file} must be tables, [profile.{PROFILES[0]}]: which one is taken, PENSTOCK_PROFILE says"
@@ -167,30 +179,44 @@ class _Loading:
             elif not isinstance(table, dict):
                 self.problems.append(f"profile.{name} in {file} must be a table, [profile.{name}]")
             else:
-                found = dict(self._from_table(table, (), _Place(file, f"profile.{name}")))
+                found = dict(self._from_table(table, (), _Place(file, ("profile", name))))
                 if name == profile:
-                    self.found.update(found)
+                    self._take(found.items())
 
     def take_environment(self, environ: Mapping[str, str]) -> None:
         """Take every ``PENSTOCK_…`` variable that is not empty."""
-        keys = {key.env: key for key in self.schema.keys.values()}
+        keys = {key.env: key for key in self.schema.keys.values() if key.env}
         for variable, text in environ.items():
             if not variable.startswith(ENV_PREFIX) or variable in CONTROLS:
                 continue
             if key := keys.get(variable):
                 if text:
-                    self.found.update(self._typed(key, text, _Place(None)))
+                    self._take(self._typed(key, key.path, text, _Place(None)))
             elif not _SERVICE_LINK.fullmatch(f"{variable}={text}"):
-                hint = _did_you_mean(variable, [*keys, *CONTROLS], "{}")
+                hint = self._in_file_only(variable) or _did_you_mean(variable, [*keys, *CONTROLS], str)
                 self.problems.append(f"unknown environment variable {variable}{hint}")
+
+    def _in_file_only(self, variable: str) -> str:
+        """What is to be said of a variable that seems to mean a table whose name is the user's."""
+        for path in self.schema.named:
+            if variable.startswith(ENV_PREFIX + "_".join(path).upper() + "_"):
+                return f"; what is in [{table_name(path)}] is set in the file alone, not by variables"
+        return ""
+
+    def _take(self, found: Iterable[tuple[KeyPath, _Found]]) -> None:
+        """Note what is stronger than what was noted before."""
+        for path, each in found:
+            self.found[path] = each.over(self.found.get(path))
 
     def build(self, path: KeyPath, default: Any) -> Any:
         """The instance for the table at `path`: its default with what was found put in, and validated as a whole."""
         changes = {}
         for attribute in attrs.fields(type(default)):
             below = (*path, attribute.name)
-            if below in self.schema.tables:
+            if self.schema.at(below) in self.schema.tables:
                 changes[attribute.name] = self.build(below, getattr(default, attribute.name))
+            elif self.schema.at(below) in self.schema.named:
+                changes[attribute.name] = self._build_named(below, getattr(default, attribute.name))
             elif below in self.found:
                 changes[attribute.name] = self.found[below].value
         try:
@@ -209,13 +235,19 @@ class _Loading:
                 self._refuse((*path, attribute.name), error)
         return instance
 
+    def _build_named(self, path: KeyPath, default: dict[str, Any]) -> dict[str, Any]:
+        """The tables whose names are the user's in the table at `path`, in the order in which the file has them."""
+        cls = self.schema.named[self.schema.at(path)]
+        names = dict.fromkeys([*default, *(found[-1] for found in self.found if found[:-1] == path)])
+        return {name: self.build((*path, name), default.get(name) or cls()) for name in names}
+
     def _refuse(self, path: KeyPath, error: ValueError) -> None:
         """Note what a validator said of the key or table at `path`."""
-        key, found = self.schema.keys.get(path), self.found.get(path)
+        key, found = self.schema.keys.get(self.schema.at(path)), self.found.get(path)
         if key is None:
-            self.problems.append(f"settings of [{'.'.join(path)}]: {mask_text(str(error))}" if path else str(error))
+            self.problems.append(f"settings of [{table_name(path)}]: {mask_text(str(error))}" if path else str(error))
         elif found is None:  # it does not go with what was set beside it
-            self.problems.append(f"{'.'.join(path)} is {_shown(key, key.default)} by default: {error}")
+            self.problems.append(f"{table_name(path)} is {_shown(key, key.default)} by default: {error}")
         else:
             self.problems.append(
                 f"{found.place.of(key)} is {_shown(key, found.written)}: {_reason(key, error, found.written)}"
@@ -224,34 +256,45 @@ class _Loading:
     def _from_table(self, table: dict[str, Any], path: KeyPath, place: _Place) -> Iterator[tuple[KeyPath, _Found]]:
         for name, value in table.items():
             below = (*path, name)
-            if below in self.schema.tables and isinstance(value, dict):
+            known = self.schema.at(below)
+            if (known in self.schema.tables or known in self.schema.named) and isinstance(value, dict):
+                if self.schema.at(path) in self.schema.named:
+                    yield below, _Found(None, None, place.below(name))  # it is there, also if it is empty
                 yield from self._from_table(value, below, place.below(name))
-            elif below in self.schema.tables:
+            elif known in self.schema.tables or known in self.schema.named:
                 self.problems.append(f"{name} in {place} must be a table, [{place.below(name).table}]")
-            elif below in self.schema.keys and below != _PROFILE:
-                yield from self._typed(self.schema.keys[below], value, place)
+            elif known in self.schema.keys and below != _PROFILE:
+                yield from self._typed(self.schema.keys[known], below, value, place)
             else:
                 self.problems.append(self._unknown(name, value, path, place))
 
-    def _typed(self, key: Key, written: Any, place: _Place) -> Iterator[tuple[KeyPath, _Found]]:
-        """The key's path and value; nothing but a problem if it is not of the right type."""
+    def _typed(self, key: Key, path: KeyPath, written: Any, place: _Place) -> Iterator[tuple[KeyPath, _Found]]:
+        """The path and the key's value; nothing but a problem if it is not of the right type."""
         try:
             raw = from_text(key.type, written) if place.file is None else written
-            yield key.path, _Found(structure(key.type, raw), written, place)
+            yield path, _Found(structure(key.type, raw), written, place)
         except ValueError as error:
             self.problems.append(f"{place.of(key)} is {_shown(key, written)}: {error}")
 
     def _unknown(self, name: str, value: Any, path: KeyPath, place: _Place) -> str:
         known = self.schema.in_table(path)
         if isinstance(value, dict):
-            what, form = f"table [{place.below(name).table}]", f"[{place.below('{}').table}]"
+            what = f"table [{place.below(name).table}]"
+            hint = _did_you_mean(name, known, lambda nearest: f"[{place.below(nearest).table}]")
         else:
-            what, form = f'key "{name}"', '"{}"'
-        hint = _did_you_mean(name, known, form)
-        if not hint:
-            elsewhere = [key.path for key in self.schema.keys.values() if key.name == name]
-            hint = f"; it belongs into [{'.'.join(elsewhere[0][:-1])}]" if elsewhere else ""
-        return f"unknown {what} in {str(place).rstrip(',')}{hint or '; known here: ' + ', '.join(known)}"
+            what = f'key "{name}"'
+            hint = _did_you_mean(name, known, lambda nearest: f'"{nearest}"')
+        hint = hint or self._elsewhere(name, path, place) or "; known here: " + ", ".join(known)
+        return f"unknown {what} in {str(place).rstrip(',')}{hint}"
+
+    def _elsewhere(self, name: str, path: KeyPath, place: _Place) -> str:
+        """Where a key of this name belongs: rather below this table than anywhere else."""
+        here = self.schema.at(path)
+        found = [key.path[:-1] for key in self.schema.keys.values() if key.name == name]
+        below = [each[len(here) :] for each in found if here and each[: len(here)] == here]
+        if below:
+            return f"; it belongs into [{place.below(*below[0]).table}]"
+        return f"; it belongs into [{table_name(found[0])}]" if found else ""
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -265,9 +308,9 @@ def _read(file: Path) -> dict[str, Any]:
         raise SettingsError(f"{file} is not valid TOML: {error}") from error
 
 
-def _did_you_mean(name: str, known: list[str] | tuple[str, ...], form: str) -> str:
+def _did_you_mean(name: str, known: list[str], shown: Callable[[str], str]) -> str:
     nearest = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {form.format(nearest[0])}?" if nearest else ""
+    return f"; did you mean {shown(nearest[0])}?" if nearest else ""
 
 
 def _shown(key: Key, value: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from attrs import frozen
 
-from .schema import Schema, without_none
+from .schema import Schema, table_name, without_none
 from .values import expected
 
 __all__ = ["SettingDoc", "describe", "markdown"]
@@ -21,8 +21,8 @@ class SettingDoc:
     """One setting, as it is documented.
 
     Attributes:
-        key: its name with its tables, ``redis.connect_timeout``.
-        env: its environment variable.
+        key: its name with its tables, ``redis.connect_timeout``; ``NAME`` stands for a name that is the user's.
+        env: its environment variable; empty if it has none.
         type: its type in words, ``a number``.
         default: its default as it would stand in the file; ``not set`` for None.
         doc: its line of the class's ``Attributes:`` block.
@@ -49,7 +49,7 @@ def describe(cls: type) -> list[SettingDoc]:
         if doc is None:
             raise TypeError(f"{schema.tables[path[:-1]].__name__}.{key.name} has no line under Attributes:")
         optional = " or nothing" if without_none(key.type) is not key.type and key.default is not None else ""
-        found.append(SettingDoc(".".join(path), key.env, expected(key.type) + optional, _written(key.default), doc))
+        found.append(SettingDoc(table_name(path), key.env, expected(key.type) + optional, _written(key.default), doc))
     return found
 
 
@@ -60,7 +60,8 @@ def markdown(cls: type) -> str:
         table, _, name = setting.key.rpartition(".")
         rows = parts.setdefault(table, [])
         doc = setting.doc.replace("|", "\\|")
-        rows.append(f"| `{name}` | `{setting.env}` | {setting.type} | `{setting.default}` | {doc} |")
+        variable = f"`{setting.env}`" if setting.env else "—"
+        rows.append(f"| `{name}` | {variable} | {setting.type} | `{setting.default}` | {doc} |")
     head = "| key | variable | type | default | meaning |\n|---|---|---|---|---|\n"
     sections = []
     for table, rows in parts.items():
@@ -78,6 +79,8 @@ def _written(default: Any) -> str:
         return repr(default)
     if isinstance(default, list | tuple | set | frozenset):
         return "[" + ", ".join(_written(item) for item in default) + "]"
+    if isinstance(default, dict):
+        return "{" + ", ".join(f"{name} = {_written(item)}" for name, item in default.items()) + "}"
     return f'"{getattr(default, "value", default)}"'
 
 
