@@ -118,6 +118,15 @@ async def test_nothing_is_claimed_in_an_ordered_group(autojump_clock: trio.testi
     assert "the owner of each partition handles its entries" in found["detail"]
 
 
+async def test_nothing_is_claimed_by_a_process_that_does_not_read_the_group(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with _site(enabled=False) as site:
+        status, found = await site.claim("1-1")
+    assert (status, found["type"]) == (409, "urn:penstock:problem:claim-refused")
+    assert "is not read by this process" in found["detail"]
+
+
 async def test_a_claim_that_makes_no_sense_is_refused(autojump_clock: trio.testing.MockClock) -> None:
     async with _site() as site:
         bodies: list[dict[str, Any]] = [
