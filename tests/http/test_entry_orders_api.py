@@ -33,11 +33,11 @@ async def _reachable() -> None:
     pass
 
 
-def _system(*, partitions: int = 1, ordered: bool = False) -> System:
+def _system(*, partitions: int = 1, ordered: bool = False, enabled: bool = True) -> System:
     system = System("shop")
     system.gate("bank", _reachable)
     stream = system.stream(STREAM, events=[Order], partitions=partitions)
-    stream.group(GROUP, requires=["bank"], ordered=ordered)
+    stream.group(GROUP, requires=["bank"], ordered=ordered, enabled=enabled)
 
     @stream.on(Order, group=GROUP)
     async def pay(order: Order, context: Context) -> None:
