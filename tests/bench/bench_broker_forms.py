@@ -1,6 +1,6 @@
 """Redis as a broker in its forms, on one local Valkey through Penstock's link: throughput, latency, and what is lost.
 
-    python tests/bench/bench_broker_forms.py [--messages 20000] [--rounds 5] [--workers 4] [--lost-of 3000]
+    python tests/bench/bench_broker_forms.py [--messages 5000] [--rounds 5] [--workers 4] [--lost-of 3000]
 
 A stream read by a group, a list taken from safely (BLMOVE) and in the plain way (BRPOP), and a channel, in one run, as
 a Markdown table. Rounds of the forms alternate, so that a slow moment of the machine meets all; what counts is the
@@ -27,7 +27,7 @@ from pathlib import Path
 
 import trio
 from attrs import define, field, frozen
-from broker_forms import FORMS, Form, Run
+from broker_forms import FORMS, Form, Handle, Run
 
 from penstock.runtime.embedded.binaries import valkey_server
 from penstock.runtime.embedded.valkey import SETTINGS
@@ -40,6 +40,17 @@ LIMIT = 120.0
 
 
 # Throughput and latency, in this process
+
+
+@asynccontextmanager
+async def consuming(form: Form, redis: Redis, workers: int, handle: Handle) -> AsyncIterator[trio.Nursery]:
+    """Workers that end in order: to one that is cut off, the server might still give a message."""
+    run = Run(handle)
+    with trio.fail_after(LIMIT):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(partial(form.consume, redis, workers, run))
+            yield nursery
+            run.goes_on = False
 
 
 async def throughput(form: Form, redis: Redis, arguments: argparse.Namespace) -> float:
@@ -59,14 +70,12 @@ async def throughput(form: Form, redis: Redis, arguments: argparse.Namespace) ->
         for number in numbers:
             await form.send(redis, f"message-{number}")
 
-    async with trio.open_nursery() as nursery:
-        await nursery.start(partial(form.consume, redis, arguments.workers, Run(handle)))
+    async with consuming(form, redis, arguments.workers, handle) as nursery:
         started = time.perf_counter()
         for _ in range(SENDERS):
             nursery.start_soon(send)
         await all_handled.wait()
         taken = time.perf_counter() - started
-        nursery.cancel_scope.cancel()
     return float(arguments.messages / taken)
 
 
@@ -80,14 +89,12 @@ async def latencies(form: Form, redis: Redis, arguments: argparse.Namespace) -> 
         found.append((time.perf_counter() - sent) * 1e6)
         handled.set()
 
-    async with trio.open_nursery() as nursery:
-        await nursery.start(partial(form.consume, redis, 1, Run(handle)))
+    async with consuming(form, redis, 1, handle):
         for number in range(arguments.single):
             handled = trio.Event()
             sent = time.perf_counter()
             await form.send(redis, f"message-{number}")
             await handled.wait()
-        nursery.cancel_scope.cancel()
     return sorted(found)
 
 
@@ -190,11 +197,13 @@ async def measure(url: str, arguments: argparse.Namespace) -> list[Column]:
     """All forms, their rounds alternating."""
     columns = [Column(form) for form in FORMS]
     async with open_client(url) as redis:
-        for _ in range(arguments.rounds):
+        for number in range(arguments.rounds):
+            print(f"round {number + 1} of {arguments.rounds}", file=sys.stderr, flush=True)
             for column in columns:
                 column.rates.append(await throughput(column.form, redis, arguments))
                 column.singles.append(await latencies(column.form, redis, arguments))
         for column in columns:
+            print(f"what is lost: {column.form.name}", file=sys.stderr, flush=True)
             column.killed = await losses(column.form, redis, url, arguments, signal.SIGKILL)
             column.stopped = await losses(column.form, redis, url, arguments, signal.SIGTERM)
     return columns
@@ -246,8 +255,8 @@ def server() -> Iterator[str]:
 def main() -> None:
     """Read the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--messages", type=int, default=20_000, help="of a round of throughput")
-    parser.add_argument("--single", type=int, default=500, help="messages of a round of latency")
+    parser.add_argument("--messages", type=int, default=5000, help="of a round of throughput")
+    parser.add_argument("--single", type=int, default=300, help="messages of a round of latency")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=4, help="that take messages at the same time")
     parser.add_argument("--lost-of", type=int, default=3000, help="messages sent around the end of a consumer")
