@@ -144,25 +144,28 @@ async def consumer(form: Form, url: str, arguments: argparse.Namespace) -> Async
             await process.wait()
 
 
+async def send_all(form: Form, redis: Redis, name: str, count: int) -> None:
+    """Send so many messages at once; all are acknowledged when it returns."""
+    async with trio.open_nursery() as nursery:
+        for number in range(count):
+            nursery.start_soon(form.send, redis, f"{name}-{number}")
+
+
 async def losses(form: Form, redis: Redis, url: str, arguments: argparse.Namespace, end: signal.Signals) -> Loss:
     """End a consumer amid its work; see the module."""
     await form.prepare(redis)
     third = arguments.lost_of // 3
     with trio.fail_after(LIMIT):
         async with consumer(form, url, arguments) as process:
-            async with trio.open_nursery() as nursery:
-                for number in range(third):
-                    nursery.start_soon(form.send, redis, f"first-{number}")
+            await send_all(form, redis, "first", third)
             while await redis.hlen(DONE) < third // 2:
                 await trio.sleep(0.001)
             process.send_signal(end)
             await process.wait()
-        for number in range(third):
-            await form.send(redis, f"meanwhile-{number}")
-            await trio.sleep(arguments.away / third)
+        await send_all(form, redis, "meanwhile", third)
+        await trio.sleep(arguments.away)
         async with consumer(form, url, arguments) as process:
-            for number in range(arguments.lost_of - 2 * third):
-                await form.send(redis, f"last-{number}")
+            await send_all(form, redis, "last", arguments.lost_of - 2 * third)
             while await form.left(redis, arguments.workers):
                 await trio.sleep(0.01)
             process.terminate()
