@@ -1,8 +1,9 @@
 """Errors as HTTP shows them: problem details (RFC 9457), without exception.
 
 A `Problem` may be raised anywhere in a request. What is raised besides is turned into one here: werkzeug's errors by
-their status, a database outage into 503, and all else into a 500 that says nothing but the id under which the log has
-the rest. Below ``/admin`` a problem also carries ``errorMessage`` and ``errorType``, as S1's clients expect.
+their status, an outage of Redis or the database into 503, and all else into a 500 that says nothing but the id under
+which the log has the rest. Below ``/admin`` a problem also carries ``errorMessage`` and ``errorType``, as S1's clients
+expect.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from werkzeug.routing import WebsocketMismatch
 
 from ..runtime.masking import mask_text
 from ..runtime.postgres import PostgresUnavailable
+from ..runtime.redis import Kind, RedisUnavailable, classify
 from ..runtime.telemetry import get_logger
 from .replies import json_reply
 
@@ -32,6 +34,9 @@ PROBLEM = "application/problem+json"
 
 FAILED = "penstock.failed"
 """Where in the ASGI scope of a WebSocket the problem stands of which it ends."""
+
+_PASSING = (Kind.WAIT, Kind.REROUTE, Kind.DEGRADE, Kind.RECONNECT)
+"""What Redis says that will not be said for ever, to the same request."""
 
 _S1_TYPES = {
     400: "INVALID_DATA",
@@ -124,6 +129,9 @@ def problem_of(error: BaseException) -> Problem:
     if isinstance(error, PostgresUnavailable):
         detail = f"The database is away: {mask_text(str(error))}"
         return Problem(503, "database-away", "The database is away", detail, headers={"Retry-After": "1"})
+    if isinstance(error, RedisUnavailable) or classify(error).kind in _PASSING:
+        detail = f"Redis is away, or takes nothing: {mask_text(str(error))}"
+        return Problem(503, "redis-away", "Redis is away", detail, headers={"Retry-After": "1"})
     return _internal(error)
 
 

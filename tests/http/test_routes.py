@@ -137,6 +137,19 @@ async def test_without_a_database_a_route_that_asks_it_fails_alone(autojump_cloc
         assert (await client.get("/healthz")).status_code == 200
 
 
+async def test_without_redis_a_route_that_asks_it_says_so(autojump_clock: MockClock) -> None:
+    async with virtual(shop()) as app:
+        client = client_of(app.deployment)
+        app.redis.refuse()
+        app.redis.cut()
+        answer = await client.get("/length")
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+        assert (await answer.get_json())["type"] == "urn:penstock:problem:redis-away"
+        app.redis.restore()
+        await app.serving()
+        assert (await client.get("/length")).status_code == 200
+
+
 @pytest.mark.parametrize(("path", "by"), [("/healthz", "health.healthz"), ("/order", "shop.order")])
 async def test_no_route_hides_another(autojump_clock: MockClock, path: str, by: str) -> None:
     def rival(_: RunningSystem) -> Blueprint:
