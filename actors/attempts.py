@@ -27,6 +27,7 @@ from .sorting import Handle, Ignore, Refuse, Verdict, expired, key_of, verdict_o
 from .store import InboxEntry
 
 if TYPE_CHECKING:
+    from .channels import Notice
     from .settings import DeliverySettings
     from .store import Store, Transaction
     from .system import Group, Stream
@@ -161,7 +162,7 @@ class Attempts:
 
         Args:
             entries: in order; either all of them are rows or none is.
-            progress: how far it comes, and who is known to have failed in it.
+            progress: how far it comes, who is known to have failed in it, and what is to be broadcast after it.
             failed: what those failed of, by their own fault, that are not to be handled: for each of them is written
                 what becomes of it. Where somebody else who handled the same event has decided, nothing is.
 
@@ -274,8 +275,10 @@ class Attempts:
             if is_sure(error) and away_of(error, self._group.behind) is None:
                 progress.failed[handle.entry.id] = error
 
-        calls = plan(fresh, ordered=self._group.ordered)
-        failed = await call_handlers(calls, lambda delivery: self._context(transaction, delivery, steps), blame)
+        def context(delivery: Delivery[object] | None) -> Context:
+            return self._context(transaction, delivery, steps, progress.notices)
+
+        failed = await call_handlers(plan(fresh, ordered=self._group.ordered), context, blame)
         if away := next((each for each in failed.values() if away_of(each, self._group.behind)), None):
             raise away
         if failed and alone:
@@ -285,11 +288,13 @@ class Attempts:
             raise _Apart("what failed by itself cannot be committed beside the others")
         return failed
 
-    def _context(self, transaction: Transaction, delivery: Delivery[object] | None, steps: Steps) -> Context:
+    def _context(
+        self, transaction: Transaction, delivery: Delivery[object] | None, steps: Steps, notices: list[Notice]
+    ) -> Context:
         publish, made = self._publish, Context(
             connection=transaction.connection, stream=self._stream.key, group=self._group.name, delivery=delivery
         )  # fmt: skip
-        made._steps, made._redis_steps = steps, self._redis_steps
+        made._steps, made._redis_steps, made._notices = steps, self._redis_steps, notices
         if publish is not None:
             made._publish = lambda stream, envelopes: publish(transaction, stream, envelopes)
         return made

@@ -23,6 +23,7 @@ from .lease_table import LeaseLost
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from .channels import Notice
     from .store import Transaction
 
 __all__ = ["Progress", "Stage", "away_of", "is_hopeless", "is_sure", "parts_of", "passes"]
@@ -44,11 +45,13 @@ class Progress:
         stage: how far it has come.
         transaction: it, once it is open.
         failed: what entries failed of, by id, as far as that is known.
+        notices: what its handlers want to have broadcast once it is committed, in order.
     """
 
     stage: Stage = Stage.OPENING
     transaction: Transaction | None = None
     failed: dict[str, Exception] = field(factory=dict)
+    notices: list[Notice] = field(factory=list)
 
     def blames(
         self, error: BaseException, *, database_is_up: bool, redis_is_up: bool = True, gates: Collection[str] = ()

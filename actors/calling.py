@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
 import trio
@@ -15,7 +15,7 @@ from .sorting import Handle, key_of
 if TYPE_CHECKING:
     from .system import Handler
 
-__all__ = ["Call", "call_handlers", "plan"]
+__all__ = ["Call", "call_handlers", "kept_in", "plan"]
 
 MakeContext = Callable[["Delivery[object] | None"], Context]
 
@@ -103,14 +103,23 @@ async def _call_in_time(handler: Handler, deliveries: Sequence[Delivery[object]]
 
 
 async def _call(handler: Handler, deliveries: Sequence[Delivery[object]], context: Context) -> None:
+    await kept_in(handler.name, handler.call(deliveries if handler.batch else deliveries[0].event, context))
+
+
+async def kept_in(name: str, call: Awaitable[None]) -> None:
+    """Await a call of the user's, of the handler `name`, so that it cannot end the process.
+
+    Raises:
+        Exception: whatever it raises; `HandlerExit` in place of what would end the process.
+    """
     try:
-        await handler.call(deliveries if handler.batch else deliveries[0].event, context)
+        await call
     except Exception:
         raise
     except BaseException as error:
         if _is_ours(error):
             raise
-        raise HandlerExit(f"{handler.name} raised {type(error).__name__}") from error
+        raise HandlerExit(f"{name} raised {type(error).__name__}") from error
 
 
 def _is_ours(error: BaseException) -> bool:

@@ -16,13 +16,14 @@ from .stopping import Stopping
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable, Sequence
     from datetime import datetime
     from uuid import UUID
 
     from ..runtime.supervision import Gates
     from .backends import Backends
     from .backlog import Backlog
+    from .channels import Notice
     from .handler_pool import HandlerPool
     from .handling import Unavailable
     from .health_monitor import Watch
@@ -53,6 +54,7 @@ class ConsumeSide:
         postgres: who is told of PostgreSQL's.
         outside_trouble: told of what is away behind the gates of the system's own.
         publishing: takes what handlers publish.
+        broadcast: sends what handlers broadcast.
         losses: looks what a stream has lost, before somebody reads on in it.
         instance: the short stable id of the installation.
         process: of this process alone.
@@ -77,6 +79,7 @@ class ConsumeSide:
         postgres: Watch,
         outside_trouble: Callable[[Unavailable], None],
         publishing: PublishSide,
+        broadcast: Callable[[Sequence[Notice]], Awaitable[None]],
         losses: LossDetector,
         instance: str,
         process: UUID,
@@ -96,6 +99,7 @@ class ConsumeSide:
             postgres_trouble=postgres.trouble,
             outside_trouble=outside_trouble,
             publish=publishing.publish_within,
+            broadcast=broadcast,
             chance=chance.random,
             wall=wall,
             read_within=redis.read_within,

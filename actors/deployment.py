@@ -12,6 +12,7 @@
     │   ├── migrations              requires postgres; opens the gate schema
     │   ├── producer
     │   ├── outbox-relay            requires redis, postgres, schema
+    │   ├── channels                only with broadcast channels; requires redis; see `listening`
     │   ├── membership              requires postgres, schema
     │   ├── leases                  only with ordered groups; requires redis, postgres, schema
     │   ├── EVENT_GROUP@EVENT_STREAM (rest_for_one), one for each group; see `group_tree`
@@ -58,6 +59,7 @@ from ..runtime.supervision import (
 )
 from ..runtime.telemetry import get_logger
 from .access_repository import AccessRepository
+from .broadcast_side import BroadcastSide
 from .checking import database_clock
 from .claim_order import ClaimResult
 from .conditional import ConditionNotMet
@@ -122,6 +124,7 @@ class Deployment:
             ``postgres`` and ``schema``, and those of the system's own.
         tree: the supervision tree.
         publishing: the producer, the outbox and its relay.
+        broadcasting: who sends to broadcast channels, and listens to them.
         producer: the producer.
         pools: the handler pools, by group and partition (``GROUP@KEY``).
         backlogs: their backlogs.
@@ -166,6 +169,7 @@ class Deployment:
         self._own_watches = self._watches_on_own({**system.gates, **(probes or {})})
         self.publishing = self._publish_side()
         self.producer = self.publishing.producer
+        self.broadcasting = BroadcastSide(system, settings, self.gates, self._redis)
         self._consuming = self._consume_side(wall)
         self.pools, self.backlogs = self._consuming.pools, self._consuming.backlogs
         self.membership = self._consuming.membership
@@ -217,6 +221,26 @@ class Deployment:
             KeyError: no stream of that key is declared.
         """
         return await self.publishing.publish_if(stream, envelope, condition)
+
+    async def broadcast(self, channel: str, data: Any) -> int:
+        """Tell every process that listens to `channel` now; nothing is kept for those who do not.
+
+        `Context.broadcast` sends with a handler's transaction.
+
+        Args:
+            channel: its name in Redis, declared or not.
+            data: JSON.
+
+        Returns:
+            How many listeners Redis has counted: one for each process and declaration, and those of other programs. In
+            a cluster, only those at the node that was asked; the others get it, too.
+
+        Raises:
+            redis.exceptions.RedisError: Redis is away, or refuses it; see `runtime.redis.errors`.
+            RuntimeError: the link's actor is not running.
+            TypeError, ValueError: the data are no JSON, or the name is empty.
+        """
+        return await self.broadcasting.sending.send(channel, data)
 
     def outbox(self) -> list[OutboxView]:
         """What waits in the outbox, by stream, as it was last seen."""
@@ -367,6 +391,7 @@ class Deployment:
             postgres=self._postgres_watch,
             outside_trouble=self._outside_trouble,
             publishing=self.publishing,
+            broadcast=self.broadcasting.sending.send_noted,
             losses=self.upkeep.losses,
             instance=self.instance,
             process=self.process,
@@ -411,6 +436,7 @@ class Deployment:
             start_within=MIGRATED_WITHIN,
         )
         yield from self.publishing.children()
+        yield from self.broadcasting.children()
         yield from self._consuming.children()
         if self.letters is not None:
             orders = LetterOrders(

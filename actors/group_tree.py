@@ -26,6 +26,7 @@ from attrs import field, frozen
 from ..runtime.mailbox import Mailbox
 from ..runtime.supervision import Body, Child, ChildSpec, Gates, Intensity, Strategy, Supervisor
 from .backlog import Backlog
+from .broadcasting import to_nobody
 from .claim_order import ClaimOrder
 from .group_making import GroupMaking, look_away
 from .handler_pool import HandlerPool
@@ -37,6 +38,7 @@ from .stopping import DRAIN_WITHIN, Stopping
 
 if TYPE_CHECKING:
     from ..runtime.redis import AnyRedis
+    from .channels import Notice
     from .event import Envelope
     from .handling import Unavailable
     from .settings import DeliverySettings
@@ -69,6 +71,7 @@ class Site:
         postgres_trouble: told of what keeps the database from working for us.
         outside_trouble: told what a handler says is away behind a gate of the system's own.
         publish: publishes to a stream within a handler's transaction, in the name of a group.
+        broadcast: sends what a handler wants to have broadcast, after its transaction.
         chance: random numbers in [0, 1).
         wall: what time it is; None: as the system's clock says.
         read_within: seconds within which a read that blocks for so many seconds has an end.
@@ -88,6 +91,7 @@ class Site:
     postgres_trouble: Callable[[Exception], None]
     outside_trouble: Callable[[Unavailable], None] = lambda _: None
     publish: Callable[[Transaction, str, Sequence[Envelope], str], Awaitable[None]]
+    broadcast: Callable[[Sequence[Notice]], Awaitable[None]] = to_nobody
     chance: Callable[[], float]
     wall: Callable[[], datetime] | None = None
     read_within: Callable[[float], float]
@@ -190,6 +194,7 @@ class GroupTree:
             postgres_trouble=site.postgres_trouble,
             outside_trouble=site.outside_trouble,
             publish=lambda transaction, stream, envelopes: site.publish(transaction, stream, envelopes, group.name),
+            broadcast=site.broadcast,
             consumer=site.instance,
             chance=site.chance,
             partition=key,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -26,6 +26,7 @@ from ..runtime.supervision.outcome import outcome_of
 from ..runtime.telemetry import get_logger
 from .attempts import Attempts
 from .blame import Progress, away_of, met_redis, passes
+from .broadcasting import to_nobody
 from .claims import Claim, Claims
 from .failures import Counts, Failures, PoisonousEvent
 from .lease_table import LeaseLost
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from ..runtime.supervision import Child, Gate
     from .attempts import Publish
     from .backlog import Backlog
+    from .channels import Notice
     from .handling import Entry, Unavailable
     from .lease_table import Lease
     from .settings import DeliverySettings
@@ -89,6 +91,7 @@ class HandlerPool:
         limiter: how many transactions the group may have open, in all its partitions. Default: no limit beside
             `Group.workers`.
         publish: what `Context.publish` does, within a transaction.
+        broadcast: sends what `Context.broadcast` noted, after the transaction. Default: nobody is told.
         wall: what time it is, for events that expire.
         stopping: whether the process stops.
     """
@@ -114,6 +117,7 @@ class HandlerPool:
         fence: Callable[[], Lease | None] | None = None,
         limiter: trio.CapacityLimiter | None = None,
         publish: Publish | None = None,
+        broadcast: Callable[[Sequence[Notice]], Awaitable[None]] = to_nobody,
         wall: Callable[[], datetime] | None = None,
         stopping: Stopping | None = None,
     ) -> None:
@@ -127,6 +131,7 @@ class HandlerPool:
         self._redis_trouble = redis_trouble
         self._postgres_trouble = postgres_trouble
         self._outside_trouble = outside_trouble
+        self._broadcast = broadcast
         self._chance = chance or random.random
         self._partition = partition or stream.key
         self._limiter = limiter
@@ -239,7 +244,10 @@ class HandlerPool:
                 await self._postpone(part.entries[0], ended)
             for entry in part.entries:
                 left.pop(entry.id, None)
-            if self._group.ordered and not isinstance(ended, Counts):
+            if isinstance(ended, Counts):
+                if progress.notices:
+                    await self._broadcast(progress.notices)
+            elif self._group.ordered:
                 return  # what is behind it under its key waits as well
 
     async def _attempt_suspects(self, batch: Sequence[Entry], left: dict[str, Entry]) -> None:

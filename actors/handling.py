@@ -9,6 +9,7 @@ from uuid import UUID
 import trio
 from attrs import define, field, frozen
 
+from .channels import Notice
 from .event import Envelope, event_type_of
 
 if TYPE_CHECKING:
@@ -123,6 +124,7 @@ class Context:
     _publish: Callable[[str, Sequence[Envelope]], Awaitable[None]] | None = None
     _steps: Steps | None = None
     _redis_steps: RedisSteps | None = None
+    _notices: list[Notice] = field(factory=list)
 
     @property
     def event_id(self) -> UUID:
@@ -157,6 +159,22 @@ class Context:
         ]
         await self._publish(stream, envelopes)
         return [envelope.event_id for envelope in envelopes]
+
+    def broadcast(self, channel: str, data: object) -> None:
+        """Tell every process that listens to `channel`, once this transaction is committed, and not if it is not.
+
+        At most once, and best effort: while Redis is away it is dropped, counted and logged, and so it is lost when the
+        process dies, or the answer to the commit gets lost, at that moment. In a batch it is sent, too, if events fail
+        by `fail` and the rest is committed. Never blocks.
+
+        Args:
+            channel: its name in Redis, declared or not.
+            data: JSON.
+
+        Raises:
+            TypeError, ValueError: the data are no JSON, or the name is empty.
+        """
+        self._notices.append(Notice.of(channel, data))
 
     async def once(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
@@ -113,10 +114,24 @@ class RedisSide:
             finally:
                 self._client = None
 
+    def subscribers(self) -> AbstractAsyncContextManager[AnyRedis]:
+        """A client of their own for those who subscribe: that one of their connections ends proves nothing.
+
+        A server cuts whoever is too slow for what is published. So it is only a doubt, and the probe decides.
+        """
+        options, connect = self._backends.redis_options, self._backends.redis_connect
+        return open_client(options, on_trouble=lambda _: self.watch.doubt(), connect=connect, rng=self._random)
+
     @property
     def may_move(self) -> bool:
         """Whether another node may become what the present master is."""
         return not isinstance(self._backends.redis_options, RedisOptions)
+
+    @property
+    def silence(self) -> float:
+        """Seconds for which the server of a subscription may be gone before anybody notices, at the most."""
+        options = self._backends.redis_options
+        return 2 * (options if isinstance(options, RedisOptions) else options.node).response_timeout
 
     def read_within(self, block: float) -> float:
         """Seconds within which a blocking read has an end, whatever happens."""

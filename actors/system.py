@@ -12,7 +12,6 @@ A declaration starts nothing. `penstock run shop.module:system` does, or `Deploy
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from copy import copy
 from importlib.resources.abc import Traversable
@@ -23,6 +22,8 @@ from zlib import crc32
 
 from attrs import define, field, frozen, validators
 
+from .channels import Channel
+from .declarations import DeclarationError, check_async
 from .event import (
     JSON_CODEC,
     Codec,
@@ -52,10 +53,6 @@ REDIS_GATES: Final = ("redis", "redis-memory")
 
 OWN_GATES: Final = (*REDIS_GATES, "postgres", "schema")
 """The gates that every system has."""
-
-
-class DeclarationError(ValueError):
-    """A declaration that cannot work; the text names the stream, the group and the handler."""
 
 
 @frozen
@@ -220,10 +217,7 @@ class Stream:
 
         def register(call: H) -> H:
             where = f"stream {self.key!r}, group {group!r}, event {declared.name!r}"
-            if not inspect.iscoroutinefunction(call) and not inspect.iscoroutinefunction(
-                getattr(call, "__call__", None)  # noqa: B004 - an object with an async __call__ will do
-            ):
-                raise DeclarationError(f"{where}: a handler is an async function, not {call!r}")
+            check_async(where, "handler", call)
             if declared.name not in self.types:
                 self.types[declared.name] = declared
             target = self.groups.get(group) or self.group(group)
@@ -272,6 +266,7 @@ class System:
 
     Attributes:
         streams: by key, in order of declaration.
+        channels: by name, in order of declaration; see `channel`.
         gates: the probes of its own gates, by name; see `gate`.
         parts: what other floors keep with the declaration (`penstock.http.routes`); nothing here looks at it.
     """
@@ -282,6 +277,7 @@ class System:
         self.name = name
         self.migrations = migrations
         self.streams: dict[str, Stream] = {}
+        self.channels: dict[str, Channel] = {}
         self.gates: dict[str, Probe] = {}
         self.parts: list[object] = []
 
@@ -302,10 +298,7 @@ class System:
         """
         if not name or name in self.gates or name in OWN_GATES or name.startswith(LEASE_GATE):
             raise DeclarationError(f"a gate's name is a non-empty string of its own, declared once, not {name!r}")
-        if not inspect.iscoroutinefunction(probe) and not inspect.iscoroutinefunction(
-            getattr(probe, "__call__", None)  # noqa: B004 - an object with an async __call__ will do
-        ):
-            raise DeclarationError(f"gate {name!r}: a probe is an async function, not {probe!r}")
+        check_async(f"gate {name!r}", "probe", probe)
         self.gates[name] = probe
 
     def check(self) -> None:
@@ -339,8 +332,28 @@ class System:
         """The same declaration with other streams, by key; what is declared further on one is not on the other."""
         made = copy(self)
         made.streams = dict(streams)
-        made.gates, made.parts = dict(self.gates), list(self.parts)
+        made.channels, made.gates, made.parts = dict(self.channels), dict(self.gates), list(self.parts)
         return made
+
+    def channel(self, name: str, *, pattern: bool = False) -> Channel:
+        """Declare a broadcast channel: what is sent to it, every process of the system is told; see `Channel`.
+
+        It has a connection to Redis of its own, so that a slow handler holds up no other channel; for channels of which
+        there are many, declare a pattern.
+
+        Args:
+            name: in Redis.
+            pattern: `name` is a glob-style pattern, as PSUBSCRIBE takes it.
+
+        Raises:
+            DeclarationError: the name is empty or declared already, or is a pattern and is not called one.
+        """
+        if not name or name in self.channels:
+            raise DeclarationError(f"a channel's name is a non-empty string that is declared once, not {name!r}")
+        if "*" in name and not pattern:
+            raise DeclarationError(f"channel {name!r}: with a * it is a pattern; say channel({name!r}, pattern=True)")
+        self.channels[name] = channel = Channel(name, pattern)
+        return channel
 
     def stream_of(self, partition: str) -> Stream | None:
         """The declared stream that the Redis key `partition` belongs to; None if it is none of ours."""

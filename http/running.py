@@ -156,6 +156,10 @@ class RunningSystem(Protocol):
         """Have this process take pending entries over now; raises `KeeperHeld`, and the link's errors."""
         ...
 
+    async def broadcast(self, channel: str, data: Any, /) -> int:
+        """Tell every process that listens to `channel` now; how many Redis has counted. Raises the link's errors."""
+        ...
+
     def capture(self, envelope: Envelope, /) -> bool:
         """Take an access event without waiting; False: dropped, and counted."""
         ...
