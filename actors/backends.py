@@ -40,6 +40,9 @@ places. Longer than a planned failover takes, and short, for whoever publishes w
 ABANDON_MARGIN: Final = 5.0
 """Seconds beyond a handler's limit after which a transaction is taken for that of a frozen process."""
 
+NOTES: Final = 2
+"""Connections for the notes of `Context.once`, beside the pool's: single statements, so that few serve many."""
+
 log = get_logger(__name__)
 
 
@@ -64,6 +67,7 @@ class Backends:
         migrate: applies what is new of a directory of migrations, and keeps the account in tables of that prefix;
             returns what it applied.
         pool: the connections to PostgreSQL; None in memory.
+        notes: a few more, for what handlers note while they hold one of `pool`; None where there are none.
         postgres_address: how the database is shown, without secrets.
         servers: embedded servers, as children.
         on_postgres_trouble: told when the database went away; a `Deployment` listens.
@@ -76,6 +80,7 @@ class Backends:
     probe_postgres: Callable[[], Awaitable[None]]
     migrate: Callable[[Traversable | Path, str], Awaitable[list[str]]] = _nothing_to_migrate
     pool: Pool | None = None
+    notes: Pool | None = None
     postgres_address: str = "memory"
     servers: tuple[ChildSpec, ...] = ()
     on_postgres_trouble: Callable[[Exception], None] = field(default=_ignore)
@@ -117,19 +122,24 @@ class Backends:
             servers.append(postgres.spec())
             postgres_url = postgres.url
         options = postgres_options(settings, postgres_url)
-        pool = Pool(
-            options,
-            on_trouble=lambda error: made.on_postgres_trouble(error),
-            on_slow=lambda seconds: made.on_postgres_slow(seconds),
-            # Only a doubt, and so early: whether a server is frozen, the health monitor's probe decides.
-            slow_after=0.3,
+        pool, notes = (
+            Pool(
+                each,
+                on_trouble=lambda error: made.on_postgres_trouble(error),
+                on_slow=lambda seconds: made.on_postgres_slow(seconds),
+                # Only a doubt, and so early: whether a server is frozen, the health monitor's probe decides.
+                slow_after=0.3,
+            )
+            for each in (options, evolve(options, min_size=0, max_size=NOTES))
         )
+        abandon_after = settings.delivery.handler_timeout + ABANDON_MARGIN
         made = cls(
             redis_options=redis_options(settings, redis_url),
-            store=PostgresStore(pool, abandon_after=settings.delivery.handler_timeout + ABANDON_MARGIN),
+            store=PostgresStore(pool, abandon_after=abandon_after, notes=notes),
             probe_postgres=PostgresProbe(options),
             migrate=lambda where, prefix: migrate(options, where, table_prefix=prefix),
             pool=pool,
+            notes=notes,
             postgres_address=options.address,
             servers=tuple(servers),
         )

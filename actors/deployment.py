@@ -34,7 +34,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -418,7 +418,7 @@ class Deployment:
 
     async def _hold_postgres(self, child: Child) -> None:
         assert self.backends.pool is not None  # noqa: S101 - only then is this child declared
-        async with self.backends.pool:
+        async with self.backends.pool, self.backends.notes or nullcontext():
             child.note(self.backends.postgres_address)
             child.started()
             await trio.sleep_forever()

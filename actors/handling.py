@@ -191,22 +191,24 @@ class Context:
         dies within `call`, or it is cancelled there, nobody can know whether it was done; then `again` decides. Give
         the other side what it needs to notice a repetition: the event's id.
 
-        A group that does so should have ``batch=1``: events that share a transaction come again together. Each call
-        takes a second connection of the pool for a moment.
+        A group that does so should have ``batch=1``: events that share a transaction come again together. Its notes
+        have connections of their own beside the pool's, two for all handlers of the process.
 
         Args:
-            name: of the step, among those of the event.
+            name: of the step, among those of the event: of two steps in one handler each has its own.
             call: ``async ()``. If it raises, nothing was done: the step is withdrawn, and the error goes on.
             delivery: the event; in a single handler by default its own.
-            again: what to do where it is not known whether it was done before. True: do it (at least once;
-                twice only if a process died in that moment). False: raise `Permanent`, so that a person decides (at
-                most once).
+            again: what to do where it is not known whether it was done before. True: do it (at least once; twice only
+                if in that moment the process died, the database went away or the handler was cancelled). False: raise
+                `Permanent`, so that a person decides (at most once).
 
         Returns:
             Whether it was done now; False if it had been before.
 
         Raises:
             Permanent: it is not known whether it was done, and `again` is False.
+            ValueError: the name is empty, or another step's; nothing was done.
+            TypeError: `call` is no function, or no async one (which was done all the same).
             psycopg.Error, PostgresUnavailable: it could not be noted; that it was done and is not known may be told so.
         """
         event_id = self._one(delivery).envelope.event_id

@@ -211,9 +211,11 @@ class PostgresStore:
         abandon_after: seconds that a transaction which handles events may leave the server waiting for its next
             statement; then the server ends it, so that one in a frozen process blocks nobody for longer. More than a
             handler may take.
+        notes: where the connections for the notes of `Context.once` come from. Of its own where handlers run side by
+            side: they hold one of `pool` while they wait for a note, and would wait for each other. Default: `pool`.
     """
 
-    def __init__(self, pool: Pool, *, abandon_after: float = 35.0) -> None:
+    def __init__(self, pool: Pool, *, abandon_after: float = 35.0, notes: Pool | None = None) -> None:
         self._pool = pool
         self._abandoned = abandoned_as(abandon_after)
         self.retries: RetryTable = PostgresRetries()
@@ -225,7 +227,7 @@ class PostgresStore:
         self.leases: LeaseTable = PostgresLeases(abandon_after)
         self.members: MemberTable = PostgresMembers()
         self.streams: StreamTable = PostgresStreams(abandon_after)
-        self.steps: StepTable = PostgresSteps(pool)
+        self.steps: StepTable = PostgresSteps(notes or pool)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:

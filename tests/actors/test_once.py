@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -40,6 +41,10 @@ class Outside:
         await self.before()
         self.done.append(number)
         await self.after()
+
+
+async def well() -> None:
+    await trio.lowlevel.checkpoint()
 
 
 def shop(outside: Outside, then: Callable[[Context], Awaitable[None]] | None = None, **options: Any) -> System:
@@ -169,9 +174,109 @@ async def test_a_note_that_takes_too_long_keeps_nobody(
         await trio.sleep_forever()
 
     monkeypatch.setattr(store.steps, "end", never)
-    with pytest.raises(trio.TooSlowError):
+    with trio.move_on_after(60):
         await Steps(store.steps, "mails", "orders").once(new_event_id(), "mail", trio.lowlevel.checkpoint, again=True)
+    assert trio.current_time() == 62
     assert list(store.steps.table.rows.values()) == [StepState.BEGUN]
+
+
+async def test_a_note_that_takes_long_is_waited_for_while_nobody_minds(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given up, what is done would be done again, and no process has died."""
+    store = MemoryStore()
+    end = store.steps.end
+
+    async def slowly(step: Step) -> None:
+        await trio.sleep(10)
+        await end(step)
+
+    monkeypatch.setattr(store.steps, "end", slowly)
+    assert await Steps(store.steps, "mails", "orders").once(
+        new_event_id(), "mail", trio.lowlevel.checkpoint, again=True
+    )
+    assert list(store.steps.table.rows.values()) == [StepState.DONE]
+
+
+async def test_what_failed_while_it_was_cancelled_was_not_done(autojump_clock: MockClock) -> None:
+    store = MemoryStore()
+    with trio.CancelScope() as scope:
+
+        async def call() -> None:
+            await trio.lowlevel.checkpoint()
+            scope.cancel()
+            raise ConnectionError("refused")
+
+        await Steps(store.steps, "mails", "orders").once(new_event_id(), "mail", call, again=False)
+    assert scope.cancelled_caught
+    assert store.steps.table.rows == {}
+
+
+async def test_two_steps_of_one_name_are_refused(autojump_clock: MockClock) -> None:
+    """The second would be left out in silence, or done beside the first."""
+    steps, event_id, done = Steps(MemoryStore().steps, "mails", "orders"), new_event_id(), []
+
+    async def send(whom: str) -> None:
+        await trio.sleep(1)
+        done.append(whom)
+
+    await steps.once(event_id, "mail", partial(send, "ann"), again=True)
+    with pytest.raises(ValueError, match="has a step 'mail' of this event already"):
+        await steps.once(event_id, "mail", partial(send, "bob"), again=True)
+    await steps.once(new_event_id(), "mail", partial(send, "another event's"), again=True)
+    with pytest.raises(ExceptionGroup) as caught:
+        async with trio.open_nursery() as nursery:
+            for whom in ("cid", "dan"):
+                nursery.start_soon(partial(steps.once, event_id, "both", partial(send, whom), again=True))
+    assert caught.group_contains(ValueError)
+    assert done == ["ann", "another event's"]
+
+
+async def test_a_handler_may_try_again_what_was_broken_off(autojump_clock: MockClock) -> None:
+    steps, event_id, tries = Steps(MemoryStore().steps, "mails", "orders"), new_event_id(), []
+
+    async def send() -> None:
+        tries.append(trio.current_time())
+        await trio.sleep(10 if len(tries) == 1 else 0)
+        if len(tries) == 2:
+            raise ConnectionError("refused")
+
+    with trio.move_on_after(5):
+        await steps.once(event_id, "mail", send, again=True)
+    with pytest.raises(ConnectionError):
+        await steps.once(event_id, "mail", send, again=True)
+    assert await steps.once(event_id, "mail", send, again=True)
+    assert len(tries) == 3
+
+
+@pytest.mark.parametrize("name", ["", "a\0b", 7, None])
+async def test_what_cannot_be_a_step_is_not_begun(autojump_clock: MockClock, name: Any) -> None:
+    store = MemoryStore()
+    steps, event_id = Steps(store.steps, "mails", "orders"), new_event_id()
+    with pytest.raises(ValueError, match="non-empty string without NUL"):
+        await steps.once(event_id, name, trio.lowlevel.checkpoint, again=True)
+    sending: Any = well()
+    with pytest.raises(TypeError, match=r"given as a function: once\('mail', lambda"):
+        await steps.once(event_id, "mail", sending, again=True)
+    assert store.steps.table.rows == {}
+
+
+async def test_what_a_blocking_function_has_done_is_not_done_again(autojump_clock: MockClock) -> None:
+    """It is refused too late to be undone."""
+    sent: list[int] = []
+    system = System("shop")
+    orders = system.stream("orders", events=[Order])
+    orders.group("mails", batch=1)
+
+    @orders.on(Order, group="mails")
+    async def send(order: Order, context: Context) -> None:
+        blocking: Any = lambda: sent.append(order.number)  # noqa: E731
+        await context.once("mail", blocking)
+
+    async with virtual(system) as app:
+        await app.publish("orders", Order(1))
+        await app.settled()
+        assert (sent, app.store.letters) == ([1], [])
 
 
 async def test_a_batch_handler_says_which_event_it_means(autojump_clock: MockClock) -> None:

@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 import trio
 
+from penstock.actors.backends import Backends
 from penstock.actors.backlog import Backlog
 from penstock.actors.handling import Context, Delivery, Entry, Permanent
 from penstock.actors.retrying import RetryPolicy
-from penstock.actors.store import PostgresStore
+from penstock.actors.settings import ActorSettings
+from penstock.actors.store import PostgresStore, Store
 from penstock.actors.system import System
-from penstock.runtime.postgres import Pool
+from penstock.runtime.postgres import Pool, PostgresOptions
+from penstock.runtime.settings import PostgresSettings, RedisSettings
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests are no package
 
@@ -27,13 +30,21 @@ QUICK = RetryPolicy(deliveries=4, minimum=0.01, maximum=0.02)
 class Shop:
     """A stream whose handlers write into a table of effects, and a pool for it."""
 
-    def __init__(self, pool: Pool, handler: Callable[..., Any], *, in_batches: bool = False, **group: Any) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        handler: Callable[..., Any],
+        *,
+        in_batches: bool = False,
+        store: Store | None = None,
+        **group: Any,
+    ) -> None:
         system = System("app")
         self.stream = system.stream(STREAM, events=[Order])
         declared = self.stream.group(GROUP, retry=QUICK, **group)
         self.stream.on(Order, group=GROUP, batch=in_batches)(handler)
         self.connections = pool
-        self.store = PostgresStore(pool)
+        self.store = store or PostgresStore(pool)
         self.backlog = Backlog(1000)
         self.pool = pool_over(
             self.store,
@@ -145,3 +156,32 @@ async def test_what_killed_its_workers_is_not_tried_again(effects: Pool) -> None
     await shop.work_off(*shop.entries(*map(Order, range(3)), redelivered=True))
     assert sorted(await shop.effects()) == [0, 2]
     assert await shop.ask("select reason from penstock_dead_letter") == ["poison"]
+
+
+async def test_handlers_that_hold_all_connections_note_their_steps(database: PostgresOptions, effects: Pool) -> None:
+    """They would wait for each other until their time is up, and their events would pay for it."""
+    attempts: list[int] = []
+    meet = trio.Event()
+
+    async def send(order: Order, context: Context) -> None:
+        attempts.append(order.number)
+        if len(attempts) == 3:
+            meet.set()
+        await meet.wait()
+        await context.once("mail", trio.lowlevel.checkpoint)
+        await insert(context, order.number)
+
+    url = f"postgresql:///{database.database}?host={database.host}&port={database.port}&user={database.user}"
+    settings = ActorSettings(
+        redis=RedisSettings(url="redis://127.0.0.1:1"), postgres=PostgresSettings(url=url, pool_size=3)
+    )
+    nowhere: Any = None
+    backends = Backends.of(settings, nowhere)
+    assert backends.pool is not None
+    assert backends.notes is not None
+    async with backends.pool, backends.notes:
+        shop = Shop(effects, send, store=backends.store, workers=3, batch=1)
+        with trio.fail_after(20):
+            await shop.work_off(*shop.entries(*map(Order, range(9))))
+    assert sorted(attempts) == list(range(9))
+    assert sorted(await shop.effects()) == list(range(9))
