@@ -15,14 +15,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable
-from typing import Any, NoReturn, TypeVar
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from attrs import define, field, frozen
 
-from ..runtime.redis import Gap
 from .declarations import DeclarationError, check_async
 
+if TYPE_CHECKING:
+    from ..runtime.postgres import Connection
+
 __all__ = ["Broadcast", "Channel", "Gap", "Notice", "OnGap", "OnMessage", "read"]
+
+
+Connect = Callable[[], AbstractAsyncContextManager["Connection[Any]"]]
+
+
+def _no_database() -> NoReturn:
+    raise RuntimeError("it was made by hand, and brings no database")
 
 
 @frozen(kw_only=True)
@@ -38,6 +48,40 @@ class Broadcast:
     channel: str
     data: Any
     pattern: str | None = None
+    _connect: Connect = field(default=_no_database, eq=False, repr=False)
+
+    def connection(self) -> AbstractAsyncContextManager[Connection[Any]]:
+        """See `Gap.connection`."""
+        return self._connect()
+
+
+@frozen(kw_only=True)
+class Gap:
+    """Messages may have been missed. Read again all that they would have told.
+
+    Attributes:
+        reason: what happened, in a few words, without secrets.
+        lost_at: nothing that was sent before is missing (`trio.current_time()`); ``-inf`` when the process has begun to
+            listen.
+        back_at: nothing that was sent after is missing.
+        channels: the name of the channel, or the pattern.
+    """
+
+    reason: str
+    lost_at: float
+    back_at: float
+    channels: tuple[str, ...]
+    _connect: Connect = field(default=_no_database, eq=False, repr=False)
+
+    def connection(self) -> AbstractAsyncContextManager[Connection[Any]]:
+        """A connection to PostgreSQL, in autocommit mode: ``async with gap.connection() as connection: …``.
+
+        Waits until the migrations are applied.
+
+        Raises:
+            PostgresUnavailable: it is away; a gap handler that lets this pass is called again later.
+        """
+        return self._connect()
 
 
 OnMessage = Callable[[Broadcast], Awaitable[None]]

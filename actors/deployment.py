@@ -169,7 +169,7 @@ class Deployment:
         self._own_watches = self._watches_on_own({**system.gates, **(probes or {})})
         self.publishing = self._publish_side()
         self.producer = self.publishing.producer
-        self.broadcasting = BroadcastSide(system, settings, self.gates, self._redis)
+        self.broadcasting = BroadcastSide(system, settings, backends.store, self.gates, self._redis)
         self._consuming = self._consume_side(wall)
         self.pools, self.backlogs = self._consuming.pools, self._consuming.backlogs
         self.membership = self._consuming.membership
@@ -324,13 +324,12 @@ class Deployment:
     def connection(self) -> AbstractAsyncContextManager[Connection[Any]]:
         """A connection of the pool, in autocommit mode; ``connection.transaction()`` is for more than one statement.
 
+        In memory its statements are answered by `MemoryStore.answer`.
+
         Raises:
-            RuntimeError: the system runs without a real database.
-            PostgresUnavailable: it is away.
+            PostgresUnavailable: the database is away.
         """
-        if self.backends.pool is None:
-            raise RuntimeError("there is no database behind this system")
-        return self.backends.pool.connection()
+        return self.backends.store.connection()
 
     # The parts, in the order in which they need each other ----------------------------------------------------------
 

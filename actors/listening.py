@@ -14,20 +14,22 @@ from typing import TYPE_CHECKING, Any, Final
 
 import redis.exceptions
 import trio
-from attrs import define, evolve
+from attrs import define
 
-from ..runtime.redis import Gap, Message
+from ..runtime.redis import Gap as LinkGap
+from ..runtime.redis import Message
 from ..runtime.redis.replies import reply_text
 from ..runtime.supervision import ErrorInfo
 from ..runtime.supervision.outcome import outcome_of
 from ..runtime.telemetry import get_logger
 from .calling import kept_in
-from .channels import Broadcast, Channel, OnGap, read
+from .channels import Broadcast, Channel, Gap, OnGap, read
 from .sparing import Sparing
 
 if TYPE_CHECKING:
     from ..runtime.redis import AnyRedis, PubSub
     from ..runtime.supervision import Child
+    from .channels import Connect
 
 __all__ = ["Channels", "Listening"]
 
@@ -35,6 +37,9 @@ log = get_logger(__name__)
 
 SUBSCRIBE_AGAIN: Final = 10.0
 """Seconds before a channel is asked for again that the server refuses: somebody must mend that."""
+
+LINK_AGAIN: Final = 1.0
+"""Seconds before the next attempt where there is no link, and the gate knows nothing of it yet."""
 
 READ_AGAIN, READ_AGAIN_AT_MOST = 1.0, 60.0
 """Seconds before a gap handler that failed is called again: the first pause, doubled each time, and the longest."""
@@ -48,7 +53,8 @@ class Channels:
 
     Args:
         channels: those that are declared.
-        connect: opens a client of their own.
+        client: opens a client of their own.
+        connect: a connection to PostgreSQL, for the handlers.
         within: seconds that a handler may take for one message.
         silence: seconds for which a link may have been dead before anybody noticed, at the most.
 
@@ -59,14 +65,15 @@ class Channels:
     def __init__(
         self,
         channels: Iterable[Channel],
-        connect: Callable[[], AbstractAsyncContextManager[AnyRedis]],
+        client: Callable[[], AbstractAsyncContextManager[AnyRedis]],
+        connect: Connect,
         *,
         within: float,
         silence: float,
     ) -> None:
-        self._connect = connect
+        self._client = client
         heard = [channel for channel in channels if channel.handlers or channel.gap_handlers]
-        self.listening = [Listening(each, within=within, silence=silence) for each in heard]
+        self.listening = [Listening(each, connect, within=within, silence=silence) for each in heard]
 
     async def __call__(self, child: Child) -> None:
         """Listen until cancelled; the actor is ready when Redis has answered for each channel.
@@ -74,7 +81,7 @@ class Channels:
         Cancellation: what is at work is cancelled, what waits is dropped; the next start is a gap.
         """
         child.note(self._told())
-        async with self._connect() as client, trio.open_nursery() as nursery:
+        async with self._client() as client, trio.open_nursery() as nursery:
             answers = [trio.Event() for _ in self.listening]
             for listening, answered in zip(self.listening, answers, strict=True):
                 nursery.start_soon(
@@ -128,13 +135,14 @@ class Listening:
         refused: why the server lets us not listen; empty while it does.
     """
 
-    def __init__(self, channel: Channel, *, within: float, silence: float) -> None:
+    def __init__(self, channel: Channel, connect: Connect, *, within: float, silence: float) -> None:
         self.name = channel.name
         self.handled = 0
         self.errors = Sparing()
         self.gaps = 0
         self.refused = ""
         self._channel = channel
+        self._connect = connect
         self._within = within
         self._silence = silence
         self._since = self._heard_until = -math.inf
@@ -149,24 +157,24 @@ class Listening:
                     answered.set()
                     await self._listen(pubsub, changed)
             except redis.exceptions.RedisError as error:
+                pause = LINK_AGAIN
                 if isinstance(error, redis.exceptions.ResponseError):
                     answered.set()
+                    pause = SUBSCRIBE_AGAIN
                 self._refuse(reply_text(error))
-            changed()
-            await trio.sleep(SUBSCRIBE_AGAIN if answered.is_set() else 1.0)
+                changed()
+                await trio.sleep(pause)
 
     async def _subscribe(self, pubsub: PubSub) -> None:
         await (pubsub.psubscribe if self._channel.pattern else pubsub.subscribe)(self.name)
         self.refused = ""
         lost_at, now = max(self._since, self._heard_until - self._silence), trio.current_time()
-        self._miss(
-            Gap(reason=FIRST if lost_at == -math.inf else AWAY, lost_at=lost_at, back_at=now, channels=(self.name,))
-        )
+        self._miss(FIRST if lost_at == -math.inf else AWAY, lost_at, now)
         self._since = self._heard_until = now
 
     def _refuse(self, why: str) -> None:
         if why != self.refused:
-            log.error("not listening to a channel", channel=self.name, error=why, next_in=SUBSCRIBE_AGAIN)
+            log.error("not listening to a channel", channel=self.name, error=why)
         self.refused = why
 
     async def _listen(self, pubsub: PubSub, changed: Callable[[], None]) -> None:
@@ -176,10 +184,10 @@ class Listening:
             match await self._next(pubsub):
                 case Message() as message:
                     await self._handle(message)
-                case Gap() as gap:
-                    self._miss(gap)
+                case LinkGap() as gap:
+                    self._miss(gap.reason, gap.lost_at, gap.back_at)
 
-    async def _next(self, pubsub: PubSub) -> Message | Gap | None:
+    async def _next(self, pubsub: PubSub) -> Message | LinkGap | None:
         """The next item; None when it is time to read again."""
         item = await pubsub.get(0)
         if item is not None:
@@ -198,21 +206,23 @@ class Listening:
 
     async def _handle(self, message: Message) -> None:
         pattern = None if message.pattern is None else _text(message.pattern)
-        broadcast = Broadcast(channel=_text(message.channel), data=read(message.data), pattern=pattern)
+        channel, data = _text(message.channel), read(message.data)
+        broadcast = Broadcast(channel=channel, data=data, pattern=pattern, connect=self._connect)
         for handler in self._channel.handlers:
             await self._call(handler, broadcast)
         self.handled += 1
 
     # Gaps
 
-    def _miss(self, gap: Gap) -> None:
+    def _miss(self, reason: str, lost_at: float, back_at: float) -> None:
         """Note that all is to be read again; a gap that was not filled yet is part of this one."""
-        if gap.lost_at != -math.inf:
+        if lost_at != -math.inf:
             self.gaps += 1
-            log.warning("messages may have been missed", channel=self.name, reason=gap.reason,
-                        seconds=round(gap.back_at - gap.lost_at, 3))  # fmt: skip
+            seconds = round(back_at - lost_at, 3)
+            log.warning("messages may have been missed", channel=self.name, reason=reason, seconds=seconds)
         if self._reading is not None:
-            gap = evolve(gap, lost_at=min(gap.lost_at, self._reading.gap.lost_at))
+            lost_at = min(lost_at, self._reading.gap.lost_at)
+        gap = Gap(reason=reason, lost_at=lost_at, back_at=back_at, channels=(self.name,), connect=self._connect)
         self._reading = _Reading(gap, list(self._channel.gap_handlers))
 
     async def _read_again(self) -> None:

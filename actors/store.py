@@ -149,6 +149,10 @@ class Store(Protocol):
         """
         ...
 
+    def connection(self) -> AbstractAsyncContextManager[Connection[Any]]:
+        """A connection for whoever is no handler, in autocommit mode; raises PostgresUnavailable."""
+        ...
+
     async def stored_position(self, group: str, stream: str) -> str | None:
         """The id that `Transaction.position` stored, or None; raises PostgresUnavailable."""
         ...
@@ -241,6 +245,9 @@ class PostgresStore:
                 # Now, for the pool closes a healthy one too, if it comes back in a state that cannot be mended.
                 transaction.is_lost = connection.broken
                 raise
+
+    def connection(self) -> AbstractAsyncContextManager[Connection[Any]]:
+        return self._pool.connection()
 
     async def stored_position(self, group: str, stream: str) -> str | None:
         async with self._pool.connection() as connection:

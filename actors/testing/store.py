@@ -156,6 +156,12 @@ class MemoryStore:
         async with self.server.work() as work:
             yield MemoryTransaction(self, work)
 
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Any]:
+        """See `Store.connection`; here all of the block is one transaction."""
+        async with self.server.work() as work:
+            yield MemoryConnection(self, work)
+
     async def stored_position(self, group: str, stream: str) -> str | None:
         """See `Store.stored_position`."""
         await trio.lowlevel.checkpoint()

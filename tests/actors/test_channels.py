@@ -247,6 +247,40 @@ async def test_what_cannot_be_read_again_yet_is_tried_until_it_can_and_messages_
         assert seen[-3:] == ["try", "read", "after"]
 
 
+async def test_what_was_missed_is_read_from_the_database_once_it_is_there(autojump_clock: MockClock) -> None:
+    system, read = System("chat"), []
+    news = system.channel(NEWS)
+
+    @news.on_gap
+    async def read_again(gap: Gap) -> None:
+        async with gap.connection() as connection:
+            read.append(await (await connection.execute("select user_id from ban")).fetchall())
+
+    @news.on
+    async def read_one(message: Broadcast) -> None:
+        async with message.connection() as connection:
+            read.append(await (await connection.execute("select reason from ban", [message.data])).fetchall())
+
+    store = MemoryStore()
+    store.answer("select user_id from ban", [("ann",)])
+    store.answer("select reason from ban", lambda values: [(f"{values[0]} spams",)])
+    async with virtual(system, store=store) as app:
+        await trio.sleep(1)
+        assert read == [[("ann",)]]
+        app.lose_database("the disk is full")
+        app.redis.refuse()
+        await trio.sleep(20)
+        app.redis.restore()
+        await app.deployment.gates["redis"].wait_open()
+        await trio.sleep(5)
+        assert len(read) == 1
+        app.restore_database()
+        await trio.sleep(60)
+        await app.deployment.broadcast(NEWS, "bob")
+        await trio.sleep(1)
+        assert read[1:] == [[("ann",)], [("bob spams",)]]
+
+
 async def test_a_channel_that_redis_refuses_holds_up_nothing_and_is_asked_for_again(autojump_clock: MockClock) -> None:
     async with InProcessRedis() as place:
         place.fail_next("SUBSCRIBE", "NOPERM this user has no permissions to access one of the channels")
