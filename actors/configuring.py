@@ -53,7 +53,7 @@ def configured(system: System, settings: ActorSettings) -> System:
         stream = made.streams.get(key)
         if stream is None:
             stream = made.stream(key)
-        _configure_stream(stream, chosen, settings.delivery)
+        _configure_stream(made, stream, chosen, settings.delivery)
     return made
 
 
@@ -62,7 +62,7 @@ def _copy_of(stream: Stream) -> Stream:
     return evolve(stream, types=dict(stream.types), groups=groups, external=dict(stream.external))
 
 
-def _configure_stream(stream: Stream, chosen: StreamSettings, delivery: DeliverySettings) -> None:
+def _configure_stream(system: System, stream: Stream, chosen: StreamSettings, delivery: DeliverySettings) -> None:
     if chosen.max_len is not None:
         stream.lossy_cap = chosen.max_len
     if chosen.partitions is not None:
@@ -75,24 +75,30 @@ def _configure_stream(stream: Stream, chosen: StreamSettings, delivery: Delivery
         if name in stream.groups or options.handlers:
             _configure_group(stream, stream.groups.get(name) or stream.group(name), options, delivery)
         else:
-            _configure_external(stream, name, options)
+            _configure_external(system, stream, name, options)
 
 
-def _configure_external(stream: Stream, name: str, options: GroupSettings) -> None:
+def _configure_external(system: System, stream: Stream, name: str, options: GroupSettings) -> None:
     strange = [
         each.name
         for each in fields(type(options))
         if each.name not in ("enabled", "start", "handlers") and getattr(options, each.name) is not None
     ]
     if strange:
-        nearest = get_close_matches(name, stream.groups, n=1)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
         raise DeclarationError(
             f"group {name!r} of stream {stream.key!r} is not declared, and has no handlers set: it is another "
-            f"program's, for which {' and '.join(strange)} cannot be set here{hint}"
+            f"program's, for which {' and '.join(strange)} cannot be set here{_meant(system, stream, name)}"
         )
     if options.enabled is not False:
         stream.external[name] = Group(name, stream.key, start=options.start or "0")
+
+
+def _meant(system: System, stream: Stream, group: str) -> str:
+    """What else a name of a group that is nobody's may have been meant to be."""
+    if nearest := get_close_matches(group, stream.groups, n=1):
+        return f"; did you mean {nearest[0]!r}?"
+    others = [repr(other.key) for other in system.streams.values() if group in other.groups]
+    return f"; stream {' and '.join(others)} has a group of this name" if others else ""
 
 
 def _configure_group(stream: Stream, group: Group, options: GroupSettings, delivery: DeliverySettings) -> None:

@@ -63,11 +63,15 @@ class MadeGroup:
         told = "another program's: made, and left alone" if is_external else "made, and not read here: not enabled"
         log.info(f"group is {told}", stream=self._stream.key, group=self._group.name)
         child.note(told)
+        await self._look_at_all()
+        child.started()
         while True:
-            for key in self._makings:
-                await self._look(key)
-            child.started()
             await trio.sleep(LOOK_EVERY)
+            await self._look_at_all()
+
+    async def _look_at_all(self) -> None:
+        for key in self._makings:
+            await self._look(key)
 
     async def _look(self, key: str) -> None:
         try:

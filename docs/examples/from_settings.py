@@ -6,11 +6,13 @@ PENSTOCK_PROFILE=prod penstock run --config docs/examples/from_settings.toml
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from random import Random
 from typing import Any
 
 from attrs import frozen
 
-from penstock.actors.event import event
+from penstock.actors.event import Envelope, event
 from penstock.actors.handling import Context
 
 
@@ -36,3 +38,14 @@ async def cancel(order: OrderCancelled, context: Context) -> None:
         " on conflict (order_id) do update set cancelled = true",
         (order.order_id,),
     )
+
+
+# In memory: penstock simulate --config docs/examples/from_settings.toml
+
+
+def simulation_events(chance: Random) -> Iterator[tuple[str, object]]:
+    """Nobody else knows what data `complete` takes."""
+    for _ in range(chance.randint(10, 30)):
+        order = f"o-{chance.randrange(5)}"
+        completed = Envelope(event_type="ORDER_COMPLETED", data={"orderId": order, "price": 9.5})
+        yield "order-events", chance.choice([completed, OrderCancelled(order)])

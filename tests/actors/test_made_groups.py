@@ -132,6 +132,7 @@ async def test_another_programs_group_is_made_and_left_alone(autojump_clock: Moc
         assert (await groups_of(app))[OTHER] == "0-0"
         assert await client.xinfo_consumers(STREAM, OTHER) == []
         assert f"{OTHER}@{STREAM}" not in app.deployment.pools
+        assert app.child(f"actors/{OTHER}@{STREAM}").restarts == 0
         report = await trim(client, system.streams[STREAM], LATER)
         assert [(held.group, held.why) for held in report.held_back] == [(OTHER, "unread")]
         await client.xgroup_destroy(STREAM, OTHER)

@@ -88,6 +88,33 @@ def test_one_seed_tells_its_story(tmp_path: Path) -> None:
     assert "events accepted" in done.stdout
 
 
+def test_a_system_of_settings_alone_keeps_its_promises(tmp_path: Path) -> None:
+    """Also where a group is another program's, and one is not read by anybody."""
+    settings = """
+    [streams.orders]
+    partitions = 2
+    [streams.orders.groups.payments]
+    batch = 3
+    handlers = { ORDER = "own.py:pay_anything" }
+    [streams.orders.groups.notes]
+    enabled = false
+    handlers = { ORDER = "own.py:pay_anything" }
+    [streams.orders.groups.ranking]
+    """
+    (tmp_path / "penstock.toml").write_text(settings)
+    handler = "\nasync def pay_anything(order: dict, context):\n    await pay(order, context)\n"
+    (tmp_path / "own.py").write_text(BROKEN + handler)
+    done = _run("--seeds", "4", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(done.stdout)
+    assert report["failed"] == []
+    assert report["events"] == 20
+    (tmp_path / "own.py").write_text(handler)
+    done = _run(cwd=tmp_path)
+    assert done.returncode == 2
+    assert "nothing is declared of the data of 'ORDER'" in done.stderr
+
+
 def test_what_cannot_be_simulated_is_said_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "odd.py").write_text(BROKEN.replace("number: int", "number: complex").split("def simulation_events")[0])
     for place, told in [
