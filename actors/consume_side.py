@@ -1,4 +1,4 @@
-"""The consume side of a deployment: who is there, who has which partition, and the groups, read here or only made."""
+"""The consume side of a deployment: who is there, who has which partition, groups (read here or only made), queues."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from .group_tree import GroupTree, Site, group_id
 from .leasing import Leasing
 from .made_groups import MadeGroup
 from .membership import LEAVE_WITHIN, Membership
+from .queue_tree import QueueTree
 from .stopping import Stopping
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class ConsumeSide:
         wall: where dates come from; None for the real clock.
 
     Attributes:
-        pools: the handler pools, by group and partition (``GROUP@KEY``).
+        pools: the handler pools, by group and partition (``GROUP@KEY``), or ``queue NAME``.
         backlogs: their backlogs.
         membership: who else is there.
         stopping: begun when the tree is stopped.
@@ -124,6 +125,9 @@ class ConsumeSide:
         self._orders = {(tree.group, each.key): each.orders for tree in self._trees for each in tree.partitions}
         for partition in [each for tree in self._trees for each in tree.partitions]:
             self.pools[partition.name], self.backlogs[partition.name] = partition.pool, partition.backlog
+        self._queues = [QueueTree(site, queue) for queue in system.queues.values()]
+        for each in self._queues:
+            self.pools[each.name], self.backlogs[each.name] = each.pool, each.backlog
         self.membership = Membership(
             backends.store,
             settings.delivery,
@@ -188,3 +192,5 @@ class ConsumeSide:
             yield tree.supervisor().spec()
         for name, made in self._made.items():
             yield ChildSpec(id=name, body=made, requires=("redis", "postgres", "schema"))
+        for queue in self._queues:
+            yield queue.supervisor().spec()

@@ -20,6 +20,10 @@
     │   │   ├── handler-pool        requires postgres, schema
     │   │   └── listener-1, …       requires redis, postgres, schema
     │   ├── GROUP@STREAM            one for each group that is only made here; requires redis, postgres, schema
+    │   ├── queue NAME (rest_for_one), one for each work queue; see `queue_tree`
+    │   │   ├── keeper              requires postgres, schema
+    │   │   ├── handler-pool        requires postgres, schema
+    │   │   └── taker               requires redis, postgres, schema
     │   ├── replays                 requires redis, postgres, schema
     │   ├── trimmer                 requires redis
     │   ├── dead-letters            requires postgres, schema; works off the orders to replay them
@@ -76,6 +80,7 @@ from .ownership import Ownership
 from .probes import StreamView, ask_outside
 from .producer import Published, PublishFailed
 from .publish_side import PublishSide
+from .queue_side import QueueSide
 from .redis_side import RedisSide
 from .relay import OutboxView
 from .tailing import tail
@@ -89,6 +94,7 @@ if TYPE_CHECKING:
     from .handling import Unavailable
     from .losses import Loss
     from .member_table import MemberView
+    from .queue_lists import QueueView
     from .settings import ActorSettings
     from .system import Probe, System
 
@@ -126,7 +132,8 @@ class Deployment:
         publishing: the producer, the outbox and its relay.
         broadcasting: who sends to broadcast channels, and listens to them.
         producer: the producer.
-        pools: the handler pools, by group and partition (``GROUP@KEY``).
+        queueing: the work queues.
+        pools: the handler pools, by group and partition (``GROUP@KEY``), or ``queue NAME``.
         backlogs: their backlogs.
         checks: the start-up checks, and what they found.
         upkeep: what keeps streams and tables in order: retention, the loss detector.
@@ -170,6 +177,7 @@ class Deployment:
         self.publishing = self._publish_side()
         self.producer = self.publishing.producer
         self.broadcasting = BroadcastSide(system, settings, backends.store, self.gates, self._redis)
+        self.queueing = self._queue_side()
         self._consuming = self._consume_side(wall)
         self.pools, self.backlogs = self._consuming.pools, self._consuming.backlogs
         self.membership = self._consuming.membership
@@ -241,6 +249,35 @@ class Deployment:
             TypeError, ValueError: the data are no JSON, or the name is empty.
         """
         return await self.broadcasting.sending.send(channel, data)
+
+    async def enqueue(self, queue: str, job: object) -> UUID:
+        """Put a job into a work queue; returns its event id once Redis has acknowledged it.
+
+        A queue has no outbox: while Redis is away, or full, it refuses. Who needs the job accepted all the same
+        publishes an event to a stream. Cancelled, the outcome is unknown.
+
+        Args:
+            queue: its name.
+            job: an object of an event class, or an `Envelope`. One that is put in again with the same event id has no
+                second effect.
+
+        Raises:
+            KeyError: no queue of that name is declared.
+            InvalidEvent: the queue has no handler of it, or the data do not fit.
+            TypeError: it is of no event class.
+            RedisUnavailable: Redis is away; unless it is `NotSent`, the job may have been accepted all the same.
+            redis.exceptions.RedisError: Redis refuses; `OutOfMemoryError`: it is full.
+        """
+        return await self.queueing.enqueue(queue, job)
+
+    async def queues(self) -> list[QueueView]:
+        """The work queues as they are now, in order of declaration; blocks for a round trip or two for each.
+
+        Raises:
+            RuntimeError: the link's actor is not running.
+            redis.exceptions.RedisError: as the link says.
+        """
+        return await self.queueing.look()
 
     def outbox(self) -> list[OutboxView]:
         """What waits in the outbox, by stream, as it was last seen."""
@@ -377,6 +414,17 @@ class Deployment:
             self._redis.trouble,
             instance=self.instance,
             believes_late=not self._redis.may_move,
+            ownership=Ownership(self._redis.cluster_client) if self._redis.cluster is not None else None,
+        )
+
+    def _queue_side(self) -> QueueSide:
+        return QueueSide(
+            self.system,
+            self.client,
+            self.gates["redis"],
+            self._redis.trouble,
+            self.settings.delivery,
+            address=self.backends.redis_options.address,
             ownership=Ownership(self._redis.cluster_client) if self._redis.cluster is not None else None,
         )
 

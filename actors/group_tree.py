@@ -41,11 +41,12 @@ if TYPE_CHECKING:
     from .channels import Notice
     from .event import Envelope
     from .handling import Unavailable
+    from .lease_table import Lease
     from .settings import DeliverySettings
     from .store import Store, Transaction
     from .system import Group, Stream
 
-__all__ = ["GroupTree", "Partition", "Site", "group_id"]
+__all__ = ["GroupTree", "Partition", "Site", "child_id", "group_id", "handler_pool"]
 
 ORDERS = 16
 """Orders that may wait for a keeper."""
@@ -174,34 +175,20 @@ class GroupTree:
 
     def _partition(self, key: str) -> Partition:
         site, group = self._site, self._group
-        name = _id(f"{group.name}@{key}")
+        name = child_id(f"{group.name}@{key}")
         batches = math.ceil(group.workers / self._stream.partitions)
         backlog = Backlog(READ_AHEAD * batches * group.batch)
         tenure = None
         if group.ordered:
             tenure = Tenure(group.name, key, backlog, site.gates.add(f"{LEASE_GATE}{name}", settle=0.0, shut=NOT_OURS))
-        pool = HandlerPool(
+        pool = handler_pool(
+            site,
             self._stream,
             group,
             backlog,
-            site.store,
-            site.client,
-            site.settings,
-            redis_gate=site.gates["redis"],
-            memory_gate=site.gates["redis-memory"],
-            postgres_gate=site.gates["postgres"],
-            redis_trouble=site.redis_trouble,
-            postgres_trouble=site.postgres_trouble,
-            outside_trouble=site.outside_trouble,
-            publish=lambda transaction, stream, envelopes: site.publish(transaction, stream, envelopes, group.name),
-            broadcast=site.broadcast,
-            consumer=site.instance,
-            chance=site.chance,
-            partition=key,
+            key,
             fence=None if tenure is None else tenure.fence,
             limiter=self._limiter,
-            wall=site.wall,
-            stopping=site.stopping,
         )
         return Partition(name, key, backlog, pool, tenure, Mailbox(f"keeper.{name}", ORDERS))
 
@@ -301,10 +288,49 @@ NOT_OURS = "another process has it, or it is free"
 
 def group_id(group: Group, stream: Stream) -> str:
     """``GROUP@STREAM``, as the tree has it."""
-    return _id(f"{group.name}@{stream.key}")
+    return child_id(f"{group.name}@{stream.key}")
 
 
-def _id(name: str) -> str:
+def handler_pool(
+    site: Site,
+    stream: Stream,
+    group: Group,
+    backlog: Backlog,
+    partition: str,
+    *,
+    fence: Callable[[], Lease | None] | None = None,
+    limiter: trio.CapacityLimiter | None = None,
+    acknowledge: Callable[[Sequence[str]], Awaitable[object]] | None = None,
+) -> HandlerPool:
+    """A handler pool on a site; see `HandlerPool` for the rest."""
+    return HandlerPool(
+        stream,
+        group,
+        backlog,
+        site.store,
+        site.client,
+        site.settings,
+        redis_gate=site.gates["redis"],
+        memory_gate=site.gates["redis-memory"],
+        postgres_gate=site.gates["postgres"],
+        redis_trouble=site.redis_trouble,
+        postgres_trouble=site.postgres_trouble,
+        outside_trouble=site.outside_trouble,
+        publish=lambda transaction, key, envelopes: site.publish(transaction, key, envelopes, group.name),
+        broadcast=site.broadcast,
+        consumer=site.instance,
+        chance=site.chance,
+        partition=partition,
+        fence=fence,
+        limiter=limiter,
+        acknowledge=acknowledge,
+        wall=site.wall,
+        stopping=site.stopping,
+    )
+
+
+def child_id(name: str) -> str:
+    """The name as one of a child, which has no slash."""
     return name.replace("/", "_")
 
 

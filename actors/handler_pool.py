@@ -92,6 +92,7 @@ class HandlerPool:
             `Group.workers`.
         publish: what `Context.publish` does, within a transaction.
         broadcast: sends what `Context.broadcast` noted, after the transaction. Default: nobody is told.
+        acknowledge: tells Redis that entries, by their ids, are over; raises its errors. Default: XACK.
         wall: what time it is, for events that expire.
         stopping: whether the process stops.
     """
@@ -118,6 +119,7 @@ class HandlerPool:
         limiter: trio.CapacityLimiter | None = None,
         publish: Publish | None = None,
         broadcast: Callable[[Sequence[Notice]], Awaitable[None]] = to_nobody,
+        acknowledge: Callable[[Sequence[str]], Awaitable[object]] | None = None,
         wall: Callable[[], datetime] | None = None,
         stopping: Stopping | None = None,
     ) -> None:
@@ -134,6 +136,7 @@ class HandlerPool:
         self._broadcast = broadcast
         self._chance = chance or random.random
         self._partition = partition or stream.key
+        self._acknowledge_entries = acknowledge or self._xack
         self._limiter = limiter
         self._stopping = stopping or Stopping()
         self._draining = False
@@ -382,7 +385,7 @@ class HandlerPool:
             ids = await self._backlog.take_done(ACKNOWLEDGE, 0.0 if self._draining else LINGER)
             acknowledged = False
             try:
-                await self._client().xack(self._partition, self._group.name, *ids)
+                await self._acknowledge_entries(ids)
                 acknowledged = True
             except redis.exceptions.RedisError as error:
                 log.debug("acknowledgement postponed", group=self._group.name, ids=len(ids), error=str(error))
@@ -392,6 +395,9 @@ class HandlerPool:
             if not acknowledged:
                 # Harmless to repeat, useless to hurry: the gate, or this pause, sets the pace.
                 await trio.sleep(0.5)
+
+    async def _xack(self, ids: Sequence[str]) -> None:
+        await self._client().xack(self._partition, self._group.name, *ids)
 
 
 class _Due:

@@ -20,13 +20,12 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
 import redis.exceptions
-import trio
 
-from ..runtime.redis import Kind, classify
 from ..runtime.telemetry import get_logger
 from .claim_order import ClaimOrder, ClaimOutcome, ClaimResult
 from .pending import PendingList, Taken
-from .stopping import DRAIN_WITHIN, Stopping
+from .rounds import Chore, Rounds, is_missing
+from .stopping import Stopping
 
 if TYPE_CHECKING:
     from ..runtime.mailbox import Mailbox
@@ -38,12 +37,6 @@ if TYPE_CHECKING:
 __all__ = ["Keeper"]
 
 log = get_logger(__name__)
-
-JITTER = 0.2
-"""Share by which the pauses between two looks differ."""
-
-LEAVE_WITHIN = 2.5
-"""Seconds that giving back may take: what is not given back is taken over later, by its idle time."""
 
 
 class Keeper:
@@ -95,51 +88,31 @@ class Keeper:
         self._redis_gate = redis_gate
         self._redis_trouble = redis_trouble
         self._live_instances = live_instances
-        self._chance = chance
         self._owner = owner
-        self._stopping = stopping or Stopping()
+        self._rounds = Rounds(
+            redis_gate=redis_gate,
+            redis_trouble=redis_trouble,
+            chance=chance,
+            stopping=stopping or Stopping(),
+            where={"stream": stream, "group": group},
+        )
 
     async def __call__(self, child: Child) -> None:
         """Work until cancelled, or drained: then give back what is left over, within a few seconds."""
-        child.started()
-        async with trio.open_nursery() as working:
-            working.start_soon(self._at_pace, self._settings.reclaim_every, self._look_round)
-            if self._owner is None:
-                working.start_soon(self._at_pace, self._settings.reclaim_idle / 3, self._renew)
-                working.start_soon(self._obey)
-            with self._stopping.until():
-                await child.draining.wait()
-            working.cancel_scope.cancel(reason="the process stops")
-        await child.draining.wait()
-        if self._redis_gate.is_open:
-            # All keepers of a process leave within the same time: a server that does not answer has them all wait.
-            with (
-                trio.move_on_at(self._stopping.deadline(DRAIN_WITHIN + LEAVE_WITHIN)),
-                trio.move_on_after(LEAVE_WITHIN),
-            ):
-                await self._try(self._leave)
-
-    async def _at_pace(self, every: float, work: Callable[[PendingList], object]) -> None:
-        while True:
-            await trio.sleep(every * (1 + JITTER * (2 * self._chance() - 1)))
-            await self._redis_gate.wait_open()
-            await self._try(work)
-
-    async def _try(self, work: Callable[[PendingList], object]) -> None:
-        try:
-            await work(self._pending())  # type: ignore[misc]
-        except redis.exceptions.RedisError as error:
-            # The next look is soon. That there is no such group (yet, or any more) is the listener's to mend.
-            log.debug("not looked after", stream=self._stream, group=self._group, error=str(error))
-            if not _is_missing(error):
-                self._redis_trouble(error)
+        chores: list[tuple[float, Chore]] = [(self._settings.reclaim_every, self._look_round)]
+        if self._owner is not None:
+            await self._rounds(child, chores, self._leave)
+            return
+        chores.append((self._settings.reclaim_idle / 3, self._renew))
+        await self._rounds(child, chores, self._leave, beside=self._obey)
 
     def _pending(self) -> PendingList:
         return PendingList(self._client(), self._stream, self._group)
 
     # What others have left --------------------------------------------------------------------------------------------
 
-    async def _look_round(self, pending: PendingList) -> None:
+    async def _look_round(self) -> None:
+        pending = self._pending()
         await self._take_over(pending)
         await self._tidy(pending)
 
@@ -192,7 +165,7 @@ class Keeper:
                 try:
                     order.reply.set(await self._claim(order))
                 except redis.exceptions.RedisError as error:
-                    if not _is_missing(error):
+                    if not is_missing(error):
                         self._redis_trouble(error)
                     order.reply.fail(error)
 
@@ -226,14 +199,16 @@ class Keeper:
 
     # What we have -----------------------------------------------------------------------------------------------------
 
-    async def _renew(self, pending: PendingList) -> None:
+    async def _renew(self) -> None:
+        pending = self._pending()
         for consumer, entries in self._backlog.rest().items():
             lost = await pending.renew(consumer, [entry.id for entry in entries])
             gone = self._backlog.forget(lost)
             if gone:
                 log.warning("others took over entries", stream=self._stream, group=self._group, entries=len(gone))
 
-    async def _leave(self, pending: PendingList) -> None:
+    async def _leave(self) -> None:
+        pending = self._pending()
         if self._owner is not None:
             await pending.remove([self._owner()])
             return
@@ -243,8 +218,3 @@ class Keeper:
             given += await pending.give_back(consumer, ids, self._settings.reclaim_idle)
         removed = await pending.remove(self._consumers)
         log.info("left the group", stream=self._stream, group=self._group, given_back=given, removed=removed)
-
-
-def _is_missing(error: Exception) -> bool:
-    """Whether there is no such group: not yet, or not any more."""
-    return classify(error).kind is Kind.REPAIR or "no such key" in str(error).lower()

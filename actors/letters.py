@@ -382,6 +382,8 @@ class LetterDesk:
         pairs = [
             (key, group) for stream in self._system.streams.values() for key in stream.keys for group in stream.groups
         ]
+        if target == "group":  # a job is in no stream
+            pairs += [(queue.name, queue.group.name) for queue in self._system.queues.values()]
         return {"target": target, "streams": [key for key, _ in pairs], "groups": [group for _, group in pairs]}
 
     @asynccontextmanager

@@ -63,23 +63,18 @@ def rules(system: System, tables: Iterable[OldRows], cutoff: datetime, streams: 
         cutoff: aware.
         streams: what is left in each stream and partition.
     """
-    keys = [stream.stream for stream in streams]
+    keys = [*(stream.stream for stream in streams), *system.queues]
+    # What is in a queue has no place in it: by age alone.
+    places = [(stream.stream, stream.first_id) for stream in streams if stream.error is None]
+    places += [(queue, None) for queue in system.queues]
     return [
         *[Rule(table, _by_age(table), [cutoff]) for table in tables],
-        *[
-            Rule(_INBOX, _GONE, [stream.stream, cutoff, stream.first_id, stream.first_id, cutoff])
-            for stream in streams
-            if stream.error is None
-        ],
-        *[
-            Rule(_LETTERS, _SETTLED, [stream.stream, cutoff, stream.first_id, stream.first_id])
-            for stream in streams
-            if stream.error is None
-        ],
+        *[Rule(_INBOX, _GONE, [key, cutoff, first_id, first_id, cutoff]) for key, first_id in places],
+        *[Rule(_LETTERS, _SETTLED, [key, cutoff, first_id, first_id]) for key, first_id in places],
         Rule(_LETTER_AUDIT, _OF_NO_LETTER + _by_age(_LETTER_AUDIT), [cutoff]),
         Rule(_LETTER_ORDERS, _OF_SYSTEM + _by_age(_LETTER_ORDERS), [system.name, cutoff]),
         Rule(_LOSSES, _OF_STREAMS + _by_age(_LOSSES), [keys, cutoff]),
-        Rule(_STEPS, _OF_NOTHING_OPEN + _OF_STREAMS + _by_age(_STEPS), [list(system.streams), cutoff]),
+        Rule(_STEPS, _OF_NOTHING_OPEN + _OF_STREAMS + _by_age(_STEPS), [[*system.streams, *system.queues], cutoff]),
         Rule(_SUSPECTS, _OF_STREAMS + _by_age(_SUSPECTS), [keys, cutoff]),
         Rule(_REPLAYS, _OF_SYSTEM + _by_age(_REPLAYS), [system.name, cutoff]),
         Rule(_RUNS, _PAST, [system.name, cutoff, system.name]),

@@ -40,6 +40,7 @@ from .retrying import RetryPolicy
 
 if TYPE_CHECKING:
     from .handling import Context, Delivery
+    from .queue import Queue
 
 __all__ = ["DeclarationError", "Group", "Handler", "Probe", "Stream", "System"]
 
@@ -267,6 +268,7 @@ class System:
     Attributes:
         streams: by key, in order of declaration.
         channels: by name, in order of declaration; see `channel`.
+        queues: by name, in order of declaration; see `queue`.
         gates: the probes of its own gates, by name; see `gate`.
         parts: what other floors keep with the declaration (`penstock.http.routes`); nothing here looks at it.
     """
@@ -278,6 +280,7 @@ class System:
         self.migrations = migrations
         self.streams: dict[str, Stream] = {}
         self.channels: dict[str, Channel] = {}
+        self.queues: dict[str, Queue] = {}
         self.gates: dict[str, Probe] = {}
         self.parts: list[object] = []
 
@@ -305,13 +308,19 @@ class System:
         """Raise `DeclarationError` if what was declared does not fit together."""
         for stream in self.streams.values():
             for group in stream.groups.values():
-                unknown = [name for name in group.requires if name not in self.gates]
-                if unknown:
-                    known = ", ".join(sorted(self.gates)) or "none"
-                    raise DeclarationError(
-                        f"group {group.name!r} of stream {stream.key!r} requires the gate {unknown[0]!r}, which is "
-                        f"not declared; the system's gates are: {known}"
-                    )
+                self._check_gates(f"group {group.name!r} of stream {stream.key!r}", group.requires)
+        for queue in self.queues.values():
+            self._check_gates(f"queue {queue.name!r}", queue.requires)
+            if not queue.stream.types:
+                raise DeclarationError(f"queue {queue.name!r} has no handler; register one with @….on(JobClass)")
+
+    def _check_gates(self, where: str, requires: Sequence[str]) -> None:
+        unknown = [name for name in requires if name not in self.gates]
+        if unknown:
+            known = ", ".join(sorted(self.gates)) or "none"
+            raise DeclarationError(
+                f"{where} requires the gate {unknown[0]!r}, which is not declared; the system's gates are: {known}"
+            )
 
     def stream(self, key: str, *, events: Sequence[type] = (), **options: Any) -> Stream:
         """Declare a stream that carries `events`, with options; see `Stream`.
@@ -319,7 +328,7 @@ class System:
         Raises:
             DeclarationError: the key is empty or declared already, or an option is unknown or wrong.
         """
-        if not key or key in self.streams:
+        if not key or key in self.streams or key in self.queues:
             raise DeclarationError(f"a stream's key is a non-empty string that is declared once, not {key!r}")
         declared = {kind.name: kind for kind in map(event_type_of, events)}
         try:
@@ -332,7 +341,8 @@ class System:
         """The same declaration with other streams, by key; what is declared further on one is not on the other."""
         made = copy(self)
         made.streams = dict(streams)
-        made.channels, made.gates, made.parts = dict(self.channels), dict(self.gates), list(self.parts)
+        made.channels, made.queues = dict(self.channels), dict(self.queues)
+        made.gates, made.parts = dict(self.gates), list(self.parts)
         return made
 
     def channel(self, name: str, *, pattern: bool = False) -> Channel:
@@ -354,6 +364,20 @@ class System:
             raise DeclarationError(f"channel {name!r}: with a * it is a pattern; say channel({name!r}, pattern=True)")
         self.channels[name] = channel = Channel(name, pattern)
         return channel
+
+    def queue(self, name: str, **options: Any) -> Queue:
+        """Declare a work queue, with options; see `Queue`.
+
+        Raises:
+            DeclarationError: the name is empty, has braces, or is declared already (as a stream, too), or an option is
+                unknown or wrong.
+        """
+        from .queue import declare  # it is made of a stream and a group, which are made here
+
+        if name in self.queues or name in self.streams:
+            raise DeclarationError(f"{name!r} is declared already")
+        self.queues[name] = made = declare(name, **options)
+        return made
 
     def stream_of(self, partition: str) -> Stream | None:
         """The declared stream that the Redis key `partition` belongs to; None if it is none of ours."""

@@ -21,6 +21,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Generic, TypeVar, overload
+from uuid import UUID
 
 import trio
 
@@ -93,6 +94,10 @@ class VirtualDeployment(Generic[R]):
         envelopes = [event if isinstance(event, Envelope) else _envelope(event) for event in events]
         return await self.deployment.publish(stream, envelopes)
 
+    async def enqueue(self, queue: str, *jobs: object) -> list[UUID]:
+        """Put jobs into a queue, in order; see `Deployment.enqueue`."""
+        return [await self.deployment.enqueue(queue, job) for job in jobs]
+
     def lose_database(self, why: str) -> None:
         """The database goes away, and the links notice."""
         self._away = why
@@ -131,7 +136,7 @@ class VirtualDeployment(Generic[R]):
                 await events.next()
 
     async def settled(self) -> None:
-        """Block until every published event has come to its end: handled and acknowledged, or a dead letter."""
+        """Block until every published event and every job has come to its end: handled and acknowledged, or dead."""
         while not await self._is_settled():  # noqa: ASYNC110 - only Redis knows, and it does not call
             await trio.sleep(0.05)
 
@@ -156,6 +161,8 @@ class VirtualDeployment(Generic[R]):
                     is_read = text_of(group["name"]) not in not_read
                     if is_read and (group["pending"] or group["last-delivered-id"] != last):
                         return False
+        if not await self.deployment.queueing.is_empty():
+            return False
         # Last, for a row is written before its entry is acknowledged; and a handler may have published.
         return not self.store.retries.rows and not self.store.outbox.rows
 

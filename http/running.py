@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import date
 from typing import Any, Protocol
+from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from ..actors.access import AccessCategory, AccessRecord, AccessSummary, CategoryChange
@@ -20,6 +21,7 @@ from ..actors.letters import LetterDesk
 from ..actors.losses import Loss
 from ..actors.probes import StreamView
 from ..actors.producer import Published, PublishFailed
+from ..actors.queue_lists import QueueView
 from ..actors.relay import OutboxView
 from ..actors.system import System
 from ..actors.upkeep import Upkeep
@@ -158,6 +160,14 @@ class RunningSystem(Protocol):
 
     async def broadcast(self, channel: str, data: Any, /) -> int:
         """Tell every process that listens to `channel` now; how many Redis has counted. Raises the link's errors."""
+        ...
+
+    async def enqueue(self, queue: str, job: object, /) -> UUID:
+        """Put a job into a work queue; an outage is an error, see `Deployment.enqueue`."""
+        ...
+
+    async def queues(self) -> Sequence[QueueView]:
+        """The work queues as they are now; raises the link's errors."""
         ...
 
     def capture(self, envelope: Envelope, /) -> bool:

@@ -175,6 +175,7 @@ class FixedCommands:
         return set(item.value)
 
     _script_reads_only = False
+    _script_has_written = False
 
     def _keyspace_notifications(self, command_items: Any, event: bytes) -> None:
         """Off, as by default."""

@@ -296,6 +296,8 @@ class Session(ClientCommands, StreamCommands, FixedCommands, FakeSocket):
         try:
             if from_script:
                 self._check_call(COMMANDS[sig.name])
+            else:
+                self._script_has_written = False
             applied = sig.apply(args, self._db, self.version)
             if len(applied) == 1:
                 result = applied[0]
@@ -332,8 +334,10 @@ class Session(ClientCommands, StreamCommands, FixedCommands, FakeSocket):
         if self._script_reads_only and command.writes:
             raise SimpleError("ERR Write commands are not allowed from read-only scripts.")
         refusal = self._gatekeeper.refusal(self, command, [command.name.encode(), b""])
-        if refusal is not None:
+        # What has begun to write is not stopped in the middle for want of memory.
+        if refusal is not None and not (self._script_has_written and refusal.startswith("OOM ")):
             raise SimpleError(refusal)
+        self._script_has_written = self._script_has_written or command.writes
 
     def _blocking(
         self, timeout: float | None, func: Callable[[bool], Any], shape: Callable[[Any], Any] | None = None

@@ -1,0 +1,90 @@
+"""The queues of a deployment, as far as others use them: putting jobs in, and looking at them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import redis.exceptions
+import trio
+
+from ..runtime.redis import NotSent, OutcomeUnknown
+from .event import Envelope, event_type_of
+from .queue import element_of
+from .queue_lists import QueueLists, QueueView
+
+if TYPE_CHECKING:
+    from ..runtime.redis import AnyRedis
+    from ..runtime.supervision import Gate
+    from .ownership import Ownership
+    from .settings import DeliverySettings
+    from .system import System
+
+__all__ = ["QueueSide"]
+
+
+class QueueSide:
+    """See the module.
+
+    Args:
+        system: what was declared.
+        client: the link to Redis.
+        gate: ``redis``: while it is shut, nothing is tried.
+        trouble: told of every error of Redis.
+        settings: of delivery.
+        address: of Redis, for errors.
+        ownership: who is asked on a cluster whether an acknowledgement counts.
+    """
+
+    def __init__(
+        self,
+        system: System,
+        client: Callable[[], AnyRedis],
+        gate: Gate,
+        trouble: Callable[[Exception], None],
+        settings: DeliverySettings,
+        *,
+        address: str,
+        ownership: Ownership | None,
+    ) -> None:
+        self._system = system
+        self._client = client
+        self._gate = gate
+        self._trouble = trouble
+        self._idle = settings.reclaim_idle
+        self._address = address
+        self._ownership = ownership
+
+    async def enqueue(self, queue: str, job: object) -> UUID:
+        """See `Deployment.enqueue`."""
+        declared = self._system.queues[queue]
+        envelope = job if isinstance(job, Envelope) else event_type_of(type(job)).envelope(job)
+        declared.check(envelope)
+        element = element_of(envelope)
+        if not self._gate.is_open:
+            await trio.lowlevel.checkpoint()
+            raise NotSent(self._address, f"not sent: {self._gate.cause}")
+        try:
+            await self._add(queue, element)
+        except redis.exceptions.RedisError as error:
+            self._trouble(error)
+            raise
+        return envelope.event_id
+
+    async def _add(self, queue: str, element: bytes) -> None:
+        lists = QueueLists(self._client(), queue)
+        claims = {} if self._ownership is None else await self._ownership.claims((lists.waiting,))
+        await lists.add(element)
+        if self._ownership is not None:
+            doubts = await self._ownership.doubts(claims, {lists.waiting: ()})
+            if why := doubts.get(lists.waiting):
+                raise OutcomeUnknown(self._address, f"acknowledged, and not believed: {why}")
+
+    async def look(self) -> list[QueueView]:
+        """See `Deployment.queues`."""
+        return [await QueueLists(self._client(), name).view(self._idle) for name in self._system.queues]
+
+    async def is_empty(self) -> bool:
+        """Whether no queue has any job, waiting or taken. Raises redis.exceptions.RedisError."""
+        return not any([await QueueLists(self._client(), name).count() for name in self._system.queues])
