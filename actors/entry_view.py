@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..runtime.redis import AnyRedis
     from .system import Stream
 
-__all__ = ["EntryRange", "EntryView", "GroupPlace", "range_of"]
+__all__ = ["EntryRange", "EntryView", "GroupPlace", "decoded", "range_of"]
 
 
 @frozen(kw_only=True)
@@ -132,15 +132,21 @@ async def range_of(
     return EntryRange(entries=tuple(taken), next=following, partitions=tuple(partitions))
 
 
+def decoded(
+    stream: Stream, key: str, entry_id: str, fields: Mapping[bytes, bytes]
+) -> tuple[Envelope | None, str | None]:
+    """The event that an entry carries, or why it is none."""
+    try:
+        exact = {name.decode(): value.decode() for name, value in fields.items()}
+        return stream.decode(exact, Origin(key, entry_id)), None
+    except (UndecodableEntry, SkippedEntry, UnicodeDecodeError) as error:
+        return None, str(error)
+
+
 def _entry(
     stream: Stream, key: str, entry_id: str, fields: Mapping[bytes, bytes], place: GroupPlace | None
 ) -> EntryView:
-    event, problem = None, None
-    try:
-        exact = {name.decode(): value.decode() for name, value in fields.items()}
-        event = stream.decode(exact, Origin(key, entry_id))
-    except (UndecodableEntry, SkippedEntry, UnicodeDecodeError) as error:
-        problem = str(error)
+    event, problem = decoded(stream, key, entry_id, fields)
     return EntryView(
         partition=key,
         entry_id=entry_id,

@@ -47,6 +47,10 @@ class LagRepair:
     def __init__(self) -> None:
         self._counts: dict[tuple[str, str], _Count] = {}
 
+    def forget(self, stream: str) -> None:
+        """Count anew in this stream: entries were taken from it."""
+        self._counts = {place: count for place, count in self._counts.items() if place[0] != stream}
+
     async def count(self, client: AnyRedis, view: StreamView, group: GroupView) -> int | None:
         """How many entries are left for a group whose lag nobody can tell; None where it can, or there are too many.
 

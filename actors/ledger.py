@@ -101,7 +101,7 @@ class LedgerLine:
         retrying: waiting for another attempt.
         dead: dead letters that are not settled by a replay.
         expired: of them, those that were too old; not counted in `dead`.
-        lost: entries that others trimmed; those that Redis could not count are one each.
+        lost: entries that others trimmed (those that Redis could not count are one each), or that were deleted unread.
         outbox: accepted, and on their way to Redis.
         unread: in the stream, not given to the group yet; None: Redis is away, or cannot tell.
         in_work: given to the group and not acknowledged; likewise.
@@ -129,9 +129,15 @@ from penstock_group declared join (
     and (ledger.partition = any(declared.partitions) or ledger.partition = declared.stream)
 where declared.system = %(system)s group by 1, 2, 3
 union all
-select declared.stream, declared.consumer_group, 'lost', sum(coalesce(loss.entries, 1))::bigint
+select declared.stream, declared.consumer_group, 'lost', sum(greatest(0, coalesce(loss.entries, 1)
+    - penstock_deleted_unread(loss.consumer_group, loss.stream, loss.after_id, loss.before_id)))::bigint
 from penstock_group declared join penstock_loss loss on loss.consumer_group = declared.consumer_group
     and loss.stream = any(declared.partitions)
+where declared.system = %(system)s group by 1, 2
+union all
+select declared.stream, declared.consumer_group, 'lost', count(*)
+from penstock_group declared join penstock_deletion deletion on declared.consumer_group = any(deletion.unread_by)
+    and deletion.stream = any(declared.partitions)
 where declared.system = %(system)s group by 1, 2
 """
 

@@ -26,6 +26,8 @@ class RecordedLoss:
         before_id: what is lost is older than this.
         entries: how many; None where Redis could not tell.
         detected_at: aware.
+        deleted: how many of them were deleted by our command.
+        deleted_by: by whom, with commas; None if none was.
     """
 
     group: str
@@ -34,6 +36,8 @@ class RecordedLoss:
     before_id: str
     entries: int | None
     detected_at: datetime
+    deleted: int = 0
+    deleted_by: str | None = None
 
 
 class LossTable(Protocol):
@@ -57,8 +61,16 @@ on conflict (consumer_group, stream, after_id, counted_from) do update
 """
 
 _RECENT: Final = """
-select consumer_group, stream, after_id, before_id, entries, detected_at
-from penstock_loss order by detected_at desc, id desc limit %s
+select loss.consumer_group, loss.stream, loss.after_id, loss.before_id, loss.entries, loss.detected_at, known.*
+from (select * from penstock_loss order by detected_at desc, id desc limit %s) loss
+cross join lateral (
+    select count(*), string_agg(distinct deletion.deleted_by, ', ' order by deletion.deleted_by)
+    from penstock_deletion deletion
+    where deletion.stream = loss.stream and loss.consumer_group = any(deletion.unread_by)
+        and penstock_entry_before(loss.after_id, deletion.entry_id)
+        and penstock_entry_before(deletion.entry_id, loss.before_id)
+) known
+order by loss.detected_at desc, loss.id desc
 """
 
 
@@ -85,5 +97,16 @@ class PostgresLosses:
             return [_recorded(*row) for row in await cursor.fetchall()]
 
 
-def _recorded(group: str, stream: str, after: str, before: str, entries: int | None, at: Any) -> RecordedLoss:
-    return RecordedLoss(group=group, stream=stream, after_id=after, before_id=before, entries=entries, detected_at=at)
+def _recorded(
+    group: str, stream: str, after: str, before: str, entries: int | None, at: Any, deleted: int, by: str | None
+) -> RecordedLoss:
+    return RecordedLoss(
+        group=group,
+        stream=stream,
+        after_id=after,
+        before_id=before,
+        entries=entries,
+        detected_at=at,
+        deleted=deleted,
+        deleted_by=by,
+    )

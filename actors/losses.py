@@ -133,19 +133,36 @@ class LossDetector:
         self._expected[stream] = {group.name: group.next_id for group in view.groups if group.next_id is not None}
         return evolve(view, groups=tuple(groups))
 
+    async def look_anew(self, stream: str) -> StreamView:
+        """As `look`, and counting what is left for groups whatever was counted a moment ago: entries were deleted."""
+        self._repair.forget(stream)
+        return await self.look(stream)
+
     async def _write(self, loss: Loss) -> None:
         place = (loss.group, loss.stream)
         if self._told.get(place) == loss:
             return
         async with self._store.transaction() as transaction:
             is_news = await self._store.losses.add(transaction, loss)
+            known = await self._store.deletions.explain(transaction, loss)
         self._told[place] = loss
-        if is_news:
+        if is_news and known.entries >= (loss.entries or 1):
+            log.warning(
+                "entries deleted unread",
+                stream=loss.stream,
+                group=loss.group,
+                entries=known.entries,
+                by=known.by,
+                after=loss.after_id,
+                before=loss.before_id,
+            )
+        elif is_news:
             log.error(
                 "events lost",
                 stream=loss.stream,
                 group=loss.group,
                 entries=loss.entries if loss.entries is not None else "unknown",
+                deleted_on_purpose=known.entries,
                 after=loss.after_id,
                 before=loss.before_id,
                 advice=ADVICE,

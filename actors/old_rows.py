@@ -74,6 +74,7 @@ def rules(system: System, tables: Iterable[OldRows], cutoff: datetime, streams: 
         Rule(_LETTER_AUDIT, _OF_NO_LETTER + _by_age(_LETTER_AUDIT), [cutoff]),
         Rule(_LETTER_ORDERS, _OF_SYSTEM + _by_age(_LETTER_ORDERS), [system.name, cutoff]),
         Rule(_LOSSES, _OF_STREAMS + _by_age(_LOSSES), [keys, cutoff]),
+        Rule(_DELETIONS, _OF_STREAMS + _by_age(_DELETIONS), [keys, cutoff]),
         Rule(_STEPS, _OF_NOTHING_OPEN + _OF_STREAMS + _by_age(_STEPS), [[*system.streams, *system.queues], cutoff]),
         Rule(_SUSPECTS, _OF_STREAMS + _by_age(_SUSPECTS), [keys, cutoff]),
         Rule(_REPLAYS, _OF_SYSTEM + _by_age(_REPLAYS), [system.name, cutoff]),
@@ -123,6 +124,7 @@ _OF_NO_LETTER: Final = sql.SQL(
 _LETTER_ORDERS: Final = OldRows("penstock_dead_letter_order", "finished_at")
 
 _LOSSES: Final = OldRows("penstock_loss", "detected_at")
+_DELETIONS: Final = OldRows("penstock_deletion", "deleted_at", ("stream", "entry_id"))
 _STEPS: Final = OldRows("penstock_step", "updated_at", ("consumer_group", "event_id", "name"))
 # While its event may come again, from a row or a letter, a step says what was done for it.
 _OF_NOTHING_OPEN: Final = sql.SQL(

@@ -17,6 +17,7 @@ from psycopg.rows import TupleRow
 
 from ..runtime.postgres import Connection, Pool, PostgresUnavailable
 from .dead_letter import DeadLetter
+from .deletion_table import DeletionTable, PostgresDeletions
 from .lease_table import LeaseTable, PostgresLeases, abandoned_as
 from .letter_table import LetterTable, PostgresLetters
 from .loss_table import LossTable, PostgresLosses
@@ -131,6 +132,11 @@ class Store(Protocol):
         ...
 
     @property
+    def deletions(self) -> DeletionTable:
+        """Entries that somebody deleted by our command."""
+        ...
+
+    @property
     def replays(self) -> ReplayTable:
         """Ranges of streams that somebody ordered to be replayed."""
         ...
@@ -227,6 +233,7 @@ class PostgresStore:
         self.outbox: OutboxTable = PostgresOutbox(pool)
         self.dead_letters: LetterTable = PostgresLetters(self.outbox)
         self.losses: LossTable = PostgresLosses(pool)
+        self.deletions: DeletionTable = PostgresDeletions()
         self.replays: ReplayTable = PostgresReplays()
         self.leases: LeaseTable = PostgresLeases(abandon_after)
         self.members: MemberTable = PostgresMembers()

@@ -119,7 +119,7 @@ async def observe(client: AnyRedis, stream: str, now: float, expected: Mapping[s
 
 
 async def asked(look: Script, stream: str, arguments: Sequence[str | int]) -> Any:
-    """What a script that only reads says of a stream: the link repeats none of which it cannot know whether it ran."""
+    """What a script says that may run twice: the link repeats none of which it cannot know whether it has run."""
     for _ in range(ATTEMPTS - 1):
         try:
             return await look([stream], arguments)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from ..runtime.supervision import ChildSpec
+from .deletions import Deletions
 from .entry_view import EntryRange, range_of
 from .losses import LossDetector
 from .pending_view import Pending, left_of, pending_of
@@ -48,6 +49,7 @@ class Upkeep:
 
     Attributes:
         losses: finds what others trimmed unread.
+        deletions: deletes entries, and tells who wants them.
         reclaim_idle: seconds after which what a consumer has left lying is taken over.
         replays: where replays are ordered and worked off.
         retention: the daily run; None where it is switched off, or there is no real database.
@@ -69,6 +71,7 @@ class Upkeep:
         self._settings = settings.retention
         self.reclaim_idle = settings.delivery.reclaim_idle
         self.losses = LossDetector(client, backends.store)
+        self.deletions = Deletions(client, backends.store, self.losses)
         self.replays = Replays(system, client, backends.store)
         self.retention: Retention | None = None
         self._trimmer = Trimmer(

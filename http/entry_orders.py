@@ -1,21 +1,26 @@
-"""What may be done with single entries over HTTP: ``/api/v1/streams/{stream}/groups/{group}/claim``."""
+"""What may be done with single entries over HTTP.
+
+``…/{stream}/groups/{group}/claim`` has them taken over, ``…/{stream}/entries/delete`` deletes them.
+"""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from quart import Blueprint
 from quart_trio.wrappers import TrioResponse
 
 from ..actors.claim_order import ClaimOutcome, ClaimResult, KeeperHeld
+from ..actors.deletions import AmbiguousEntry, Deletions, EntriesWanted, Judged
 from ..actors.pending import AT_ONCE
 from ..actors.system import Group
 from ..runtime.masking import mask_text
 from .asking import Given, asker, asking, asking_redis, given_body, known_stream, unknown_group, wrong
-from .problems import Problem
+from .problems import Problem, sentence
 from .replies import json_reply
 from .running import RunningSystem
 from .views import iso, shut_gate
@@ -59,7 +64,41 @@ def entry_orders(deployment: RunningSystem) -> Blueprint:
                 raise _held(f"The group's keeper does not answer: {mask_text(str(error))}.") from None
         return json_reply({"stream": stream, "group": group, "minIdle": least, **_claimed_json(found)})
 
+    @routes.post("/<path:stream>/entries/delete")
+    async def delete_entries(stream: str) -> TrioResponse:
+        declared, keys = known_stream(deployment.system, stream)
+        given = await given_body()
+        ids, unread, dry_run = _ids(given), given.truth("unread"), given.truth("dryRun")
+        given.end()
+        with _deletions(deployment) as desk:
+            if dry_run:
+                found = await desk.judge(declared, keys, ids)
+            else:
+                found = await desk.delete(declared, keys, ids, by=asker(), unread=unread)
+        wanted = dry_run and not unread and any(each.wanted for each in found)
+        refusal = _refusal(EntriesWanted(found)) if wanted else None
+        return json_reply({"stream": stream, "dryRun": dry_run, "refusal": refusal, **_deleted_json(found)})
+
     return routes
+
+
+@contextmanager
+def _deletions(deployment: RunningSystem) -> Iterator[Deletions]:
+    try:
+        with (
+            asking_redis(deployment, deployment.upkeep, ANSWER_WITHIN) as upkeep,
+            asking(deployment, upkeep.deletions, ANSWER_WITHIN) as desk,
+        ):
+            yield desk
+    except EntriesWanted as error:
+        members = _deleted_json(error.entries)
+        raise Problem(409, "entry-wanted", "Somebody wants the entry", _refusal(error), members=members) from None
+    except AmbiguousEntry as error:
+        raise Problem(409, "entry-ambiguous", "The id stands in several partitions", sentence(error)) from None
+
+
+def _refusal(error: EntriesWanted) -> str:
+    return f"{sentence(error)} Deleted all the same (unread), it is lost to them."
 
 
 def _check_group(deployment: RunningSystem, group: Group) -> None:
@@ -97,6 +136,22 @@ def _ids(given: Given) -> list[str]:
 
 
 # What is answered ----------------------------------------------------------------------------------------------------
+
+
+def _deleted_json(found: Sequence[Judged]) -> dict[str, Any]:
+    return {"deleted": sum(each.deleted for each in found), "entries": [_judged_json(each) for each in found]}
+
+
+def _judged_json(judged: Judged) -> dict[str, Any]:
+    return {
+        "partition": judged.key,
+        "entryId": judged.entry_id,
+        "found": judged.exists,
+        "deleted": judged.deleted,
+        "eventId": None if judged.event is None else str(judged.event.event_id),
+        "eventType": None if judged.event is None else judged.event.event_type,
+        "wantedBy": [{"group": each.group, "consumer": each.consumer} for each in judged.wanted],
+    }
 
 
 def _claimed_json(found: Sequence[ClaimResult]) -> dict[str, Any]:

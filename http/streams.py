@@ -197,6 +197,8 @@ def _loss_json(loss: RecordedLoss) -> dict[str, Any]:
         "beforeId": loss.before_id,
         "entries": loss.entries,
         "detectedAt": iso(loss.detected_at),
+        "deleted": loss.deleted,
+        "deletedBy": loss.deleted_by,
     }
 
 

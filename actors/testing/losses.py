@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 import trio
 
 from ..loss_table import RecordedLoss
+from .deletions import MemoryDeletions, explained
 from .memory import MemoryTransactions, MemoryWork, Table
 
 if TYPE_CHECKING:
@@ -28,9 +29,11 @@ class MemoryLosses:
 
     Args:
         server: who knows whether the database is there.
+        deletions: what was deleted on purpose.
     """
 
-    def __init__(self, server: MemoryTransactions) -> None:
+    def __init__(self, server: MemoryTransactions, deletions: MemoryDeletions) -> None:
+        self._deletions = deletions
         self.table: Table[tuple[str, str, str, int], tuple[Loss, float]] = Table("loss")
         self._server = server
 
@@ -49,7 +52,9 @@ class MemoryLosses:
         """See `LossTable.recent`; the times are those of trio's clock, after 2000."""
         await trio.lowlevel.checkpoint()
         self._server.check()
-        found = sorted(self.table.rows.values(), key=lambda row: -row[1])
+        found = sorted(self.table.rows.values(), key=lambda row: -row[1])[:limit]
+        deletions = list(self._deletions.table.rows.values())
+        known = [explained(deletions, loss) for loss, _ in found]
         return [
             RecordedLoss(
                 group=loss.group,
@@ -58,6 +63,8 @@ class MemoryLosses:
                 before_id=loss.before_id,
                 entries=loss.entries,
                 detected_at=_EPOCH + timedelta(seconds=at),
+                deleted=why.entries,
+                deleted_by=why.by,
             )
-            for loss, at in found[:limit]
+            for (loss, at), why in zip(found, known, strict=True)
         ]

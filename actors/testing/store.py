@@ -18,6 +18,7 @@ from ..dead_letter import DeadLetter
 from ..handling import entry_order
 from ..store import InboxEntry, Transaction
 from .connection import MemoryConnection
+from .deletions import MemoryDeletions
 from .effect import Effect
 from .leases import MemoryLeases
 from .letters import MemoryLetters
@@ -58,7 +59,8 @@ class MemoryStore:
         self.server = MemoryTransactions()
         self.outbox = MemoryOutbox(self.server)
         self.dead_letters = MemoryLetters(self.outbox)
-        self.losses = MemoryLosses(self.server)
+        self.deletions = MemoryDeletions()
+        self.losses = MemoryLosses(self.server, self.deletions)
         self.replays = MemoryReplays()
         self.leases = MemoryLeases()
         self.members = MemoryMembers()

@@ -22,7 +22,8 @@ def streams(url: str | None, as_json: bool) -> None:
 
     While Redis is away they are shown as they were seen last, and the last line says so.
 
-    Where entries were lost to somebody's trimming, a second table says which groups lost them, and how many.
+    Where entries were lost to somebody's trimming, or deleted unread, a second table says which groups lost them, how
+    many, and who deleted them, if that was by `penstock delete`.
     """
     remote = remote_of(url)
     found = remote.get("/api/v1/streams")
@@ -36,9 +37,9 @@ def streams(url: str | None, as_json: bool) -> None:
     ]
     echo_table(rows, ["stream", "entries", "added", "first", "last", "groups"])
     if losses:
-        click.echo("\nLost to somebody's trimming before the group was given them:")
+        click.echo("\nTrimmed or deleted before the group was given them:")
         lost = [[*_loss_cells(each)] for each in losses]
-        echo_table(lost, ["stream", "group", "entries", "after", "before", "found at"])
+        echo_table(lost, ["stream", "group", "entries", "after", "before", "found at", "deleted by"])
     _tell_stale(found)
 
 
@@ -49,7 +50,21 @@ def _tell_stale(found: dict[str, Any]) -> None:
 
 def _loss_cells(loss: dict[str, Any]) -> list[Any]:
     entries = "unknown" if loss["entries"] is None else loss["entries"]
-    return [loss["stream"], loss["group"], entries, loss["afterId"], loss["beforeId"], loss["detectedAt"]]
+    return [
+        loss["stream"],
+        loss["group"],
+        entries,
+        loss["afterId"],
+        loss["beforeId"],
+        loss["detectedAt"],
+        _deleted_by(loss),
+    ]
+
+
+def _deleted_by(loss: dict[str, Any]) -> str | None:
+    if loss["deletedBy"] is None or loss["entries"] == loss["deleted"]:
+        return loss["deletedBy"]  # type: ignore[no-any-return]
+    return f"{loss['deletedBy']} ({loss['deleted']} of them)"
 
 
 @click.command(short_help="Show the consumer groups of a running system.")

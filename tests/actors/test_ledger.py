@@ -5,7 +5,7 @@ What each actor would have done to get there is written out in the tests.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 from uuid import UUID
 from uuid import uuid4 as new_event_id
@@ -15,6 +15,7 @@ from attrs import define, field, frozen
 
 from penstock.actors.dead_letter import DeadLetter
 from penstock.actors.declaring import declare_groups
+from penstock.actors.deletion_table import Deletion
 from penstock.actors.event import Envelope, event
 from penstock.actors.handling import Context
 from penstock.actors.ledger import EventFate, Fate, Ledger
@@ -77,11 +78,13 @@ class Books:
 
     # What happens
 
-    async def publish(self, event_id: UUID, stream: str = STREAM, event_type: str = "PLACED") -> str:
+    async def publish(
+        self, event_id: UUID, stream: str = STREAM, event_type: str = "PLACED", entry_id: str = "*"
+    ) -> str:
         envelope = Envelope(event_type=event_type, event_id=event_id, data={"n": 1})
         fields = self.system.streams[STREAM].encode(envelope)
-        entry_id = await self.redis.xadd(stream, dict(fields))  # type: ignore[arg-type]
-        return entry_id.decode()
+        made = await self.redis.xadd(stream, dict(fields), id=entry_id)  # type: ignore[arg-type]
+        return made.decode()
 
     async def groups(self, *names: str, stream: str = STREAM, start: str = "0") -> None:
         for name in names or ("billing", "stock"):
@@ -104,7 +107,9 @@ class Books:
         async with self.store.transaction() as transaction:
             await transaction.position(group, stream, entry_id)
 
-    async def bury(self, group: str, event_id: UUID, entry_id: str, reason: str = "permanent", **facts: Any) -> None:
+    async def bury(
+        self, group: str, event_id: UUID | None, entry_id: str, reason: str = "permanent", **facts: Any
+    ) -> None:
         letter = DeadLetter(
             stream=STREAM, entry_id=entry_id, consumer_group=group, consumer="c", reason=reason, fields={"a": "1"},
             deliveries=1, event_id=event_id, **facts
@@ -121,6 +126,16 @@ class Books:
         )  # fmt: skip
         async with self.store.transaction() as transaction:
             await self.store.retries.add(transaction, [row])
+
+    async def delete(
+        self, entry_id: str, event_id: UUID, unread_by: Sequence[str] = (), pending_by: Sequence[str] = ()
+    ) -> None:
+        deletion = Deletion(
+            stream=STREAM, entry_id=entry_id, event_id=event_id, event_type="PLACED",
+            unread_by=tuple(unread_by), pending_by=tuple(pending_by), deleted_by="ann",
+        )  # fmt: skip
+        async with self.store.transaction() as transaction:
+            await self.store.deletions.add(transaction, [deletion])
 
     async def execute(self, statement: str, *values: Any) -> None:
         async with self.pool.connection() as connection:
@@ -360,6 +375,39 @@ async def test_what_is_known_to_be_trimmed_unread_is_lost(books: Books) -> None:
         " values ('billing', 'orders', '4-0', '6-0', 1)"
     )
     assert (await books.of(event_id))["billing"] == ("lost", "trimmed before the group was given it")
+
+
+async def test_what_was_deleted_by_command_says_by_whom(books: Books) -> None:
+    """Also of an event that no group had anything to do with, and of which there is no other trace."""
+    event_id, neighbour = new_event_id(), new_event_id()
+    await books.publish(neighbour, entry_id="5-0")
+    await books.handle("stock", neighbour, "5-0")
+    await books.delete("6-0", event_id, unread_by=["billing", "stock"])
+    # As the loss detector finds it: it only knows that something is missing before 6-1.
+    await books.execute(
+        "insert into penstock_loss (consumer_group, stream, after_id, before_id, entries)"
+        " values ('billing', 'orders', '4-0', '6-1', 1)"
+    )
+    expected = ("lost", "deleted by ann before the group was given it")
+    assert await books.of(event_id) == {"billing": expected, "stock": expected}
+    assert (await books.of(neighbour))["billing"] == ("waiting", "in the stream; the group is not made yet")
+    lines = {line.consumer_group: line.lost for line in await books.ledger.summary() if line.stream == STREAM}
+    assert lines == {"billing": 1, "stock": 1}
+
+
+async def test_what_was_deleted_after_all_were_done_is_done(books: Books) -> None:
+    event_id = new_event_id()
+    for group in ("billing", "stock"):
+        await books.handle(group, event_id, "5-0")
+    await books.delete("5-0", event_id)
+    assert {fate for fate, _ in (await books.of(event_id)).values()} == {"done"}
+
+
+async def test_what_was_deleted_while_it_was_pending_says_by_whom(books: Books) -> None:
+    event_id = new_event_id()
+    await books.delete("5-0", event_id, pending_by=["billing"])
+    await books.bury("billing", None, "5-0", "trimmed")
+    assert (await books.of(event_id))["billing"] == ("lost", "deleted by ann while it was pending")
 
 
 async def test_an_entry_that_is_gone_before_the_group_had_it_is_lost(books: Books) -> None:

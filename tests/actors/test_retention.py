@@ -397,6 +397,7 @@ async def test_old_losses_suspects_and_finished_replays_go(pool: Pool, make_swee
             old,
         )
     await _rows(pool, "insert into penstock_suspect values ('g', %s, '1-0', 1, %s)", KEY, old)
+    await _rows(pool, "insert into penstock_deletion values (%s, '1-0', null, null, '{}', '{}', 'me', %s)", KEY, old)
     for number, finished in enumerate((old, None)):
         await _rows(
             pool,
@@ -409,6 +410,7 @@ async def test_old_losses_suspects_and_finished_replays_go(pool: Pool, make_swee
         )
     rows = (await make_sweep().run()).rows
     assert (rows["penstock_loss"], rows["penstock_suspect"], rows["penstock_replay"]) == (1, 1, 1)
+    assert rows["penstock_deletion"] == 1
     assert await _count(pool, "penstock_replay") == 1
 
 

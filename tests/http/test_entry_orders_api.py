@@ -167,3 +167,132 @@ async def test_a_claim_is_refused_while_something_is_away_and_says_what(autojump
         status, found = await site.claim("1-1")
         assert (status, found["type"]) == (503, "urn:penstock:problem:redis-away")
         assert "Redis is away since" in found["detail"]
+
+
+# Deletions -----------------------------------------------------------------------------------------------------------
+
+
+async def delete(site: Site, *ids: str, stream: str = STREAM, **body: Any) -> tuple[int, Any]:
+    return await site.order("entries/delete", stream, ids=ids, **body)
+
+
+async def _there(site: Site, key: str = STREAM) -> list[str]:
+    return [entry_id.decode() for entry_id, _ in await site.app.deployment.client().xrange(key)]
+
+
+async def test_what_everybody_has_acknowledged_is_deleted_and_written_down(
+    autojump_clock: trio.testing.MockClock, caplog: Any
+) -> None:
+    async with _site() as site:
+        await site.app.publish(STREAM, Order(0), Order(1))
+        await site.app.settled()
+        first, second = await _there(site)
+        status, dry = await delete(site, first, dryRun=True)
+        assert (status, dry["deleted"], dry["refusal"], dry["entries"][0]["found"]) == (200, 0, None, True)
+        status, found = await delete(site, first, "1-1")
+        assert (status, found["deleted"]) == (200, 1)
+        assert await _there(site) == [second]
+        (record,) = site.app.store.deletions.table.rows.values()
+        losses = await site.app.store.losses.recent(10)
+    assert [(each["found"], each["deleted"]) for each in found["entries"]] == [(True, True), (False, False)]
+    assert (record.entry_id, record.event_type, record.deleted_by) == (first, "ORDER", "ann")
+    assert (record.unread_by, record.pending_by) == ((), ())
+    assert losses == []
+    assert any("entry deleted" in str(line.msg) and "ann" in str(line.msg) for line in caplog.records)
+
+
+async def test_what_a_group_was_not_given_is_only_deleted_on_purpose(autojump_clock: trio.testing.MockClock) -> None:
+    async with _site() as site:
+        await site.app.publish(STREAM, Order(0))
+        await site.app.settled()
+        site.app.lose_database("away")
+        await trio.sleep(5)
+        unread = await site.unread(STREAM, "*", "*", "*")
+        await site.app.deployment.client().xgroup_create(STREAM, "theirs", id="$")
+        site.app.store.restore()  # for us, and before the listeners read on
+        site.app.deployment.gates["postgres"].open()
+        site.app.deployment.gates["schema"].open()
+        status, found = await delete(site, unread[1])
+        assert (status, found["type"], found["deleted"]) == (409, "urn:penstock:problem:entry-wanted", 0)
+        assert f"{unread[1]}: {GROUP} was not given it yet" in found["detail"]
+        assert found["entries"][0]["wantedBy"] == [{"group": GROUP, "consumer": None}]
+        status, dry = await delete(site, unread[1], dryRun=True)
+        assert (status, dry["refusal"]) == (200, found["detail"])
+        assert len(await _there(site)) == 4
+        status, found = await delete(site, unread[1], unread=True)
+        assert (status, found["deleted"]) == (200, 1)
+        (loss,) = await site.app.store.losses.recent(10)
+        (record,) = site.app.store.deletions.table.rows.values()
+    assert (loss.group, loss.entries, loss.deleted, loss.deleted_by) == (GROUP, 1, 1, "ann")
+    assert (record.unread_by, record.pending_by) == ((GROUP,), ())
+
+
+async def test_what_a_consumer_has_not_acknowledged_is_wanted_too(autojump_clock: trio.testing.MockClock) -> None:
+    async with _site() as site:
+        ids = await site.held_by_another(count=2)
+        status, found = await delete(site, *ids)
+        assert (status, found["deleted"]) == (409, 0)
+        assert f"{GROUP} has not acknowledged it (theirs has it)" in found["detail"]
+        assert await _there(site) == ids
+        status, found = await delete(site, ids[0], unread=True)
+        assert (status, found["deleted"]) == (200, 1)
+        (record,) = site.app.store.deletions.table.rows.values()
+    assert (record.unread_by, record.pending_by) == ((), (GROUP,))
+
+
+async def test_a_group_that_is_not_made_yet_wants_what_it_will_be_given(autojump_clock: trio.testing.MockClock) -> None:
+    async with _site() as site:
+        await site.app.publish(STREAM, Order(0))
+        await site.app.settled()
+        client = site.app.deployment.client()
+        site.app.redis.delay(3600, "xgroup create")  # its listeners do not make it again meanwhile
+        await client.xgroup_destroy(STREAM, GROUP)
+        status, found = await delete(site, *await _there(site))
+        site.app.redis.heal()
+    assert (status, found["entries"][0]["wantedBy"]) == (409, [{"group": GROUP, "consumer": None}])
+
+
+async def test_an_id_in_two_partitions_must_be_said_where(autojump_clock: trio.testing.MockClock) -> None:
+    async with _site(partitions=2) as site:
+        for key in KEYS:
+            await site.unread(key, "5-5")
+        await site.unread(KEYS[1], "6-6")
+        await trio.sleep(10)
+        status, found = await delete(site, "5-5")
+        assert (status, found["type"]) == (409, "urn:penstock:problem:entry-ambiguous")
+        assert KEYS[0] in found["detail"]
+        status, found = await delete(site, "5-5", stream=KEYS[1])
+        assert (status, found["deleted"], await _there(site)) == (200, 1, [])
+        status, found = await delete(site, "5-5", "6-6")
+        assert (status, found["deleted"]) == (200, 2)
+        assert [await _there(site, key) for key in KEYS] == [[], []]
+
+
+async def test_a_deletion_is_refused_while_it_could_not_be_written_down(autojump_clock: trio.testing.MockClock) -> None:
+    async with _site() as site:
+        await site.app.publish(STREAM, Order(0))
+        await site.app.settled()
+        ids = await _there(site)
+        site.app.lose_database("away for tea")
+        await trio.sleep(1)
+        status, found = await delete(site, *ids)
+        assert (status, found["type"], await _there(site)) == (503, "urn:penstock:problem:database-away", ids)
+        site.app.restore_database()
+        await trio.sleep(5)
+        site.app.redis.refuse()
+        await trio.sleep(5)
+        status, found = await delete(site, *ids)
+        assert (status, found["type"]) == (503, "urn:penstock:problem:redis-away")
+    assert site.app.store.deletions.table.rows == {}
+
+
+async def test_a_deletion_whose_answer_is_lost_is_done_and_written_down(autojump_clock: trio.testing.MockClock) -> None:
+    async with _site() as site:
+        await site.app.publish(STREAM, Order(0))
+        await site.app.settled()
+        ids = await _there(site)
+        await delete(site, *ids, dryRun=True)  # so that the script is known
+        site.app.redis.cut_after(2, effect="after", command="evalsha")
+        status, found = await delete(site, *ids)
+        assert (status, found["deleted"]) == (200, 1), found
+        assert len(site.app.store.deletions.table.rows) == 1
