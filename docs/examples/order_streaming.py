@@ -245,6 +245,23 @@ async def record_payment(payment: PaymentCompleted, context: Context) -> None:
     )
 
 
+@routes(system)
+def catalogue(running: RunningSystem) -> Blueprint:
+    made = Blueprint("catalogue", __name__)
+
+    @made.put("/products/<int:product_id>/<name>")
+    async def add(product_id: int, name: str) -> TrioResponse:
+        async with running.connection() as connection:
+            await connection.execute(
+                "insert into product (product_id, name) values (%s, %s)"
+                " on conflict (product_id) do update set name = excluded.name",
+                (product_id, name),
+            )
+        return json_reply({"productId": product_id, "name": name})
+
+    return made
+
+
 # ranking-update: what is sold most, in Redis
 
 
