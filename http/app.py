@@ -56,6 +56,8 @@ def create_app(deployment: RunningSystem, settings: HttpSettings, *, draining: t
     app = HttpApp(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.body_limit
     app.config["BODY_TIMEOUT"] = settings.body_timeout
+    # Whoever serves files has browsers ask each time (they are sent what has changed): an update is to be seen.
+    app.config["SEND_FILE_MAX_AGE_DEFAULT"] = 0
     # Redirects to the path with or without a slash would be made of the Host header, which is the client's.
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False

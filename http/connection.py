@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import socket
+from contextlib import suppress
+
 import trio
 from hypercorn.trio.worker_context import EventWrapper, WorkerContext
 
-__all__ = ["Connection", "ConnectionContext"]
+__all__ = ["CONNECTION", "Connection", "ConnectionContext"]
+
+CONNECTION = "penstock.connection"
+"""Where in the scope's state the connection stands."""
 
 _SETTLE = 0.1
 """Seconds in which Hypercorn notices that a connection has ended."""
@@ -45,6 +51,13 @@ class Connection(trio.abc.HalfCloseableStream):
     async def aclose(self) -> None:
         self.ended.set()
         await self._stream.aclose()
+
+    def give_up_after(self, seconds: float) -> None:
+        """Lose the connection when what was sent has not been acknowledged for so long: the client's machine has
+        vanished. Else the kernel tries for a quarter of an hour. Only Linux can do that."""
+        if self.socket.family in (socket.AF_INET, socket.AF_INET6) and hasattr(socket, "TCP_USER_TIMEOUT"):
+            with suppress(OSError):  # it is gone already
+                self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(seconds * 1000))
 
     def cut(self) -> None:
         """Close under its feet what Hypercorn sends: it shields that, and would wait for ever for a client that does

@@ -26,10 +26,9 @@ from hypercorn.utils import wrap_app
 from ..runtime.supervision import Child, ChildSpec
 from ..runtime.telemetry import get_logger
 from .app import create_app
-from .connection import Connection, ConnectionContext
+from .connection import CONNECTION, Connection, ConnectionContext
 from .running import RunningSystem
 from .settings import HttpSettings
-from .websockets import CUT
 
 __all__ = ["CannotListen", "check_binds", "front_end"]
 
@@ -101,7 +100,7 @@ async def _accept(
 
     async def serve_connection(stream: trio.SocketStream) -> None:
         connection = Connection(stream)
-        context, state = ConnectionContext(connection, terminated), ConnectionState({CUT: connection.cut})
+        context, state = ConnectionContext(connection, terminated), ConnectionState({CONNECTION: connection})
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_cut_when_cancelled, connection)

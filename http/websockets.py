@@ -13,6 +13,7 @@ from contextlib import ExitStack
 import trio
 
 from .access import ASGI, Message, Receive, Scope, Send
+from .connection import CONNECTION, Connection
 from .problems import FAILED, PROBLEM, Problem, problem_of
 from .replies import dump
 from .security import complete
@@ -35,8 +36,8 @@ SLOW = 30.0
 SLOW_WHILE_LEAVING = 1.0
 """The same when the front end drains."""
 
-CUT = "penstock.cut"
-"""Where in the scope's state stands what ends the connection: whatever is being sent, the server waits for it."""
+VANISHED = 60.0
+"""Seconds for which a client's machine may answer nothing, pings neither."""
 
 _REASON = 123
 """Bytes that a reason may have (RFC 6455, 5.5)."""
@@ -111,6 +112,8 @@ class _Socket:
         if kind == "websocket.accept":
             self._take_place()
             self._open = True
+            if connection := self._connection():
+                connection.give_up_after(VANISHED)
         elif kind == "websocket.http.response.start":
             self._over = True
             message["headers"] = complete(message.get("headers", ()))
@@ -126,11 +129,16 @@ class _Socket:
         """Wait until a message has waited too long, then end the connection, or, where others share it, this alone."""
         with self._patience:
             await trio.sleep_forever()
-        cut = self._scope.get("state", {}).get(CUT)
-        if cut is None or self._scope.get("http_version") != "1.1":
+        connection = self._connection()
+        if connection is None:
             whole.cancel(reason="the client of a WebSocket does not read")
         else:
-            cut()
+            connection.cut()
+
+    def _connection(self) -> Connection | None:
+        """The connection, if it is this WebSocket's alone (over HTTP/2 others share it) and known."""
+        alone = self._scope.get("http_version") == "1.1"
+        return self._scope.get("state", {}).get(CONNECTION) if alone else None
 
     def _be_patient(self) -> None:
         limit = SLOW_WHILE_LEAVING if self._leaving else SLOW

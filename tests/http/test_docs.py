@@ -39,11 +39,13 @@ def test_the_documented_limits_are_the_defaults() -> None:
         ("max_items", "10,000"),
         ("live_clients", "100"),
         ("tail_clients", "20"),
+        ("topic_clients", "100"),
         ("capture_body_limit", "8192"),
     ):
         assert f"`http.{name}` ({shown})" in _PAGE
     assert (settings.body_limit, settings.max_items) == (10_000_000, 10_000)
     assert (settings.live_clients, settings.tail_clients, settings.capture_body_limit) == (100, 20, 8192)
+    assert settings.topic_clients == 100
     assert settings.bind == ("127.0.0.1:47170",)
     assert f"the last {Journal().recent.maxlen}\nevents, and {BUFFER:,} wait for a client" in _PAGE
 
@@ -56,3 +58,8 @@ async def test_the_program_of_the_how_to_publishes(serving: Any) -> None:
         answer = await trio.to_thread.run_sync(space["publish"], "anything", "X", {"n": 1})
         ((stream, envelope),) = server.deployment.published
     assert (stream, envelope.data, str(envelope.event_id)) == ("anything", {"n": 1}, answer["eventId"])
+
+
+def test_the_how_to_shows_the_script_that_the_browser_runs() -> None:
+    script = (_ROOT / "tests" / "browser" / "live_shop" / "page" / "live.js").read_text()
+    assert script in (_ROOT / "docs" / "how-to" / "own-routes.md").read_text()

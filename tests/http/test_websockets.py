@@ -19,6 +19,7 @@ from trio.testing import MockClock
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import CloseConnection, TextMessage
 
+from penstock.http import connection as http_connection
 from penstock.http import websockets
 from penstock.http.app import HttpApp
 from penstock.http.routes import Blueprint, Problem, RunningSystem, routes
@@ -252,6 +253,18 @@ async def test_who_does_not_read_or_answer_does_not_hold_up_the_stop(serving: An
             with trio.fail_after(10), pytest.raises(Closed):
                 while True:
                     await deaf.text()
+
+
+async def test_whose_machine_has_vanished_is_given_up() -> None:
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    client = await trio.open_tcp_stream("127.0.0.1", listener.socket.getsockname()[1])
+    connection = http_connection.Connection(await listener.accept())
+    connection.give_up_after(0.5)
+    with trio.fail_after(20), pytest.raises(trio.BrokenResourceError):
+        while True:
+            await connection.send_all(bytes(1_000_000))  # it acknowledges nothing more when its buffers are full
+    for each in (client, connection, listener):
+        await each.aclose()
 
 
 def over_http2(path: str, headers: dict[str, str]) -> H2Connection:
