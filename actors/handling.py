@@ -124,6 +124,7 @@ class Context:
     _publish: Callable[[str, Sequence[Envelope]], Awaitable[None]] | None = None
     _steps: Steps | None = None
     _redis_steps: RedisSteps | None = None
+    _redis_names: set[tuple[UUID, str]] = field(factory=set, init=False)
     _notices: list[Notice] = field(factory=list)
 
     @property
@@ -247,11 +248,20 @@ class Context:
         Raises:
             Unavailable: Redis is away, or full; let it pass: the event waits, and no attempt is counted.
             redis.exceptions.ResponseError: Redis refuses a command; so it was not done, nor those behind it.
-            ValueError: the commands cannot be run so; the text says why.
+            ValueError: the commands cannot be run so, or the handler has given the name before; the text says why.
         """
         if self._redis_steps is None:
             raise RuntimeError("this context has no Redis to change")
-        return await self._redis_steps.once(self._one(delivery), name, commands, expires)
+        meant = self._one(delivery)
+        step = (meant.envelope.event_id, name)
+        if step in self._redis_names:
+            raise ValueError(f"the handler has a step {name!r} of this event already; each needs a name of its own")
+        self._redis_names.add(step)
+        try:
+            return await self._redis_steps.once(meant, name, commands, expires)
+        except BaseException:
+            self._redis_names.discard(step)  # a handler may try again what was refused
+            raise
 
     def fail(self, delivery: Delivery[Any], error: Exception) -> None:
         """For batch handlers: this event failed, and the others did not.

@@ -311,6 +311,19 @@ async def test_what_cannot_be_done_once_is_refused(
         assert told in letter.error_message
 
 
+async def test_two_steps_of_one_event_need_names_of_their_own(autojump_clock: MockClock) -> None:
+    async def again(context: Context) -> None:
+        await context.once_in_redis("another", [("INCR", "{ranking}:count")])
+        await context.once_in_redis("ranking", [("INCR", "{ranking}:count")])
+
+    async with virtual(Shop(after=again).system) as app:
+        await app.publish("orders", Order("p-1"))
+        await app.settled()
+        (letter,) = app.store.letters
+        assert "each needs a name of its own" in letter.error_message
+        assert (await scores(app), await app.deployment.client().get("{ranking}:count")) == ({"p-1": 1}, b"1")
+
+
 def test_the_marker_stands_in_the_slot_of_its_keys() -> None:
     for keys in (["ranking"], ["{ranking}:a", "{ranking}:b"], [b"{r}", "a{r}b"]):
         assert slot_of(marker_of(keys, "x")) == slot_of(keys[0])
