@@ -12,7 +12,7 @@ from ...runtime.import_string import ImportStringError
 from ...runtime.import_string import load_object as load
 from ..configuration import Settings
 
-__all__ = ["declared_system", "load_object", "made_of_settings", "place_of"]
+__all__ = ["declared_system", "load_object", "place_of"]
 
 MADE = "penstock"
 """The name of a system that is made of settings alone, unless they name it."""
@@ -28,7 +28,7 @@ def declared_system(place: str | None, settings: Settings) -> System:
         CommandError: there is no such system, or what is set does not go with it; exit code 2.
     """
     place = place_of(place, settings)
-    found = made_of_settings(settings) if place is None else load_object(place)[1]
+    found = _made_of(settings) if place is None else load_object(place)[1]
     if not isinstance(found, System):
         held = "nothing" if found is None else f"a {type(found).__name__}"
         raise CommandError(f"{place} is {held}, not a penstock System", 2)
@@ -54,7 +54,7 @@ def place_of(place: str | None, settings: Settings) -> str | None:
     return place
 
 
-def made_of_settings(settings: Settings) -> System:
+def _made_of(settings: Settings) -> System:
     """The system that settings make which name none, as it is before what they set of its streams.
 
     Raises:

@@ -18,7 +18,7 @@ from ...actors.system import DeclarationError, System
 from ...runtime.cli import CommandError, Invocation, json_option, load_settings
 from ...runtime.output import duration, echo_json, echo_table
 from ..configuration import Settings
-from .declared import load_object, made_of_settings, place_of
+from .declared import declared_system, load_object, place_of
 
 if TYPE_CHECKING:
     from ...actors.simulation import Outcome, Scenario
@@ -125,7 +125,7 @@ class _Teller:
         )
 
     def _found(self) -> tuple[ModuleType | None, object]:
-        return (None, made_of_settings(self.settings)) if self.place is None else load_object(self.place)
+        return (None, declared_system(None, self.settings)) if self.place is None else load_object(self.place)
 
     def _handlers(self) -> list[ModuleType]:
         """The modules of the functions that the settings name."""

@@ -26,6 +26,7 @@ from installation import Installation, free_port
             "redis.url: Redis URL: a cluster has database 0 only",
         ),
         ({"PENSTOCK_REDIS_URL": "redis+sentinel://127.0.0.1:26379"}, "redis.url: Redis URL: the path must begin with"),
+        ({"PENSTOCK_SYSTEM": "nowhere:system"}, "there is no module 'nowhere'"),
         ({"PENSTOCK_REDIS_URL": "redis+sentinel://:hunter2@127.0.0.1:1/mill"}, "127.0.0.1:1"),
     ],
 )
@@ -43,6 +44,16 @@ def test_an_unknown_key_in_the_file_is_named_with_its_place(place: Path) -> None
     assert ended.returncode == 2
     assert "dayz" in ended.stderr
     assert "days" in ended.stderr
+
+
+def test_a_handler_that_is_not_there_is_named_with_its_group(place: Path) -> None:
+    (place / "penstock.toml").write_text('[streams.orders.groups.payment.handlers]\nPLACED = "shop.py:pay"\n')
+    for command in ("run", "simulate"):
+        ended = Installation(place).command(command)
+        assert ended.returncode == 2, command
+        (line,) = ended.stderr.strip().splitlines()
+        assert "group 'payment' of stream 'orders': the handler of PLACED, 'shop.py:pay'," in line, command
+        assert "there is no file shop.py" in line
 
 
 def test_a_port_that_is_taken_is_named(place: Path) -> None:
