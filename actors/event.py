@@ -19,15 +19,15 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, date, datetime, timedelta
-from decimal import Decimal, InvalidOperation
+from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol, TypeVar
 from uuid import UUID, uuid5
 
 import attrs
 import cattrs
 from attrs import field, frozen
-from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
+
+from .structuring import camel, converter, scalars, value_of
 
 __all__ = [
     "JSON_CODEC",
@@ -246,6 +246,14 @@ class EventType:
             told = cattrs.transform_error(error, path="data", format_exception=_told)
             raise InvalidEvent([_problem(each) for each in told]) from error
 
+    def read_texts(self, texts: Mapping[str, str]) -> dict[str, Any]:
+        """JSON values of texts, as a query has them: a number, or a truth value, where the attribute is one.
+
+        What is none is left as it is, for `structure` to say so.
+        """
+        kinds = scalars(self.cls)
+        return {name: value_of(text, kinds[name]) if name in kinds else text for name, text in texts.items()}
+
     def unstructure(self, value: Any) -> dict[str, Any]:
         """The JSON values of an object of the class."""
         data: dict[str, Any] = converter.unstructure(value)
@@ -301,64 +309,5 @@ def _told(error: BaseException, kind: type | None) -> str:
 def _problem(told: str) -> tuple[str, str]:
     """cattrs says ``problem @ data.order_id``; its path has the names of attributes, and a missing one at its end."""
     problem, _, path = told.rpartition(" @ ")
-    path = ".".join(_camel(part) for part in path.split("."))
+    path = ".".join(camel(part) for part in path.split("."))
     return path, problem.replace("invalid value for type, ", "").replace("required field missing", "is missing")
-
-
-def _camel(name: str) -> str:
-    first, *rest = name.split("_")
-    return first + "".join(part.capitalize() for part in rest)
-
-
-def _make_converter() -> cattrs.Converter:
-    made = cattrs.Converter(forbid_extra_keys=False)
-
-    def renames(cls: type) -> dict[str, Any]:
-        return {each.name: override(rename=_camel(each.name)) for each in attrs.fields(cls)}
-
-    made.register_structure_hook_factory(attrs.has, lambda cls: make_dict_structure_fn(cls, made, **renames(cls)))
-    made.register_unstructure_hook_factory(attrs.has, lambda cls: make_dict_unstructure_fn(cls, made, **renames(cls)))
-    for cls, parse in ((datetime, datetime.fromisoformat), (date, date.fromisoformat), (UUID, UUID)):
-        made.register_structure_hook(cls, lambda value, _, parse=parse: parse(_text(value)))
-        made.register_unstructure_hook(cls, str if cls is UUID else lambda value: value.isoformat())
-    # Strict scalars: cattrs would turn 7 into "7" and "x" into an error that names no type.
-    made.register_structure_hook(str, lambda value, _: _text(value))
-    made.register_structure_hook(bool, lambda value, _: _exactly(value, bool))
-    made.register_structure_hook(int, lambda value, _: _number(value, int))
-    made.register_structure_hook(float, lambda value, _: _number(value, float))
-    # As text, which every JSON reader leaves as it is; a number is taken, too, as it is written.
-    made.register_structure_hook(Decimal, lambda value, _: _decimal(value))
-    made.register_unstructure_hook(Decimal, str)
-    return made
-
-
-def _text(value: Any) -> str:
-    return str(_exactly(value, str))
-
-
-def _exactly(value: Any, kind: type) -> Any:
-    if not isinstance(value, kind):
-        raise TypeError(f"expected {kind.__name__}, got {type(value).__name__}")
-    return value
-
-
-def _decimal(value: Any) -> Decimal:
-    if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
-        raise TypeError(f"expected a decimal number, got {type(value).__name__}")
-    try:
-        number = Decimal(str(value))
-    except InvalidOperation:
-        number = Decimal("NaN")
-    if not number.is_finite():
-        raise ValueError("is no decimal number")
-    return number
-
-
-def _number(value: Any, kind: type[int] | type[float]) -> Any:
-    if isinstance(value, bool) or not isinstance(value, (int, kind)):
-        raise TypeError(f"expected {kind.__name__}, got {type(value).__name__}")
-    return kind(value)
-
-
-converter: cattrs.Converter = _make_converter()
-"""The converter of all event data; register your own hooks on it."""

@@ -44,7 +44,9 @@ class Boundary:
         failed: BaseException | None = None
         try:
             await self._app(scope, exchange.receive, exchange.send)
-        except* Exception as errors:  # noqa: BLE001 - it is the boundary: problem_of logs what it does not know
+        except* (trio.Cancelled, KeyboardInterrupt):
+            raise
+        except* BaseException as errors:  # noqa: BLE001 - it is the boundary: problem_of logs what it does not know
             failed = errors
         if failed is not None:
             await exchange.fail(problem_of(failed))

@@ -24,6 +24,9 @@ DEEPEST = 64
 """How deep JSON may be nested: far beyond any event, and far below what would break a reader."""
 
 _MEMBERS = ("eventType", "data", "eventId", "key", "timestamp", "traceparent")
+_FLOAT_DIGITS = 15
+"""Digits that a float keeps of any number."""
+
 _TYPE_LIMIT = 200
 _KEY_LIMIT = 512
 
@@ -192,11 +195,24 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON")
 
 
+class _Written(float):
+    """A number of which it is known how it was written: a decimal that is no float shows (`structuring`)."""
+
+    written: str
+
+    def __str__(self) -> str:
+        return self.written
+
+
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
         raise ValueError(f"the number {text[:40]} is too large")
-    return value
+    if len(text) <= _FLOAT_DIGITS and "e" not in text and "E" not in text:
+        return value
+    made = _Written(value)
+    made.written = text
+    return made
 
 
 def _check_depth(value: Any) -> None:

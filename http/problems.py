@@ -13,14 +13,16 @@ from http import HTTPStatus
 from typing import Any, cast
 from uuid import uuid4
 
+import psycopg
 from quart import Quart, has_websocket_context, request, websocket
 from quart.wrappers.base import BaseRequestWebsocket
 from quart_trio.wrappers import TrioResponse
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, InternalServerError
 from werkzeug.routing import WebsocketMismatch
 
 from ..runtime.masking import mask_text
-from ..runtime.postgres import PostgresUnavailable
+from ..runtime.postgres import Fault, PoolTimeout
+from ..runtime.postgres import classify as fault_of
 from ..runtime.redis import Kind, RedisUnavailable, classify
 from ..runtime.telemetry import get_logger
 from .replies import json_reply
@@ -124,9 +126,14 @@ def problem_of(error: BaseException) -> Problem:
         error = error.exceptions[0]
     if isinstance(error, Problem):
         return error
+    if isinstance(error, InternalServerError) and error.original_exception is not None:
+        return _internal(error.original_exception)
     if isinstance(error, HTTPException) and error.code is not None:
         return _of_status(error, error.code)
-    if isinstance(error, PostgresUnavailable):
+    if isinstance(error, PoolTimeout):
+        detail = "All connections to the database are in use."
+        return Problem(503, "database-busy", "The database is busy", detail, headers={"Retry-After": "1"})
+    if isinstance(error, psycopg.Error) and fault_of(error) is Fault.OUTAGE:
         detail = f"The database is away: {mask_text(str(error))}"
         return Problem(503, "database-away", "The database is away", detail, headers={"Retry-After": "1"})
     if isinstance(error, RedisUnavailable) or classify(error).kind in _PASSING:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
-from uuid import NAMESPACE_URL, UUID, uuid5
 
 from attrs import frozen
 from quart import Blueprint, request
@@ -27,6 +26,7 @@ from quart_trio.wrappers import TrioResponse
 from ..actors.event import Envelope, event_type_of
 from ..actors.system import System
 from .asking import json_object, query
+from .idempotency import event_id_of_request, note_what_is_asked, refuse_another
 from .incoming import read_values, traceparent_of
 from .ingest import publish_one
 from .origin import refuse_other_sites
@@ -49,12 +49,6 @@ __all__ = [
 E = TypeVar("E")
 
 MakeRoutes = Callable[[RunningSystem], Blueprint]
-
-IDEMPOTENCY_KEY = "Idempotency-Key"
-"""The header by which a client names its request, so that sending it again is no second one."""
-
-_KEY_LIMIT = 512
-_KEYS = uuid5(NAMESPACE_URL, "urn:penstock:idempotency-key")
 
 
 @frozen
@@ -87,11 +81,15 @@ async def event_of(cls: type[E]) -> E:
     """The event of class `cls` that the request describes: by its body, a JSON object, or without one by its query.
 
     Members, or parameters, have the names of the event's JSON (``orderId``). Those that it does not have are ignored.
+    A parameter is a text, and read as a number, or as ``true`` and ``false``, where the attribute is one.
 
     Raises:
         Problem: 4xx, which says what is wrong with which member.
     """
-    made: E = read_values(await json_object() or query(), event_type_of(cls))
+    declared = event_type_of(cls)
+    values = await json_object() or declared.read_texts(query())
+    made: E = read_values(values, declared)
+    note_what_is_asked(values)
     return made
 
 
@@ -99,8 +97,8 @@ async def accept(running: RunningSystem, stream: str, event: object) -> TrioResp
     """Publish an event, an object of an event class or an `Envelope`, and answer as ``POST …/events`` does.
 
     202 with ``{"eventId", "entryId", "durable"}`` once it is durable. With a header ``Idempotency-Key`` (a UUID is the
-    event's id itself) the same request sent again is the same event. As it changes something, HEAD is refused, and so
-    is a page of another origin, also where the route takes GET.
+    event's id itself) the same request sent again is the same event, and another one under that key is refused. As it
+    changes something, HEAD is refused, and so is a page of another origin, also where the route takes GET.
 
     Raises:
         KeyError: no stream of that key is declared.
@@ -112,22 +110,11 @@ async def accept(running: RunningSystem, stream: str, event: object) -> TrioResp
     await refuse_other_sites(always=True)
     declared = running.system.streams[stream]
     if not isinstance(event, Envelope):
-        event = event_type_of(type(event)).envelope(event, **_given_by_headers())
+        event_id = event_id_of_request()
+        given: dict[str, Any] = {} if event_id is None else {"event_id": event_id}
+        event = event_type_of(type(event)).envelope(
+            event, traceparent=traceparent_of(request.headers.get("traceparent")), **given
+        )
+        if event_id is not None:
+            await refuse_another(running, declared, event_id)
     return await publish_one(running, declared, event)
-
-
-def _given_by_headers() -> dict[str, Any]:
-    given: dict[str, Any] = {"traceparent": traceparent_of(request.headers.get("traceparent"))}
-    key = request.headers.get(IDEMPOTENCY_KEY)
-    if key is None:
-        return given
-    # The draft of the header has it in quotes; most clients leave them out.
-    key = key.strip().removeprefix('"').removesuffix('"')
-    if not 0 < len(key) <= _KEY_LIMIT:
-        detail = f"{IDEMPOTENCY_KEY} must have 1 to {_KEY_LIMIT} characters."
-        raise Problem(400, "invalid-idempotency-key", "Invalid idempotency key", detail)
-    try:
-        return {**given, "event_id": UUID(key)}
-    except ValueError:
-        # Of this path alone: two routes may be sent the same key.
-        return {**given, "event_id": uuid5(_KEYS, f"{request.path}\n{key}")}

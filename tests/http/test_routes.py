@@ -7,10 +7,12 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
+import psycopg
 import pytest
 import trio
 from attrs import frozen
 from trio.testing import MockClock
+from werkzeug.datastructures import Headers
 
 from penstock.actors.event import event
 from penstock.actors.handling import Context
@@ -18,6 +20,7 @@ from penstock.actors.system import System
 from penstock.actors.virtual import virtual
 from penstock.http.routes import Blueprint, RunningSystem, TrioResponse, accept, event_of, json_reply, routes
 from penstock.http.testing import client_of
+from penstock.runtime.postgres import PoolTimeout
 
 
 @event("ORDER_PLACED", key="user_id")
@@ -88,6 +91,104 @@ async def test_the_same_request_sent_again_is_the_same_order(autojump_clock: Moc
         assert len(app.store.effects) == 3
     assert ids[0] == ids[1] != ids[2]
     assert UUID(ids[3]) == UUID("0197a6c1-0000-7000-8000-000000000001")
+
+
+KEYED = "/order?userId=u&price=1"
+
+
+async def test_two_requests_of_one_key_are_refused_and_not_taken_for_one(autojump_clock: MockClock) -> None:
+    """The inbox would drop the second one, and its client would believe that it was accepted."""
+    async with virtual(shop()) as app:
+        client, key = client_of(app.deployment), {"Idempotency-Key": "k-1"}
+        assert (await client.post("/order", json={"userId": "u", "price": "1"}, headers=key)).status_code == 202
+        other = await client.post("/order", json={"userId": "u", "price": "2"}, headers=key)
+        assert (other.status_code, (await other.get_json())["type"]) == (
+            422,
+            "urn:penstock:problem:idempotency-key-reused",
+        )
+        same = await client.post("/order", json={"price": "1", "userId": "u"}, headers=key)
+        assert same.status_code == 202
+        await app.settled()
+        assert len(app.store.effects) == 1
+        mark = f"orders:idempotency:{(await same.get_json())['eventId']}"
+        assert 86_000 < await app.deployment.client().ttl(mark) <= 86_400
+
+
+async def test_while_redis_is_away_a_key_is_taken_at_its_word(autojump_clock: MockClock) -> None:
+    async with virtual(shop()) as app:
+        client = client_of(app.deployment)
+        app.redis.hang()
+        with trio.fail_after(30):
+            answer = await client.get(KEYED, headers={"Idempotency-Key": "k-1"})
+        assert (answer.status_code, (await answer.get_json())["durable"]) == (202, "outbox")
+        app.redis.resume()
+
+
+@pytest.mark.parametrize("key", ["d41d8cd98f00b204e9800998ecf8427e", "urn:uuid:0197a6c1-0000-7000-8000-000000000001"])
+async def test_only_a_uuid_as_it_is_written_is_the_events_id(autojump_clock: MockClock, key: str) -> None:
+    async with virtual(shop()) as app:
+        answer = await client_of(app.deployment).get(KEYED, headers={"Idempotency-Key": key})
+        assert UUID((await answer.get_json())["eventId"]).version == 5
+
+
+async def test_two_keys_are_none(autojump_clock: MockClock) -> None:
+    async with virtual(shop()) as app:
+        headers = Headers([("Idempotency-Key", "a"), ("Idempotency-Key", "b")])
+        answer = await client_of(app.deployment).get(KEYED, headers=headers)
+        assert answer.status_code == 400
+        assert "given once" in (await answer.get_json())["detail"]
+
+
+async def test_a_decimal_that_a_float_cannot_hold_is_refused(autojump_clock: MockClock) -> None:
+    """It would be another price in the database, and nobody would know."""
+    async with virtual(shop()) as app:
+        client, head = client_of(app.deployment), {"Content-Type": "application/json"}
+        for price in ("12345678901234567.89", "1e-400"):
+            data = f'{{"userId": "u", "price": {price}}}'
+            answer = await client.post("/order", data=data, headers=head)
+            assert (answer.status_code, (await answer.get_json())["detail"]) == (
+                422,
+                "price: has more digits than a JSON number keeps; give it as a string",
+            )
+            event = f'{{"eventType": "ORDER_PLACED", "data": {data}}}'
+            answer = await client.post("/api/v1/streams/orders/events", data=event, headers=head)
+            assert answer.status_code == 422
+        answer = await client.post("/order", data='{"userId": "u", "price": 1234567890.5e2}', headers=head)
+        assert answer.status_code == 202
+        await app.settled()
+        assert [effect.values for effect in app.store.effects] == [("u", Decimal("123456789050"))]
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "kind"),
+    [
+        (SystemExit(3), 500, "internal-error"),
+        (BaseExceptionGroup("two", [SystemExit(3), OSError("secret")]), 500, "internal-error"),
+        (GeneratorExit(), 500, "internal-error"),
+        (PoolTimeout("secret"), 503, "database-busy"),
+        (psycopg.OperationalError("the connection is lost"), 503, "database-away"),
+        (psycopg.errors.CrashShutdown("terminating connection"), 503, "database-away"),
+        (psycopg.errors.UndefinedTable("secret"), 500, "internal-error"),
+    ],
+)
+async def test_whatever_a_route_raises_is_a_problem(
+    autojump_clock: MockClock, raised: BaseException, status: int, kind: str
+) -> None:
+    def broken(_: RunningSystem) -> Blueprint:
+        made = Blueprint("broken", __name__)
+
+        @made.get("/broken")
+        async def answer() -> TrioResponse:
+            raise raised
+
+        return made
+
+    async with virtual(shop(broken)) as app:
+        answer = await client_of(app.deployment).get("/broken")
+        found = await answer.get_json()
+        assert (answer.status_code, found["type"]) == (status, f"urn:penstock:problem:{kind}")
+        assert "secret" not in str(found)
+        assert ("instance" in found, "Retry-After" in answer.headers) == (status == 500, status == 503)
 
 
 @pytest.mark.parametrize(
