@@ -5,11 +5,13 @@
     topic(system, "/topic/dashboard/orders", channel="dashboard:orders", first=metrics)
 
 A client is sent `first` when it comes, so that a page is never empty, and then each message of the channel. Where it
-may have missed messages, it is sent `first` again, so that what it shows is right in the end.
+may have missed messages, it is sent `first` again, so that what it shows is right in the end. With `at_most_every` the
+messages only say that there is something new, and it is always `first` that is sent.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -36,11 +38,17 @@ WAITING = 64
 WAITING_SIZE = 1_048_576
 """Characters of them."""
 
+AT_LEAST_EVERY = 30.0
+"""Seconds of silence after which a client is told anew: a page knows by it that it is not cut off, and a broadcast may
+have been lost with the process that was about to send it."""
+
 WITHIN = 10.0
 """Seconds that `first` may take."""
 
 
-def topic(system: System, path: str, *, channel: str | Channel, first: First) -> None:
+def topic(
+    system: System, path: str, *, channel: str | Channel, first: First, at_most_every: float | None = None
+) -> None:
     """Serve what is broadcast on a channel to WebSockets at `path`, in every process that runs `system`.
 
     Each message is one text frame with one JSON value: what `first` returned, or what was broadcast. Clients have
@@ -51,9 +59,12 @@ def topic(system: System, path: str, *, channel: str | Channel, first: First) ->
         path: of the URL, such as ``/topic/dashboard/orders``.
         channel: its name, or the declared `Channel`; one that is not declared yet is declared.
         first: what a client is to know first, as JSON: ``async (running) -> data``. It is called with each client, and
-            for those who may have missed messages: after an outage of Redis, or because they read too slowly. Clients
-            that come at once share one call. If it raises, or takes longer than 10 s, a new client is refused, and an
-            old one closed: both come again.
+            for those who may have missed messages: after an outage of Redis, or because they read too slowly; and
+            after 30 s in which there was nothing to say. Clients that come at once share one call. If it raises, or
+            takes longer than 10 s, a new client is refused, and an old one closed: both come again.
+        at_most_every: seconds. The messages are not sent, but say that `first` is to be called and sent again, after
+            them, and not more often than this, however many they are. What several handlers count side by side can
+            only be told so: none of them sees in its transaction what the others are about to commit.
 
     Raises:
         ValueError: the path is none, or (a `DeclarationError`) the channel's name.
@@ -61,8 +72,8 @@ def topic(system: System, path: str, *, channel: str | Channel, first: First) ->
     if not path.startswith("/") or "<" in path:
         raise ValueError(f'a topic has a path such as "/topic/orders", not {path!r}')
     declared = channel if isinstance(channel, Channel) else system.channels.get(channel) or system.channel(channel)
-    made = _Topic(path, first)
-    declared.on(made.tell)
+    made = _Topic(path, first, at_most_every or 0.0)
+    declared.on(made.tell if at_most_every is None else made.renew)
     declared.on_gap(made.miss)
     name = f"topic {path}".replace(".", "_")
 
@@ -85,7 +96,7 @@ async def _serve(client: _Client, latest: _Latest) -> None:
         nursery.start_soon(_refuse_what_is_said)
         while True:
             await websocket.send(text)
-            text = await client.next() or await latest.get()
+            text = await client.next(AT_LEAST_EVERY) or await latest.get()
 
 
 async def _refuse_what_is_said() -> None:
@@ -123,10 +134,11 @@ class _Client:
         self._size = 0
         self._news.set()
 
-    async def next(self) -> str | None:
+    async def next(self, within: float) -> str | None:
         """The next message; None: all is to be told anew, and what comes from now on after that."""
-        await self._news.wait()
-        if self.lost:
+        with trio.move_on_after(within):
+            await self._news.wait()
+        if self.lost or not self._texts:
             self.lost = False
             self._news = trio.Event()
             return None
@@ -140,9 +152,10 @@ class _Client:
 class _Topic:
     """A declared topic, and its clients in this process."""
 
-    def __init__(self, path: str, first: First) -> None:
+    def __init__(self, path: str, first: First, at_most_every: float) -> None:
         self.path = path
         self.first = first
+        self.at_most_every = at_most_every
         self._clients: set[_Client] = set()
 
     @contextmanager
@@ -161,8 +174,15 @@ class _Topic:
         for client in self._clients:
             client.put(text)
 
+    async def renew(self, _: Broadcast) -> None:
+        """Have all clients told anew, for there is something new."""
+        self._lose()
+
     async def miss(self, _: Gap) -> None:
-        """Have all clients told anew."""
+        """Have all clients told anew, for they may have missed something."""
+        self._lose()
+
+    def _lose(self) -> None:
         for client in self._clients:
             client.lose()
 
@@ -175,6 +195,7 @@ class _Latest:
         self._running = running
         self._lock = trio.Lock()
         self._begun = 0
+        self._begun_at = -math.inf
         self._of = 0
         self._answer: str | Problem = ""
 
@@ -183,7 +204,9 @@ class _Latest:
         wanted = self._begun + 1
         async with self._lock:
             if self._of < wanted:
+                await trio.sleep_until(self._begun_at + self._topic.at_most_every)
                 self._begun += 1
+                self._begun_at = trio.current_time()
                 self._answer = await self._ask_or_fail()
                 self._of = self._begun
         if isinstance(self._answer, Problem):

@@ -34,7 +34,7 @@ SLOW = 30.0
 """Seconds for which one message may wait for a client that does not read; then it is cut off."""
 
 SLOW_WHILE_LEAVING = 1.0
-"""The same when the front end drains."""
+"""The same, and the time to answer the close, when the front end drains."""
 
 VANISHED = 60.0
 """Seconds for which a client's machine may answer nothing, pings neither."""
@@ -170,7 +170,7 @@ class _Socket:
         """Say why it ends, where nobody has said it yet, and wait for the client's word for a while."""
         if not self._over and not self._gone:
             await (self._close() if self._open else self._refuse())
-        with trio.move_on_after(LINGER):
+        with trio.move_on_after(SLOW_WHILE_LEAVING if self._leaving else LINGER):
             while self._open and not self._gone:
                 await self.receive()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -41,17 +42,19 @@ class Shop:
         asked: how often `first` was called.
         error: what it raises.
         takes: seconds that it takes.
+        at_most_every: of its topic.
     """
 
     total: list[int]
     asked: int = 0
     error: Exception | None = None
     takes: float = 0.0
+    at_most_every: float | None = None
     system: System = field(factory=lambda: System("shop"))
 
     def __attrs_post_init__(self) -> None:
         orders = self.system.stream("orders", events=[OrderPlaced])
-        topic(self.system, PATH, channel=CHANNEL, first=self.first)
+        topic(self.system, PATH, channel=CHANNEL, first=self.first, at_most_every=self.at_most_every)
 
         @orders.on(OrderPlaced, group="dashboard")
         async def add(order: OrderPlaced, context: Context) -> None:
@@ -109,7 +112,10 @@ async def test_every_page_of_every_process_is_told(autojump_clock: MockClock) ->
                     pass
 
 
-async def test_after_an_outage_of_redis_it_is_told_anew(autojump_clock: MockClock) -> None:
+async def test_after_an_outage_of_redis_it_is_told_anew(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(topics, "AT_LEAST_EVERY", math.inf)
     shop = Shop([])
     async with virtual(shop.system) as app, page(app) as shown:
         assert (await shown.receive_json())["total"] == 0
@@ -120,6 +126,40 @@ async def test_after_an_outage_of_redis_it_is_told_anew(autojump_clock: MockCloc
         app.redis.restore()
         with trio.fail_after(60):
             assert (await shown.receive_json())["total"] == 7
+
+
+async def test_what_nobody_has_said_is_told_after_a_while(autojump_clock: MockClock) -> None:
+    shop = Shop([])
+    async with virtual(shop.system) as app, page(app) as shown:
+        assert (await shown.receive_json())["total"] == 0
+        shop.total.append(7)  # and the process that was to say so has died
+        with trio.fail_after(topics.AT_LEAST_EVERY + 1):
+            assert (await shown.receive_json())["total"] == 7
+
+
+async def test_what_many_handlers_count_is_read_again_after_them_and_seldom(autojump_clock: MockClock) -> None:
+    shop = Shop([], at_most_every=0.5)
+    async with virtual(shop.system) as app:
+        client = client_of(app.deployment)
+        await _watch_many_orders(app, shop, client)
+
+
+async def _watch_many_orders(app: Any, shop: Shop, client: Any) -> None:
+    async with client.websocket(PATH) as one, client.websocket(PATH) as other:
+        for each in (one, other):
+            assert (await each.receive_json())["orders"] == 0
+        began, asked = trio.current_time(), shop.asked
+        for _ in range(200):
+            await app.publish("orders", OrderPlaced(1))
+            await trio.sleep(0.01)
+        seconds = trio.current_time() - began
+        for each in (one, other):
+            told = 0
+            with trio.fail_after(20):
+                while (await each.receive_json())["orders"] < 200:
+                    told += 1
+            assert 0 < told < seconds / 0.5 + 2
+        assert shop.asked - asked < seconds / 0.5 + 4
 
 
 async def test_pages_that_come_at_once_share_one_question(autojump_clock: MockClock) -> None:

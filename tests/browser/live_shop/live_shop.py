@@ -13,7 +13,6 @@ from penstock.http.routes import RunningSystem
 from penstock.http.topics import topic
 
 HERE = Path(__file__).parent
-COUNT = "select count(*), coalesce(sum(price), 0)::float8 from sale"
 
 
 @event("ORDER_PLACED")
@@ -30,18 +29,15 @@ orders = system.stream("order-events", events=[OrderPlaced])
 @orders.on(OrderPlaced, group="sales")
 async def sell(order: OrderPlaced, context: Context) -> None:
     await context.connection.execute("insert into sale values (%s, %s)", (order.order_id, order.price))
-    context.broadcast("dashboard:orders", await shown(context.connection))
+    context.broadcast("dashboard:orders", "changed")
 
 
 async def metrics(running: RunningSystem) -> dict[str, Any]:
     async with running.connection() as connection:
-        return await shown(connection)
+        cursor = await connection.execute("select count(*), coalesce(sum(price), 0)::float8 from sale")
+        (row,) = await cursor.fetchall()
+    return {"orders": row[0], "total": row[1]}
 
 
-async def shown(connection: Any) -> dict[str, Any]:
-    count, total = await (await connection.execute(COUNT)).fetchone()
-    return {"orders": count, "total": total}
-
-
-topic(system, "/topic/dashboard/orders", channel="dashboard:orders", first=metrics)
+topic(system, "/topic/dashboard/orders", channel="dashboard:orders", first=metrics, at_most_every=0.2)
 pages(system, "/dashboard", HERE / "page")
