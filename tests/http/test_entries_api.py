@@ -120,6 +120,22 @@ async def test_each_entry_says_how_it_stands_in_the_group(autojump_clock: trio.t
     assert (group["pending"], group["states"]) == (2, {"DELIVERED": 1, "PENDING": 1})
 
 
+async def test_where_too_much_is_pending_nobody_counts_what_is_left_lying(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with _site() as site:
+        await _unread(site, range(1001))
+        await site.app.deployment.client().xreadgroup(GROUP, "theirs", {STREAM: ">"}, count=1001)
+        _, found = await site.ask("/api/v1/groups")
+        await site.app.deployment.client().xack(STREAM, GROUP, (await site.entries(limit=1))["entries"][0]["entryId"])
+        await trio.sleep(100)
+        _, less = await site.ask("/api/v1/groups")
+    groups = [next(each for each in page["groups"] if each["name"] == GROUP) for page in (found, less)]
+    assert [each["pending"] for each in groups] == [1001, 1000]
+    assert groups[0]["states"] == {"DELIVERED": None, "PENDING": None}
+    assert groups[1]["states"] == {"DELIVERED": 0, "PENDING": 1000}
+
+
 async def test_partitions_are_one_stream_and_each_by_its_key(autojump_clock: trio.testing.MockClock) -> None:
     async with _site(partitions=3) as site:
         await site.app.publish(STREAM, *[Order(number) for number in range(30)])
