@@ -2,15 +2,16 @@
 
 POST /orders/101/complete ─> order-events ─┬─> order-processing    ─> rows: what was sold, and paid
 POST /orders/101/pay                       ├─> ranking-update      ─> a sorted set: what is sold most
-POST /orders/101/cancel                    └─> order-notifications ─> a message for the customer
-POST /orders/import
+POST /orders/101/cancel                    ├─> order-notifications ─> a message for the customer
+POST /orders/import                        └─> dashboard-updates   ─> rows ─> /topic/dashboard/orders ─> browsers
 POST /flash-sale
 
-penstock run docs/examples/order_streaming.py:system
+penstock run --config docs/examples/order_streaming.toml
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,18 +21,22 @@ from attrs import frozen, validators
 
 from penstock.actors.conditional import ConditionNotMet, condition_key
 from penstock.actors.event import event, event_type_of
-from penstock.actors.handling import Context
+from penstock.actors.handling import Context, Delivery
 from penstock.actors.producer import Published, PublishFailed
 from penstock.actors.publishing import publish_in
 from penstock.actors.system import System
+from penstock.http.pages import pages
 from penstock.http.routes import Blueprint, Problem, RunningSystem, TrioResponse, event_of, json_reply, routes
+from penstock.http.topics import topic
 
 if TYPE_CHECKING:
+    from penstock.actors.testing import MemoryStore
     from penstock.runtime.postgres import Connection
 
 ORDERS, REPROCESSED = "order-events", "order-events:reprocess"
 PROCESSING, RANKING, NOTIFICATIONS = "order-processing", "ranking-update", "order-notifications"
-RANGE = "ranking-of-a-range"
+DASHBOARD, RANGE = "dashboard-updates", "ranking-of-a-range"
+CHANNEL = "dashboard:orders"
 FLASH_SALE = condition_key(ORDERS, "flash-sale")
 
 # The hash tag keeps them, and what notes that an event was counted, in one slot of a cluster.
@@ -349,3 +354,76 @@ async def _notify(context: Context, user_id: int, text: str) -> None:
     await context.connection.execute(
         "insert into notification (event_id, user_id, text) values (%s, %s, %s)", (context.event_id, user_id, text)
     )
+
+
+# dashboard-updates: counted in the transaction, told after its commit
+
+
+@orders.on(OrderCompleted, group=DASHBOARD, batch=True)
+async def show_orders(deliveries: Sequence[Delivery[OrderCompleted]], context: Context) -> None:
+    turnover = sum((each.event.total_amount for each in deliveries), Decimal(0))
+    await _show(context, completed=len(deliveries), turnover=turnover)
+
+
+@orders.on(OrderCancelled, group=DASHBOARD, batch=True)
+async def show_cancellations(deliveries: Sequence[Delivery[OrderCancelled]], context: Context) -> None:
+    turnover = sum((each.event.total_amount for each in deliveries), Decimal(0))
+    await _show(context, cancelled=len(deliveries), turnover=-turnover)
+
+
+@orders.on(PaymentCompleted, group=DASHBOARD, batch=True)
+async def show_payments(deliveries: Sequence[Delivery[PaymentCompleted]], context: Context) -> None:
+    income = sum((each.event.amount for each in deliveries), Decimal(0))
+    await _show(context, paid=len(deliveries), income=income)
+
+
+NUMBERS = ("version", "completed", "cancelled", "paid", "turnover", "income")
+
+
+async def _show(
+    context: Context,
+    *,
+    completed: int = 0,
+    cancelled: int = 0,
+    paid: int = 0,
+    turnover: Decimal = Decimal(0),
+    income: Decimal = Decimal(0),
+) -> None:
+    cursor = await context.connection.execute(
+        "update dashboard set version = version + 1, completed = completed + %s, cancelled = cancelled + %s,"
+        " paid = paid + %s, turnover = turnover + %s, income = income + %s"
+        " returning version, completed, cancelled, paid, turnover, income",
+        (completed, cancelled, paid, turnover, income),
+    )
+    [row] = await cursor.fetchall()
+    context.broadcast(CHANNEL, _metrics(row))
+
+
+async def metrics(running: RunningSystem) -> dict[str, Any]:
+    async with running.connection() as connection:
+        cursor = await connection.execute("select version, completed, cancelled, paid, turnover, income from dashboard")
+        [row] = await cursor.fetchall()
+    return _metrics(row)
+
+
+def _metrics(row: tuple[Any, ...]) -> dict[str, Any]:
+    """As JSON. A page drops what has a lower version than what it shows: messages may overtake each other."""
+    return {name: str(value) if isinstance(value, Decimal) else value for name, value in zip(NUMBERS, row, strict=True)}
+
+
+topic(system, "/topic/dashboard/orders", channel=CHANNEL, first=metrics)
+pages(system, "/dashboard", HERE / "order_streaming_dashboard")
+
+
+# In memory: no SQL is run there. penstock simulate docs/examples/order_streaming.py:system
+
+
+def simulation_begins(store: MemoryStore) -> None:
+    shown: list[Any] = [0, 0, 0, 0, Decimal(0), Decimal(0)]
+
+    def show(values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        shown[:] = [old + new for old, new in zip(shown, (1, *values), strict=True)]
+        return [tuple(shown)]
+
+    store.answer("update dashboard", show)
+    store.answer("select version", lambda _: [tuple(shown)])

@@ -21,7 +21,9 @@ from penstock.runtime.testing.redis_cluster import InProcessCluster
 
 @pytest.fixture
 def store() -> MemoryStore:
-    return MemoryStore()
+    made = MemoryStore()
+    shop.simulation_begins(made)
+    return made
 
 
 def items(*products: tuple[int, int]) -> shop.Items:
@@ -167,3 +169,22 @@ async def test_many_at_once_have_their_ids_in_order_and_a_flash_sale_may_be_clos
         answer = await client.post("/flash-sale", json=broken)
         assert answer.status_code == 422
         assert "quantity" in (await answer.get_data(as_text=True))
+
+
+async def test_the_dashboard_is_told_after_the_commit(autojump_clock: MockClock, store: MemoryStore) -> None:
+    async with virtual(shop.system, store=store) as app:
+        client = client_of(app.deployment)
+        async with client.websocket("/topic/dashboard/orders") as socket:
+            assert await socket.receive_json() == {
+                **dict.fromkeys(("version", "completed", "cancelled", "paid"), 0),
+                **dict.fromkeys(("turnover", "income"), "0"),
+            }
+            store.lose_commit(effect=False)
+            await app.publish(shop.ORDERS, completed(101, (1, 3)))
+            told = await socket.receive_json()
+            assert (told["completed"], told["turnover"]) == (1, "50000")
+            await app.publish(shop.ORDERS, cancelled(101, (1, 3)))
+            told = await socket.receive_json()
+            assert (told["cancelled"], told["turnover"]) == (1, "0")
+        answer = await client.get("/dashboard/")
+        assert "dashboard.js" in await answer.get_data(as_text=True)

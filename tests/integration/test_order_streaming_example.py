@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 import redis
+import trio
 from installation import Installation, until
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "http"))  # tests are no package
+
+from websocket_client import connect
 
 from penstock.runtime.testing.servers import LocalCluster
 
@@ -115,6 +122,16 @@ def test_orders_are_sold_paid_and_cancelled(shop: Installation) -> None:
     ]
 
 
+async def test_the_metrics_arrive_over_a_websocket(shop: Installation) -> None:
+    async with connect(shop.port, "/topic/dashboard/orders") as page:
+        before = await page.json()
+        await trio.to_thread.run_sync(complete_order, shop, (3, 2))
+        told = await page.json()
+        assert (told["completed"], told["version"]) == (before["completed"] + 1, before["version"] + 1)
+        assert Decimal(told["turnover"]) == Decimal(before["turnover"]) + 19
+    await trio.to_thread.run_sync(until_settled, shop)
+
+
 def test_what_one_group_cannot_handle_is_a_dead_letter_of_that_group_and_replayed_once_it_is_mended(
     shop: Installation,
 ) -> None:
@@ -169,6 +186,8 @@ def test_killed_under_load_the_ranking_is_exact(shop: Installation) -> None:
     until_settled(shop)
     after = check_ranking(shop)
     assert after[1] == before[1] + 7
+    counted = shop.sql("select completed - cancelled from dashboard")
+    assert counted == shop.sql("select count(*) from customer_order where status = 'completed'")
     assert after[2] > before.get(2, 0)
 
 
