@@ -1,26 +1,36 @@
-"""Redis as a message broker: a stream, a queue, and channels. `penstock run docs/examples/broker.py:system`"""
+"""Redis as a message broker: a stream, a queue, and channels. `penstock run docs/examples/broker.py:system`
+
+user-events (stream) ──> analytics-group ──> activity         every group has every event, from the first one on
+reports (queue)      ──> one worker      ──> report           every job is done once, by one of many
+news:* (channels)    ──> every process                        whoever listens at that moment
+"""
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
+import trio
 from attrs import field, frozen
 
+from penstock.actors.channels import Broadcast, Gap
 from penstock.actors.event import Envelope, Fields, Origin, UndecodableEntry, event, event_type_of
 from penstock.actors.handling import Context
 from penstock.actors.system import System
 from penstock.http.routes import Blueprint, RunningSystem, TrioResponse, accept, event_of, json_reply, routes
 
 EVENTS, ANALYTICS = "user-events", "analytics-group"
+REPORTS, REPORT_NEWS = "reports", "news:reports"
 
 system = System("broker", migrations=Path(__file__).parent / "broker_migrations")
 
 
-# The event stream: what happened, kept, for any number of groups
+# The stream: what has happened
 
 
 class FlatEntry:
@@ -79,6 +89,65 @@ async def count(happened: UserEvent, context: Context) -> None:
     )
 
 
+# The queue: what is to be done
+
+
+@event("REPORT_ORDERED")
+@frozen
+class ReportOrdered:
+    """`seconds` stand for work that takes long."""
+
+    user_id: str
+    seconds: float = 0.0
+
+
+reports = system.queue(REPORTS, workers=2)
+
+
+@reports.on(ReportOrdered)
+async def write_report(ordered: ReportOrdered, context: Context) -> None:
+    await trio.sleep(ordered.seconds)
+    await context.connection.execute(
+        "insert into report (report_id, user_id, events) "
+        "values (%s, %s, coalesce((select events from activity where user_id = %s), 0))",
+        (context.event_id, ordered.user_id, ordered.user_id),
+    )
+    # Only told: whoever was not there when it was sent reads the table.
+    context.broadcast(REPORT_NEWS, {"reportId": str(context.event_id), "userId": ordered.user_id})
+
+
+# The channels: look, there is something
+
+
+@event("NEWS")
+@frozen
+class News:
+    text: str
+
+
+heard: deque[dict[str, Any]] = deque(maxlen=100)
+report_news = system.channel(REPORT_NEWS)
+all_news = system.channel("news:*", pattern=True)
+
+
+@report_news.on
+async def hear_of_report(message: Broadcast) -> None:
+    heard.append({"kind": "message", "channel": message.channel, "data": message.data})
+
+
+@all_news.on
+async def hear(message: Broadcast) -> None:
+    heard.append({"kind": "pmessage", "pattern": message.pattern, "channel": message.channel, "data": message.data})
+
+
+@all_news.on_gap
+async def miss(gap: Gap) -> None:
+    heard.append({"kind": "gap", "reason": gap.reason})
+
+
+# HTTP
+
+
 @routes(system)
 def site(running: RunningSystem) -> Blueprint:
     made = Blueprint("site", __name__)
@@ -93,5 +162,26 @@ def site(running: RunningSystem) -> Blueprint:
             cursor = await connection.execute("select user_id, events, last_event from activity order by 1")
             rows = await cursor.fetchall()
         return json_reply({user: {"events": events, "lastEvent": last} for user, events, last in rows})
+
+    @made.post("/reports")
+    async def order() -> TrioResponse:
+        job = await running.enqueue(REPORTS, await event_of(ReportOrdered))
+        return json_reply({"reportId": str(job)}, 202)
+
+    @made.get("/reports")
+    async def written() -> TrioResponse:
+        async with running.connection() as connection:
+            cursor = await connection.execute("select report_id, user_id, events from report order by written_at")
+            rows = await cursor.fetchall()
+        return json_reply({str(report): {"userId": user, "events": events} for report, user, events in rows})
+
+    @made.post("/news/<topic>")
+    async def tell(topic: str) -> TrioResponse:
+        news = await event_of(News)
+        return json_reply({"told": await running.broadcast(f"news:{topic}", {"text": news.text})})
+
+    @made.get("/news")
+    async def listen() -> TrioResponse:
+        return json_reply({"heard": list(heard)})
 
     return made

@@ -215,7 +215,7 @@ async def measure(url: str, arguments: argparse.Namespace) -> list[Column]:
 def report(columns: Sequence[Column], arguments: argparse.Namespace) -> None:
     """Print the table."""
     slowest = min(column.rate for column in columns)
-    ended = f"ended, and back {arguments.away:g} s later: lost of {arguments.lost_of:,}"
+    stopped = f"stopped in order, and back {arguments.away:g} s later: lost of {arguments.lost_of:,}"
     rows: dict[str, list[str]] = {
         "messages/s": [f"{column.rate:,.0f}" for column in columns],
         "the slowest = 1": [f"{column.rate / slowest:.1f}" for column in columns],
@@ -225,7 +225,7 @@ def report(columns: Sequence[Column], arguments: argparse.Namespace) -> None:
             f"{column.killed.lost:,}" for column in columns
         ],
         "… handled twice": [f"{column.killed.twice:,}" for column in columns],
-        ended: [f"{column.stopped.lost:,}" for column in columns],
+        stopped: [f"{column.stopped.lost:,}" for column in columns],
     }
     print("| | " + " | ".join(column.form.name for column in columns) + " |")
     print("|---" * (len(columns) + 1) + "|")
