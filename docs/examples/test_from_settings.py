@@ -1,4 +1,4 @@
-"""The system of docs/examples/from_settings.toml in both profiles, in virtual time. Run it from the checkout's root."""
+"""The system of docs/examples/from_settings.toml in both profiles, in virtual time."""
 
 from __future__ import annotations
 

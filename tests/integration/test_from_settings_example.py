@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,15 +68,3 @@ def test_one_file_runs_as_it_is_in_development_and_in_production(sales: Installa
     assert "of order-events: 3 consumers, 8 workers, batch 5, block 2 s" in checked.stdout
     kinds = {each["name"]: each["declared"] for each in sales.get("/api/v1/groups")[1]["groups"]}
     assert kinds == {"order-processing": True, "ranking-update": False}
-
-
-def test_its_tests_run_as_the_page_says() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "docs/examples/test_from_settings.py"],
-        cwd=DOCS.parent,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
