@@ -1,6 +1,8 @@
 """The part of the tree that one consumer group is.
 
     GROUP@STREAM (rest_for_one)
+    ├── group-opener        only of a group that starts at ``$`` and requires gates of the system's own: makes it before
+    │                       they are open; requires redis, postgres, schema
     ├── keeper              requires postgres, schema
     ├── handler-pool        requires postgres, schema
     └── listener-1, …       requires redis, postgres, schema
@@ -20,11 +22,12 @@ from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
+import redis.exceptions
 import trio
 from attrs import field, frozen
 
 from ..runtime.mailbox import Mailbox
-from ..runtime.supervision import Body, Child, ChildSpec, Gates, Intensity, Strategy, Supervisor
+from ..runtime.supervision import Body, Child, ChildSpec, Gates, Intensity, Restart, Strategy, Supervisor
 from .backlog import Backlog
 from .broadcasting import to_nobody
 from .claim_order import ClaimOrder
@@ -195,7 +198,8 @@ class GroupTree:
     def _children(self, partition: Partition) -> list[ChildSpec]:
         tenure = partition.tenure
         gates = (*(() if tenure is None else (tenure.gate.name,)), *self._group.requires)
-        children = [
+        children = self._openers(partition)
+        children += [
             ChildSpec(
                 id="keeper",
                 body=_within(tenure, self._keeper(partition)),
@@ -220,6 +224,22 @@ class GroupTree:
             for number, listener in enumerate(self._listeners(partition), 1)
         ]
         return children
+
+    def _openers(self, partition: Partition) -> list[ChildSpec]:
+        """Who makes a group that is not to wait for the gates of the system's own: what comes meanwhile is for it."""
+        if self._group.start != "$" or not self._group.requires:
+            return []
+        making = self._making(partition.key)
+
+        async def open_group(_: Child) -> None:
+            try:
+                await making.make(self._site.client())
+            except redis.exceptions.RedisError as error:
+                self._site.redis_trouble(error)
+                raise
+
+        needs = ("redis", "postgres", "schema")
+        return [ChildSpec(id="group-opener", body=open_group, restart=Restart.TRANSIENT, requires=needs)]
 
     def _consumers(self) -> list[str]:
         prefix = self._group.consumer_prefix or self._group.name

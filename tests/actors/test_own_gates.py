@@ -21,8 +21,10 @@ from penstock.actors.probes import Unhealthy, ask_outside
 from penstock.actors.retrying import RetryPolicy
 from penstock.actors.settings import ActorSettings, HealthSettings
 from penstock.actors.system import DeclarationError, Probe, System
+from penstock.actors.testing import MemoryStore
 from penstock.actors.virtual import VirtualDeployment, virtual
 from penstock.runtime.supervision import Gates
+from penstock.runtime.testing.redis import InProcessRedis
 
 ONCE = RetryPolicy(deliveries=1)
 
@@ -174,6 +176,26 @@ async def test_in_an_ordered_group_the_order_is_kept(autojump_clock: MockClock) 
         app.restore("mail")
         await app.settled()
         assert (server.got, app.store.letters) == (list(range(9)), [])
+
+
+async def test_a_group_that_begins_now_begins_before_its_gate_opens(autojump_clock: MockClock) -> None:
+    """What is published while the gate has never been open would not be read."""
+    server = MailServer()
+    system = shop(server, start="$")
+    async with InProcessRedis() as redis:
+        made = VirtualDeployment(system, ActorSettings(), redis, MemoryStore(), instance="test", seed=0)
+        made.lose("mail", "421")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(made.deployment.run)
+            await made.deployment.tree.ready()
+            await trio.sleep(5)
+            await made.publish("orders", Order(1))
+            await trio.sleep(5)
+            assert server.got == []
+            made.restore("mail")
+            await made.settled()
+            made.deployment.tree.stop("the test is over")
+    assert server.got == [1]
 
 
 async def test_whatever_a_probe_raises_is_why(autojump_clock: MockClock) -> None:
