@@ -20,7 +20,7 @@ __all__ = ["claim", "delete"]
 _TOLD = {
     "claimed": "claimed: this process handles it now",
     "gone": "its entry is deleted: what is left of it becomes a dead letter",
-    "busy": "left alone: touched too lately",
+    "busy": "left alone: touched less than {least} ago",
     "here": "this process has it already",
     "not-pending": "not pending: not given to the group yet, or acknowledged",
     "no-room": "left alone: this process has no room now, try again",
@@ -62,16 +62,16 @@ def claim(
     if as_json:
         echo_json(found)
     else:
-        rows = [[*_claim_cells(each)] for each in found["results"]]
+        rows = [_claim_cells(each, duration(found["minIdle"])) for each in found["results"]]
         echo_table(rows, ["stream", "entry", "consumer before", "idle", "what came of it"])
     left = {each["entryId"] for each in found["results"] if each["outcome"] not in ("claimed", "gone", "here")}
     if left:
         raise CommandError(f"{len(left)} of {len({each['entryId'] for each in found['results']})} not claimed")
 
 
-def _claim_cells(result: dict[str, Any]) -> list[Any]:
+def _claim_cells(result: dict[str, Any], least: str) -> list[Any]:
     idle = None if result["idle"] is None else duration(result["idle"])
-    told = _TOLD.get(result["outcome"], result["outcome"])
+    told = _TOLD.get(result["outcome"], result["outcome"]).format(least=least)
     return [result["partition"], result["entryId"], result["consumer"], idle, told]
 
 
@@ -101,7 +101,7 @@ def delete(
     if as_json:
         echo_json(found)
     else:
-        rows = [[*_delete_cells(each)] for each in found["entries"]]
+        rows = [_delete_cells(each) for each in found["entries"]]
         echo_table(rows, ["stream", "entry", "type", "wanted by", "deleted"])
     if found["refusal"] is not None:
         raise CommandError(f"{'would not be' if dry_run else 'not'} deleted: {found['refusal']}")
