@@ -40,13 +40,16 @@ class Unavailable(Exception):
         why: for people: what happened, where.
     """
 
+    gate = ""  # of a subclass whose __init__ does not call this one: no gate is meant
+    why: str | None = None
+
     def __init__(self, gate: str, why: str) -> None:
         super().__init__(gate, why)  # both, so that it can come from another process
         self.gate = gate
         self.why = why
 
     def __str__(self) -> str:
-        return str(self.why)
+        return super().__str__() if self.why is None else str(self.why)
 
 
 def entry_order(entry_id: str) -> tuple[int, int]:

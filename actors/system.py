@@ -299,8 +299,10 @@ class System:
         Raises:
             DeclarationError: the name is empty, taken, or one of Penstock's own; or `probe` is no async function.
         """
-        if not name or name in self.gates or name in OWN_GATES or name.startswith(LEASE_GATE):
-            raise DeclarationError(f"a gate's name is a non-empty string of its own, declared once, not {name!r}")
+        if not isinstance(name, str) or not name.strip() or not name.isprintable():
+            raise DeclarationError(f"a gate's name is a non-empty string on one line, not {name!r}")
+        if name in self.gates or name in OWN_GATES or name.startswith(LEASE_GATE):
+            raise DeclarationError(f"a gate's name is declared once, and none of Penstock's own: {name!r} is taken")
         check_async(f"gate {name!r}", "probe", probe)
         self.gates[name] = probe
 

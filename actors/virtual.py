@@ -112,15 +112,22 @@ class VirtualDeployment(Generic[R]):
     def lose(self, gate: str, why: str) -> None:
         """What stands behind a gate of the system's own goes away: its probe, which is none but this, says so.
 
-        The gate is shut when it is probed next, or a handler raises `Unavailable`.
+        The gate is shut when it is probed next, or a handler raises `Unavailable`. Raises KeyError if the system
+        declares no such gate.
         """
-        if gate not in self.deployment.system.gates:
-            raise KeyError(gate)
+        self._check_gate(gate)
         self._lost[gate] = why
 
     def restore(self, gate: str) -> None:
-        """It is back; the health monitor will find out."""
-        del self._lost[gate]
+        """It is back, if it was away; the health monitor will find out. Raises KeyError as `lose` does."""
+        self._check_gate(gate)
+        self._lost.pop(gate, None)
+
+    def _check_gate(self, gate: str) -> None:
+        own = self.deployment.system.gates
+        if gate not in own:
+            known = ", ".join(sorted(own)) or "none"
+            raise KeyError(f"the system declares no gate {gate!r}; its own are: {known}")
 
     def child(self, path: str) -> ChildView:
         """The child at `path` below the root; raises KeyError."""

@@ -42,6 +42,13 @@ def _squeezed(statement: str) -> str:
     return " ".join(statement.split()).lower()
 
 
+def _check_rows(beginning: str, rows: object) -> None:
+    if not isinstance(rows, list | tuple) or not all(isinstance(row, tuple) for row in rows):
+        raise TypeError(
+            f"the answer to {beginning!r} is a list of rows, and a row is a tuple, as in [(1,)]: not {rows!r}"
+        )
+
+
 class MemoryStore:
     """`Store` in memory.
 
@@ -140,14 +147,24 @@ class MemoryStore:
         Args:
             beginning: of the statement; white space counts as one blank, and case does not.
             rows: the rows, as tuples; or a function of the statement's values that makes them.
+
+        Raises:
+            TypeError: they are none.
+            ValueError: there is no beginning.
         """
+        if not _squeezed(beginning):
+            raise ValueError("every statement begins with nothing: say how those begin that are answered so")
+        if not callable(rows):
+            _check_rows(beginning, rows)
         self._answers.insert(0, (_squeezed(beginning), rows))
 
     def _rows_of(self, effect: Effect) -> Sequence[tuple[Any, ...]] | None:
         statement = _squeezed(effect.statement)
         for beginning, rows in self._answers:
             if statement.startswith(beginning):
-                return rows(effect.values) if callable(rows) else rows
+                found = rows(effect.values) if callable(rows) else rows
+                _check_rows(beginning, found)
+                return found
         return None
 
     # Store

@@ -349,3 +349,12 @@ async def test_a_handler_is_answered_by_what_the_test_says(autojump_clock: MockC
         await app.publish("orders", Order(7))
         await app.settled()
     assert found == [(1, (107,), None), [("a",), ("b",)], (1, [])]
+
+
+@pytest.mark.parametrize("rows", [None, 5, [1], "ab", (1, 2), {(1,)}])
+def test_what_is_no_answer_is_refused(rows: Any) -> None:
+    store = MemoryStore()
+    with pytest.raises(TypeError, match=r"a row is a tuple, as in \[\(1,\)\]"):
+        store.answer("select", rows)
+    with pytest.raises(ValueError, match="say how those begin"):
+        store.answer("  ", [(1,)])

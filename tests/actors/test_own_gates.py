@@ -297,6 +297,37 @@ async def test_whatever_a_probe_does_shuts_its_gate_in_time_and_crashes_nobody(
         nursery.cancel_scope.cancel()
 
 
+class MailIsAway(Unavailable):
+    def __init__(self) -> None:
+        Exception.__init__(self, "the mail server")
+
+
+async def test_a_kind_of_unavailable_that_names_no_gate_is_an_error(autojump_clock: MockClock) -> None:
+    system = System("shop")
+    system.gate("mail", well)
+    orders = system.stream("orders", events=[Order])
+    orders.group("mails", requires=("mail",), retry=ONCE)
+
+    @orders.on(Order, group="mails", batch=True)
+    async def send(deliveries: Sequence[Delivery[Order]], context: Context) -> None:
+        raise MailIsAway
+
+    async with virtual(system) as app:
+        await app.publish("orders", *map(Order, range(3)))
+        await app.settled()
+        assert {letter.error_message for letter in app.store.letters} == {"the mail server"}
+        assert app.child("actors/mails@orders/handler-pool").restarts == 0
+
+
+async def test_only_what_is_declared_goes_away(autojump_clock: MockClock) -> None:
+    async with virtual(shop(MailServer())) as app:
+        with pytest.raises(KeyError, match="no gate 'post'; its own are: mail"):
+            app.lose("post", "gone")
+        with pytest.raises(KeyError, match="no gate 'post'"):
+            app.restore("post")
+        app.restore("mail")  # it is there already
+
+
 def test_what_a_process_of_the_handlers_says_can_be_passed_on() -> None:
     passed = pickle.loads(pickle.dumps(Unavailable("mail", "gone")))
     assert (passed.gate, str(passed)) == ("mail", "gone")
@@ -316,9 +347,13 @@ async def test_a_probe_that_hangs_shuts_its_gate(autojump_clock: MockClock) -> N
 def test_what_cannot_be_a_gate_is_refused() -> None:
     system = System("shop")
     system.gate("mail", well)
-    for name in ("", "mail", "redis", "redis-memory", "postgres", "schema", "lease payments@orders"):
-        with pytest.raises(DeclarationError, match="of its own"):
+    for name in ("mail", "redis", "redis-memory", "postgres", "schema", "lease payments@orders"):
+        with pytest.raises(DeclarationError, match="is taken"):
             system.gate(name, well)
+    unnamed: list[Any] = ["", " ", "a\nb", 5, None]
+    for given in unnamed:
+        with pytest.raises(DeclarationError, match="non-empty string on one line"):
+            system.gate(given, well)
     with pytest.raises(DeclarationError, match="async function"):
         system.gate("sms", lambda: None)  # type: ignore[arg-type, return-value]
 
