@@ -15,12 +15,13 @@ from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import NAMESPACE_URL, uuid5
 
 from attrs import field as attribute
 from attrs import frozen, validators
 
 from penstock.actors.conditional import ConditionNotMet, condition_key
-from penstock.actors.event import event, event_type_of
+from penstock.actors.event import Envelope, event, event_type_of
 from penstock.actors.handling import Context, Delivery
 from penstock.actors.producer import Published, PublishFailed
 from penstock.actors.publishing import publish_in
@@ -42,6 +43,7 @@ FLASH_SALE = condition_key(ORDERS, "flash-sale")
 # The hash tag keeps them, and what notes that an event was counted, in one slot of a cluster.
 PRODUCTS, PRODUCTS_OF_RANGE = "{ranking}:products", "{ranking}:products-of-a-range"
 
+ELSEWHERE = uuid5(NAMESPACE_URL, "urn:order-streaming:completed-elsewhere")
 HERE = Path(__file__).parent
 
 
@@ -194,7 +196,7 @@ def publisher(running: RunningSystem) -> Blueprint:
     async def import_orders() -> TrioResponse:
         """Orders that were completed elsewhere; the ids of their entries, in order."""
         given = await event_of(OrdersImported)
-        results = await running.publish(ORDERS, [event_type_of(OrderCompleted).envelope(each) for each in given.orders])
+        results = await running.publish(ORDERS, [_from_elsewhere(each) for each in given.orders])
         refused = sum(isinstance(each, PublishFailed) for each in results)
         return json_reply({"results": [_told(each) for each in results]}, 503 if refused else 202)
 
@@ -206,13 +208,18 @@ def publisher(running: RunningSystem) -> Blueprint:
     @made.post("/flash-sale")
     async def sell() -> TrioResponse:
         """An order that counts only if the sale is open in the very moment in which its event is added."""
-        order = event_type_of(OrderCompleted).envelope(await event_of(OrderCompleted))
-        result = await running.publish_if(ORDERS, order, "flash-sale")
+        order = await event_of(OrderCompleted)
+        result = await running.publish_if(ORDERS, _from_elsewhere(order), "flash-sale")
         if isinstance(result, ConditionNotMet):
             raise Problem(409, "flash-sale-closed", "The flash sale is closed", "It counts only while it is open.")
         return json_reply(_told(result), 503 if isinstance(result, PublishFailed) else 202)
 
     return made
+
+
+def _from_elsewhere(order: OrderCompleted) -> Envelope:
+    """The same event, and so one effect in each group, however often the order is sent."""
+    return event_type_of(OrderCompleted).envelope(order, event_id=uuid5(ELSEWHERE, str(order.order_id)))
 
 
 def _told(result: Published | PublishFailed) -> dict[str, Any]:

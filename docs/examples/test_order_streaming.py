@@ -148,7 +148,12 @@ async def test_an_unknown_type_is_refused_at_the_door_and_kept_where_it_came_in_
 async def test_many_at_once_have_their_ids_in_order_and_a_flash_sale_may_be_closed(
     autojump_clock: MockClock, store: MemoryStore
 ) -> None:
-    order = {"orderId": 7, "userId": 1, "items": [{"productId": 1, "quantity": 2}], "totalAmount": "19.00"}
+    order: dict[str, Any] = {
+        "orderId": 7,
+        "userId": 1,
+        "items": [{"productId": 1, "quantity": 2}],
+        "totalAmount": "19.00",
+    }
     async with virtual(shop.system, store=store) as app:
         client = client_of(app.deployment)
         answer = await client.post("/orders/import", json={"orders": [order, {**order, "orderId": 8}]})
@@ -158,6 +163,9 @@ async def test_many_at_once_have_their_ids_in_order_and_a_flash_sale_may_be_clos
             202,
             [entry.decode() for entry, _ in entries],
         )
+        again = await client.post("/orders/import", json={"orders": [order]})
+        assert (await again.get_json())["results"][0]["eventId"] == results[0]["eventId"]
+        order["orderId"] = 9
         assert (await client.post("/flash-sale", json=order)).status_code == 409
         assert (await client.put("/flash-sale/open")).status_code == 200
         assert (await client.post("/flash-sale", json=order)).status_code == 202
