@@ -24,7 +24,7 @@ from .once import Steps
 from .once_in_redis import RedisSteps
 from .retry_table import RetryRow
 from .sorting import Handle, Ignore, Refuse, Verdict, expired, key_of, verdict_of
-from .store import InboxEntry
+from .store import ABANDON_MARGIN, InboxEntry
 
 if TYPE_CHECKING:
     from .channels import Notice
@@ -172,13 +172,16 @@ class Attempts:
         now, before = self._wall(), failed or {}
         verdicts = [self._verdict(entry) for entry in entries]
         verdicts = [each if each.entry.id in before else expired(each, now) or each for each in verdicts]
-        with trio.fail_after(self._time_for(verdicts)):
+        limit = self._time_for(verdicts)
+        with trio.fail_after(limit):
             async with self._store.transaction() as transaction:
                 progress.transaction = transaction
                 await self._claims.hold_lease(transaction)
                 sorted_ = _Sorted.of(await self._still_ours(transaction, verdicts), before)
                 sentences = await self._set_apart(transaction, sorted_, before, progress)
                 fresh = await self._first_time(transaction, sorted_.handles)
+                if fresh and limit > self._settings.handler_timeout:
+                    await transaction.expect_silence(limit + ABANDON_MARGIN)
                 progress.stage = Stage.HANDLING
                 steps = Steps(self._store.steps, self._group.name, self._stream.key)
                 apart = await self._call(transaction, fresh, progress, steps, alone=len(entries) == 1)

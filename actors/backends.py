@@ -19,7 +19,7 @@ from ..runtime.postgres import Pool, PostgresOptions, migrate
 from ..runtime.redis import ClusterOptions, RedisOptions, SentinelOptions, read_url
 from ..runtime.telemetry import get_logger
 from .probes import PostgresProbe
-from .store import PostgresStore, Store
+from .store import ABANDON_MARGIN, PostgresStore, Store
 
 if TYPE_CHECKING:
     import trio
@@ -36,9 +36,6 @@ RedisPlace = RedisOptions | ClusterOptions | SentinelOptions
 HEALED_WITHIN: Final = 1.0
 """Seconds within which the link to a cluster has to get over what is no outage: slots that move, masters that change
 places. Longer than a planned failover takes, and short, for whoever publishes waits meanwhile."""
-
-ABANDON_MARGIN: Final = 5.0
-"""Seconds beyond a handler's limit after which a transaction is taken for that of a frozen process."""
 
 NOTES: Final = 2
 """Connections for the notes of `Context.once`, beside the pool's: single statements, so that few serve many."""

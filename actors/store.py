@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 from uuid import UUID
 
 import psycopg
@@ -29,7 +29,10 @@ from .step_table import PostgresSteps, StepTable
 from .stream_table import PostgresStreams, StreamTable
 from .suspect_table import PostgresSuspects, SuspectTable
 
-__all__ = ["InboxEntry", "PostgresStore", "Store", "Transaction"]
+__all__ = ["ABANDON_MARGIN", "InboxEntry", "PostgresStore", "Store", "Transaction"]
+
+ABANDON_MARGIN: Final = 5.0
+"""Seconds beyond a handler's limit after which a transaction is taken for that of a frozen process."""
 
 
 @frozen
@@ -77,6 +80,10 @@ class Transaction(Protocol):
         An id below the stored one changes nothing; ids are compared as Redis does, by milliseconds and then by
         number. Locks the group's row until the end of the transaction, so call it last.
         """
+        ...
+
+    async def expect_silence(self, seconds: float) -> None:
+        """From now on there may be no statement for so many seconds; who is silent for longer is taken for frozen."""
         ...
 
     async def bury(self, letter: DeadLetter) -> None:
@@ -176,6 +183,8 @@ on conflict (consumer_group, stream) do update set entry_id = excluded.entry_id,
 where string_to_array(stored.entry_id, '-')::numeric[] < string_to_array(excluded.entry_id, '-')::numeric[]
 """
 
+_EXPECT_SILENCE = "select set_config('idle_in_transaction_session_timeout', %s, true)"
+
 
 class _PostgresTransaction:
     """`Transaction` on one connection of the pool."""
@@ -203,6 +212,9 @@ class _PostgresTransaction:
 
     async def position(self, group: str, stream: str, entry_id: str) -> None:
         await self.connection.execute(_MOVE, (group, stream, entry_id))
+
+    async def expect_silence(self, seconds: float) -> None:
+        await self.connection.execute(_EXPECT_SILENCE, (abandoned_as(seconds),))
 
     async def bury(self, letter: DeadLetter) -> None:
         await self._letters.bury(self, letter)

@@ -22,6 +22,7 @@ from .live import LiveFeed
 from .origin import refuse_other_sites, refuse_sockets_of_other_sites
 from .page import page
 from .problems import install
+from .queues import queues
 from .replays import replays
 from .retention import retention
 from .routes import routes_of
@@ -74,6 +75,7 @@ def create_app(deployment: RunningSystem, settings: HttpSettings, *, draining: t
         letters(deployment),
         ledger(deployment),
         streams(deployment),
+        queues(deployment),
         entries(deployment),
         entry_orders(deployment),
         replays(deployment),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from datetime import UTC, datetime
@@ -387,3 +388,14 @@ async def test_no_reply_of_the_server_costs_a_restart(autojump_clock: MockClock,
             await app.settled()
         assert done(app.store) == [1]
         assert restarts(app) == {}
+
+
+async def test_the_how_to_says_how_to_test(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page's test, on the page's program."""
+    root = Path(__file__).parents[2] / "docs"
+    monkeypatch.syspath_prepend(str(root / "examples"))
+    thumbnails = importlib.import_module("thumbnails")
+    program = (root / "how-to" / "work-queue.md").read_text().rpartition("```python\n")[2].partition("```")[0]
+    space = {"virtual": virtual, "trio": trio, "MockClock": MockClock, **vars(thumbnails)}
+    exec("from __future__ import annotations\n" + program, space)
+    await space["test_images_are_resized_after_an_hour_without_redis"](autojump_clock)
