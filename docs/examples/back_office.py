@@ -67,6 +67,7 @@ class ChatServer:
         banned: users.
         notices: texts by event id: what is heard twice is shown once.
         closed: rooms.
+        informed: whether it has read what was done before it came.
     """
 
     name: str
@@ -76,6 +77,7 @@ class ChatServer:
     banned: set[str] = field(factory=set)
     notices: dict[str, str] = field(factory=dict)
     closed: set[str] = field(factory=set)
+    informed: bool = False
 
     def hear(self, event_id: str, kind: str, subject: str) -> None:
         """What the back office has done, here or on another server."""
@@ -156,6 +158,7 @@ def _all_are_told(system: System, server: ChatServer) -> None:
             cursor = await connection.execute("select event_id, kind, subject from back_office_action order by id")
             for event_id, kind, subject in await cursor.fetchall():
                 server.hear(str(event_id), kind, subject)
+        server.informed = True
 
 
 # Pages
@@ -192,6 +195,8 @@ def _pages(running: RunningSystem, server: ChatServer) -> Blueprint:
 
     @made.post("/chat/users/<user>")
     async def connect(user: str) -> TrioResponse:
+        if not server.informed:
+            raise Problem(503, "not-ready", "Not ready", "The server does not know yet who is banned; come again.")
         if user in server.banned:
             raise Problem(403, "banned", "Banned", f"{user} is banned.")
         server.users.add(user)

@@ -96,12 +96,13 @@ def _three_servers(place: Path, cluster: LocalCluster | None) -> Iterator[Chat]:
             servers.append(Installation(Path(directory) / name, environment=environment, arguments=ARGUMENTS))
         try:
             servers[0].start()
-            with ThreadPoolExecutor(2) as at_once:
+            with ThreadPoolExecutor(len(servers)) as at_once:
                 list(at_once.map(Installation.start, servers[1:]))
             yield Chat(servers, cluster)
         finally:
-            for server in reversed(servers):
-                server.close()
+            with ThreadPoolExecutor(len(servers)) as at_once:
+                list(at_once.map(Installation.close, servers[1:]))
+            servers[0].close()
 
 
 def test_one_handles_all_are_told_and_a_server_killed_in_the_middle_costs_nothing(chat: Chat) -> None:
