@@ -13,6 +13,7 @@ from attrs import asdict, evolve, frozen
 
 from ...actors.backends import postgres_options
 from ...actors.capabilities import abilities_of, ask_versions
+from ...actors.channels import Channel
 from ...actors.checking import look_at_redis
 from ...actors.checks import Severity, declared_findings
 from ...actors.cluster_probe import ClusterProbe
@@ -137,6 +138,7 @@ def _declared(system: System) -> list[Finding]:
             Finding(f"group {name}", True, f"of {stream.key}: another program's: made, and left alone")
             for name in stream.external
         ]
+    found += [Finding(f"channel {each.name}", True, _of_channel(each)) for each in system.channels.values()]
     return found
 
 
@@ -144,6 +146,15 @@ def _of_stream(stream: Stream) -> str:
     kept = "" if stream.lossy_cap is None else f", about {stream.lossy_cap} entries at the most"
     parts = "" if stream.partitions == 1 else f", {stream.partitions} partitions"
     return f"events {', '.join(stream.types) or 'of any type'}{parts}{kept}"
+
+
+def _of_channel(channel: Channel) -> str:
+    kind = "a pattern; " if channel.pattern else ""
+    if not channel.handlers and not channel.gap_handlers:
+        return f"{kind}only sent to from here"
+    count = len(channel.handlers)
+    again = "read again where messages may be missing" if channel.gap_handlers else "what is missed is not read again"
+    return f"{kind}every process is told: {count} handler{'' if count == 1 else 's'}; {again}"
 
 
 def _of_group(group: Group) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -214,6 +214,40 @@ async def test_a_gap_without_an_outage_comes_in_its_place(autojump_clock: MockCl
         assert server.heard == [1, 2]
         assert len(server.gaps) == 2
         assert app.child("actors/channels").incarnation == 1
+
+
+@pytest.mark.parametrize("fault", ["refuse", "hang"])
+async def test_in_a_cluster_it_listens_elsewhere_when_its_node_is_gone(autojump_clock: MockClock, fault: str) -> None:
+    """A node that has none of our streams: nobody is held, and there is a gap."""
+    system, heard, gaps = System("chat"), [], []
+    system.stream("bans", events=[Ban])
+    news = system.channel(NEWS)
+
+    @news.on
+    async def hear(message: Broadcast) -> None:
+        heard.append(message.data)
+
+    @news.on_gap
+    async def read_again(gap: Gap) -> None:
+        gaps.append(gap)
+
+    async with InProcessCluster(replicas=1) as place, virtual(system, redis=place) as app:
+        await app.deployment.broadcast(NEWS, 1)
+        await trio.sleep(1)
+        [listened] = [node for node in place.nodes if node._engine.channels.plain]
+        owner = place.master_of("bans")
+        if listened is owner:
+            place.fail_over(place.replicas_of(owner)[0])
+            await trio.sleep(30)
+        getattr(listened, fault)()
+        await trio.sleep(30)
+        for number in (2, 3, 4):
+            with suppress(redis.exceptions.RedisError):
+                await app.deployment.broadcast(NEWS, number)
+        await trio.sleep(1)
+        assert heard[0] == 1
+        assert heard[-1] == 4
+        assert len(gaps) > 1
 
 
 async def test_what_cannot_be_read_again_yet_is_tried_until_it_can_and_messages_go_on(

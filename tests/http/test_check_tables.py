@@ -7,7 +7,9 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from penstock.http.commands.check import check
+from penstock.actors.channels import Broadcast
+from penstock.actors.system import System
+from penstock.http.commands.check import _declared, check
 from penstock.runtime.postgres import ERRORS
 from penstock.runtime.redis import REPLIES, UNCLASSIFIED
 
@@ -32,3 +34,17 @@ def test_one_table_at_a_time() -> None:
     refused = CliRunner().invoke(check, ["--replies", "--faults"])
     assert refused.exit_code == 2
     assert "one at a time" in refused.output
+
+
+def test_channels_are_shown() -> None:
+    system = System("chat")
+    news, _ = system.channel("news"), system.channel("room:*", pattern=True)
+
+    @news.on
+    async def hear(message: Broadcast) -> None: ...
+
+    found = {each.what: each.detail for each in _declared(system)}
+    assert found == {
+        "channel news": "every process is told: 1 handler; what is missed is not read again",
+        "channel room:*": "a pattern; only sent to from here",
+    }
