@@ -358,6 +358,19 @@ async def test_what_a_transaction_that_is_rolled_back_would_tell_nobody_hears(au
         assert tries["a"] > 1
 
 
+@pytest.mark.parametrize("effect", [False, True])
+async def test_it_is_told_once_at_the_most_when_the_answer_to_the_commit_is_lost(
+    autojump_clock: MockClock, *, effect: bool
+) -> None:
+    async with InProcessRedis() as place, servers(place, 1) as [(server, app)]:
+        app.store.lose_commit(effect=effect)
+        await app.publish("bans", Ban("a"))
+        await app.settled()
+        await trio.sleep(1)
+        assert server.heard == ([] if effect else [{"banned": "a"}])
+        assert len(server.banned) == (1 if effect else 2)
+
+
 async def test_a_batch_tells_what_it_noted_though_some_of_it_failed(autojump_clock: MockClock) -> None:
     system, heard = System("chat"), []
     bans = system.stream("bans", events=[Ban])

@@ -6,9 +6,11 @@ Once on one Redis and once on a cluster of three masters.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
+import textwrap
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -141,6 +143,20 @@ def test_one_handles_all_are_told_and_a_server_killed_in_the_middle_costs_nothin
 
 def _knows(view: dict[str, Any], notices: int) -> bool:
     return view["banned"] == ["ann"] and view["closedRooms"] == ["lobby"] and len(view["notices"]) == notices
+
+
+def test_what_the_tutorial_shows_is_in_the_program() -> None:
+    page, program = (EXAMPLES.parent / "tutorial-back-office.md").read_text(), (EXAMPLES / "back_office.py").read_text()
+    *shown, testing = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(shown) == 2
+    for part in shown:
+        assert _lines(textwrap.indent(part, "    ")) in _lines(program)
+    compile(f"async def test():\n{textwrap.indent(testing, '    ')}", "tutorial", "exec")
+
+
+def _lines(text: str) -> str:
+    """Without empty lines, of which a page has others."""
+    return re.sub(r"\n\s*\n", "\n", text)
 
 
 def test_the_back_office_examples_tests_pass() -> None:
