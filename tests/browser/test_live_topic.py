@@ -2,64 +2,68 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
-import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))  # tests are no package
+from penstock.actors.testing import MemoryStore
+from penstock.actors.virtual import virtual
+from penstock.http.front_end import front_end
+from penstock.http.running import RunningSystem
+from penstock.http.settings import HttpSettings
+from penstock.runtime.supervision import Supervisor, Tree
 
-from installation import Installation
+sys.path.insert(0, str(Path(__file__).parent / "live_shop"))  # tests are no package
 
-pytestmark = pytest.mark.timeout(240)
+from live_shop import OrderPlaced, system
 
-SYSTEM = Path(__file__).parent / "live_shop" / "live_shop.py"
+pytestmark = pytest.mark.timeout(180)
+
 ORDERS, STATE = "document.querySelector('#orders').innerText", "document.querySelector('#state').innerText"
 
 
-@pytest.fixture
-def shop() -> Iterator[Installation]:
-    directory = Path(tempfile.mkdtemp(prefix="penstock-it-"))
-    directory.chmod(0o755)
-    made = Installation(directory, arguments=("run", f"{SYSTEM}:system"))
-    try:
-        made.start()
-        yield made
-    finally:
-        made.close()
-        shutil.rmtree(directory, ignore_errors=True)
+@asynccontextmanager
+async def serving(deployment: RunningSystem, bind: str = "127.0.0.1:0") -> AsyncIterator[str]:
+    """A front end of `deployment`; the address is its URL."""
+    tree = Tree(Supervisor("front", [front_end(deployment, HttpSettings(bind=bind))]))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(tree.run)
+        await tree.ready()
+        child = tree.snapshot().find("front/http")
+        assert child is not None
+        yield child.note
+        tree.stop("the test wants it")
 
 
-def order(shop: Installation, number: int) -> None:
-    body = f'{{"eventType": "ORDER_PLACED", "data": {{"orderId": "o-{number}", "price": 9.5}}}}'.encode()
-    answer = shop.request(
-        "POST", "/api/v1/streams/order-events/events", body, headers={"Content-Type": "application/json"}
-    )
-    assert answer[0] == 202, answer
+async def test_a_number_on_a_page_of_ones_own_is_live(browser: Any) -> None:
+    store = MemoryStore()
 
+    def count(_: object) -> list[tuple[int, float]]:
+        sold = [each for each in store.effects if each.statement.startswith("insert into sale")]
+        return [(len(sold), 9.5 * len(sold))]
 
-async def test_a_number_on_a_page_of_ones_own_is_live(browser: Any, shop: Installation) -> None:
-    page = await browser.open(f"http://127.0.0.1:{shop.port}/dashboard")
-    await page.wait_until(f"{ORDERS} === '0' && {STATE} === 'live'", within=30)
-    await page.evaluate("window.untouched = true")
-    await trio.to_thread.run_sync(order, shop, 1)
-    await page.wait_until(f"{ORDERS} === '1'", within=30)
-    assert page.complaints == []
-
-    other_site = await browser.open("data:text/html,<title>Another site</title>")
-    path = f"ws://127.0.0.1:{shop.port}/topic/dashboard/orders"
-    ended = f"new Promise(done => {{ const s = new WebSocket('{path}'); s.onopen = s.onerror = e => done(e.type) }})"
-    assert await other_site.evaluate(ended) == "error"
-
-    assert await trio.to_thread.run_sync(shop.terminate, 30.0) == 0
-    await page.wait_until(f"{STATE} === 'offline'", within=30)
-    await trio.to_thread.run_sync(shop.start)
-    await page.wait_until(f"{ORDERS} === '1' && {STATE} === 'live'", within=60)
-    await trio.to_thread.run_sync(order, shop, 2)
-    await page.wait_until(f"{ORDERS} === '2'", within=30)
-    assert await page.evaluate("window.untouched") is True
+    store.answer("select count(*)", count)
+    async with virtual(system, store=store) as app:
+        async with serving(app.deployment) as url:
+            page = await browser.open(f"{url}/dashboard")
+            await page.wait_until(f"{ORDERS} === '0' && {STATE} === 'live'", within=30)
+            await page.evaluate("window.untouched = true")
+            await app.publish("order-events", OrderPlaced("o-1", 9.5))
+            await page.wait_until(f"{ORDERS} === '1'", within=30)
+            assert page.complaints == []
+            other_site = await browser.open("data:text/html,<title>Another site</title>")
+            path = f"{url.replace('http', 'ws')}/topic/dashboard/orders"
+            tried = f"const made = new WebSocket('{path}'); made.onopen = made.onerror = (event) => done(event.type)"
+            assert await other_site.evaluate(f"new Promise((done) => {{ {tried} }})") == "error"
+        await page.wait_until(f"{STATE} === 'offline'", within=30)
+        await app.publish("order-events", OrderPlaced("o-2", 9.5))
+        async with serving(app.deployment, url.removeprefix("http://")):
+            await page.wait_until(f"{ORDERS} === '2' && {STATE} === 'live'", within=60)
+            await app.publish("order-events", OrderPlaced("o-3", 9.5))
+            await page.wait_until(f"{ORDERS} === '3'", within=30)
+        assert await page.evaluate("window.untouched") is True

@@ -22,7 +22,7 @@ class OrderPlaced:
     price: float
 
 
-system = System("live-shop", migrations=HERE / "migrations")
+system = System("live-shop")
 orders = system.stream("order-events", events=[OrderPlaced])
 
 
