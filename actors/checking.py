@@ -44,6 +44,7 @@ async def look_at_redis(
     wall: Callable[[], datetime] = _now,
     *,
     mirrors: Sequence[str] = (),
+    queues: Sequence[str] = (),
 ) -> list[Finding]:
     """One round of checks of the servers behind a probe that has just found them well.
 
@@ -52,6 +53,7 @@ async def look_at_redis(
         keys: the streams' keys.
         wall: our clock, aware.
         mirrors: keys of the streams that show dead letters.
+        queues: names of the work queues.
 
     Raises:
         redis.exceptions.RedisError: as the link or a server says.
@@ -60,13 +62,13 @@ async def look_at_redis(
     if isinstance(probe, RedisProbe):
         async with open_client(probe.options, connect=probe.connect) as client:
             findings += await server_findings(client, probe.options.address, wall)
-            return [*findings, *await access_findings(client, keys, probe.options.address, mirrors)]
+            return [*findings, *await access_findings(client, keys, probe.options.address, mirrors, queues)]
     for node in probe.view.masters if probe.view is not None else ():
         if not node.failed:
             async with _node(probe, probe.node_options(node.address)) as server:
                 findings += await server_findings(server, node.address, wall)
     async with open_client(probe.options, connect=probe.connect) as cluster:
-        return [*findings, *await access_findings(cluster, keys, probe.options.address, mirrors)]
+        return [*findings, *await access_findings(cluster, keys, probe.options.address, mirrors, queues)]
 
 
 async def database_clock(pool: Pool) -> datetime:
@@ -107,7 +109,7 @@ class Checks:
         self._probe: Callable[[], Awaitable[None]] = probe
         mirrors = [stream.mirror_key for stream in system.streams.values() if stream.mirror and stream.groups]
         self._look: Callable[[], Awaitable[list[Finding]]] = partial(
-            look_at_redis, probe, self._keys, wall or _now, mirrors=mirrors
+            look_at_redis, probe, self._keys, wall or _now, mirrors=mirrors, queues=list(system.queues)
         )
         self._gate = gate
         self._allow = frozenset(allow)

@@ -231,8 +231,27 @@ def _questions_of_mirror(key: str) -> Sequence[tuple[str, tuple[str, ...]]]:
     return ("XADD", (key, "no-id", "probe", "1")), ("XDEL", (key, "0-0"))
 
 
+def _questions_of_queue(name: str) -> Sequence[tuple[str, tuple[str, ...]]]:
+    """LPUSH and BLMOVE have no form that changes nothing; who may not run these two is told by the first error."""
+    lists, consumers = f"{{{name}}}:penstock-probe", f"{{{name}}}:consumers"
+    return (
+        ("LMOVE", (lists, lists, "RIGHT", "LEFT")),
+        ("LREM", (lists, "1", "probe")),
+        ("LRANGE", (lists, "0", "0")),
+        ("LINDEX", (lists, "0")),
+        ("LLEN", (lists,)),
+        ("ZADD", (consumers, "XX", "0", "penstock-probe")),
+        ("ZREM", (consumers, "penstock-probe")),
+        ("ZRANGE", (consumers, "0", "0")),
+        ("ZRANGEBYSCORE", (consumers, "0", "0")),
+        ("ZSCORE", (consumers, "penstock-probe")),
+        ("EVAL", ("return redis.call('LLEN', KEYS[1])", "1", lists)),
+        ("EVALSHA", ("0" * 40, "1", lists)),
+    )
+
+
 async def access_findings(
-    client: AnyRedis, keys: Sequence[str], where: str, mirrors: Sequence[str] = ()
+    client: AnyRedis, keys: Sequence[str], where: str, mirrors: Sequence[str] = (), queues: Sequence[str] = ()
 ) -> list[Finding]:
     """Whether our user may do what has to be done; a command that is refused for another reason may.
 
@@ -241,16 +260,21 @@ async def access_findings(
         keys: the streams' keys; without these rights nothing can be done.
         where: the server's address.
         mirrors: keys of the streams that show dead letters; without these rights they do not.
+        queues: names of the work queues; without these rights nothing can be done either.
 
     Raises:
         RedisUnavailable: the link is lost.
     """
     denied = await _denied_on(client, keys, _questions)
     hidden = await _denied_on(client, mirrors, _questions_of_mirror)
+    untaken = await _denied_on(client, queues, _questions_of_queue)
     found = []
     if denied:
         told = _told(denied)
         found.append(Finding(name="access", where=where, severity=Severity.REFUSE, found=told, mend=_right(denied)))
+    if untaken:
+        told, mend = f"{_told(untaken)} (work queues)", _right(untaken, "+@list +@sortedset")
+        found.append(Finding(name="access", where=where, severity=Severity.REFUSE, found=told, mend=mend))
     if hidden:
         told = f"{_told(hidden)}, so dead letters are not shown there, and what is to show them stays in the outbox"
         mend = f"{_right(hidden)}, or declare the stream with mirror=False"
@@ -265,9 +289,9 @@ def _told(denied: Mapping[str, Sequence[str]]) -> str:
     return f"our user may not run {', '.join(denied)} on {', '.join(streams)}"
 
 
-def _right(denied: Mapping[str, Sequence[str]]) -> str:
+def _right(denied: Mapping[str, Sequence[str]], categories: str = "+@stream") -> str:
     wanted = " ".join(f"+{command.lower().replace(' ', '|')}" for command in denied)
-    return f"ACL SETUSER … ~* +@stream +@scripting (or {wanted}, and the streams' keys)"
+    return f"ACL SETUSER … ~* {categories} +@scripting (or {wanted}, and their keys)"
 
 
 _Questions = Callable[[str], Sequence[tuple[str, tuple[str, ...]]]]

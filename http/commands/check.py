@@ -221,7 +221,7 @@ async def _start_up(system: System, probe: RedisProbe | ClusterProbe, settings: 
     found = [*declared_findings(system)]
     with trio.move_on_after(LIMIT):
         try:
-            found += await look_at_redis(probe, keys)
+            found += await look_at_redis(probe, keys, queues=list(system.queues))
         except redis.exceptions.RedisError as error:
             return [Finding("start-up checks", True, f"not made: {error}")]
     told = []

@@ -129,11 +129,16 @@ def test_a_key_that_nothing_can_stand_beside_is_a_warning() -> None:
 
 
 async def _findings(
-    redis: Redis, valkey: Any, *rules: str, key: str = "orders", mirrors: Sequence[str] = ()
+    redis: Redis,
+    valkey: Any,
+    *rules: str,
+    key: str = "orders",
+    mirrors: Sequence[str] = (),
+    queues: Sequence[str] = (),
 ) -> list[Finding]:
     await redis.execute_command("ACL", "SETUSER", "app", "reset", "on", ">secret", *rules)
     async with Redis(evolve(valkey.options, username="app", password="secret")) as link:
-        return await access_findings(link, [key], "here", mirrors)
+        return await access_findings(link, [key], "here", mirrors, queues)
 
 
 async def test_a_user_with_all_rights_may(redis: Redis, valkey: Any) -> None:
@@ -156,6 +161,17 @@ async def test_who_may_not_show_dead_letters_is_warned(redis: Redis, valkey: Any
     assert "XADD, XDEL on orders:dead-letter" in finding.found
     (finding,) = await _findings(redis, valkey, *rules, "~orders:dead-letter", mirrors=["orders:dead-letter"])
     assert finding.severity is GOOD
+
+
+async def test_what_a_user_may_not_do_with_a_queue_is_named(redis: Redis, valkey: Any) -> None:
+    rules = ("~orders", "~{orders}:*", "+@stream", "+@scripting", "~{jobs}:*", "+@list", "+@sortedset")
+    (finding,) = await _findings(redis, valkey, *rules, queues=["jobs"])
+    assert finding.severity is GOOD
+    (finding,) = await _findings(redis, valkey, *rules, "-lmove", "-zadd", queues=["jobs"])
+    assert finding.severity is REFUSE
+    assert finding.found == "our user may not run LMOVE, ZADD on jobs (work queues)"
+    assert "+@list +@sortedset" in finding.mend
+    assert await redis.keys("*") == []
 
 
 async def test_a_key_that_is_not_ours_is_noticed(redis: Redis, valkey: Any) -> None:
