@@ -83,6 +83,7 @@ from .publish_side import PublishSide
 from .queue_side import QueueSide
 from .redis_side import RedisSide
 from .relay import OutboxView
+from .system import REDIS_GATES
 from .tailing import tail
 from .upkeep import Upkeep
 
@@ -402,7 +403,11 @@ class Deployment:
         }
 
     def _outside_trouble(self, error: Unavailable) -> None:
-        self._own_watches[error.gate].trouble(error)
+        if error.gate not in REDIS_GATES:
+            self._own_watches[error.gate].trouble(error)
+        elif isinstance(error.__cause__, redis.exceptions.RedisError):
+            # As of a link: a handler's keys may be on another node than our streams.
+            self._redis.link_trouble(error.__cause__)
 
     def _publish_side(self) -> PublishSide:
         return PublishSide(

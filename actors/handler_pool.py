@@ -83,7 +83,7 @@ class HandlerPool:
         postgres_gate: while it is shut, nothing is attempted.
         redis_trouble: told of every error of Redis, so that its gate can be shut at once.
         postgres_trouble: told of what keeps the database from working for us, for the same reason.
-        outside_trouble: told what a handler says is away behind a gate of the group's own, for the same reason.
+        outside_trouble: told what a handler says is away, for the same reason.
         consumer: the instance's name, for dead letters.
         chance: random numbers in [0, 1) for the jitter.
         partition: the key of the partition in Redis. Default: the stream's.
@@ -295,13 +295,9 @@ class HandlerPool:
         told = str(ErrorInfo.of(error))
         away = away_of(error, self._group.behind)
         in_redis = met_redis(error) if away is None else away.gate in REDIS_GATES
-        if in_redis:
-            log.debug("transaction given back", group=self._group.name, error=told)
-            if away is not None and isinstance(away.__cause__, redis.exceptions.RedisError):
-                self._redis_trouble(away.__cause__)
-        elif away is not None:
+        if away is not None:
             self._outside_trouble(away)
-        elif not self._postgres_gate.is_open:
+        elif in_redis or not self._postgres_gate.is_open:
             log.debug("transaction given back", group=self._group.name, error=told)
         elif isinstance(error, LeaseLost):
             log.info("partition is not ours", group=self._group.name, stream=self._partition, error=told)

@@ -20,6 +20,7 @@ from penstock.actors.system import System
 from penstock.actors.virtual import VirtualDeployment, virtual
 from penstock.runtime.redis import Redis, RedisUnavailable
 from penstock.runtime.redis.slots import slot_of
+from penstock.runtime.supervision import LifecycleKind
 from penstock.runtime.testing.redis_cluster import InProcessCluster
 from penstock.runtime.testing.redis_commands import COMMANDS as SERVER_COMMANDS
 
@@ -47,6 +48,7 @@ class Shop:
     options: dict[str, Any] = field(factory=dict)
     retry: RetryPolicy = field(default=RetryPolicy(deliveries=1))
     done: list[bool] = field(factory=list)
+    key: str = RANKING
 
     @property
     def system(self) -> System:
@@ -58,7 +60,7 @@ class Shop:
         async def rank(order: Order, context: Context) -> None:
             await context.connection.execute("insert", [order.product])
             await self.before(context)
-            commands = [("ZINCRBY", RANKING, order.quantity, order.product), *self.more]
+            commands = [("ZINCRBY", self.key, order.quantity, order.product), *self.more]
             self.done.append(await context.once_in_redis("ranking", commands, **self.options))
             await self.after(context)
 
@@ -254,6 +256,27 @@ async def test_on_a_cluster(autojump_clock: MockClock) -> None:
         await app.settled()
         assert await scores(app) == {"p-0": 3, "p-1": 3, "p-2": 3}
         assert await app.deployment.client().hgetall("{ranking}:sums") == {b"all": b"9"}
+
+
+async def test_a_node_of_a_cluster_that_has_no_stream_holds_up_only_those_who_need_it(
+    autojump_clock: MockClock,
+) -> None:
+    async with InProcessCluster(replicas=1) as cluster:
+        others = (f"{{r-{number}}}" for number in range(99))
+        shop = Shop(key=next(key for key in others if cluster.master_of(key) is not cluster.master_of("orders")))
+        async with virtual(shop.system, redis=cluster) as app:
+            await app.publish("orders", Order("p-1"))
+            await app.settled()
+            cluster.master_of(shop.key).refuse()
+            await app.publish("orders", *(Order("p-1") for _ in range(5)))
+            await trio.sleep(cluster.node_timeout / 2)
+            assert shop.done == [True]
+            while len(app.store.effects) < 6:
+                await trio.sleep(0.1)
+            await app.settled()
+            assert (await scores(app, shop.key), app.store.letters) == ({"p-1": 6}, [])
+            events = app.deployment.tree.journal.recent
+            assert [each.path for each in events if each.kind is LifecycleKind.GATE_SHUT and each.reason] == []
 
 
 async def test_a_batch_handler_says_which_event_it_means(autojump_clock: MockClock) -> None:
