@@ -52,7 +52,7 @@ class Event:
 
 @define(eq=False)
 class Places:
-    """The clients of one kind of event stream.
+    """The clients of one kind of event stream, or of WebSockets.
 
     Attributes:
         limit: how many there may be.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,20 @@ async def serving(deployment: RunningSystem, bind: str = "127.0.0.1:0") -> Async
         tree.stop("the test wants it")
 
 
+@asynccontextmanager
+async def another_site() -> AsyncIterator[str]:
+    """The URL of a page that is not ours. (On loopback, too: a page from elsewhere is refused by Chromium itself.)"""
+
+    async def answer(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nConnection: close\r\n\r\n<p>Another site")
+
+    async with trio.open_nursery() as nursery:
+        (listener,) = await nursery.start(partial(trio.serve_tcp, answer, 0, host="127.0.0.1"))
+        yield f"http://127.0.0.1:{listener.socket.getsockname()[1]}"
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_number_on_a_page_of_ones_own_is_live(browser: Any) -> None:
     store = MemoryStore()
 
@@ -56,10 +71,12 @@ async def test_a_number_on_a_page_of_ones_own_is_live(browser: Any) -> None:
             await app.publish("order-events", OrderPlaced("o-1", 9.5))
             await page.wait_until(f"{ORDERS} === '1'", within=30)
             assert page.complaints == []
-            other_site = await browser.open("data:text/html,<title>Another site</title>")
+            async with another_site() as elsewhere:
+                other_page = await browser.open(elsewhere)
             path = f"{url.replace('http', 'ws')}/topic/dashboard/orders"
             tried = f"const made = new WebSocket('{path}'); made.onopen = made.onerror = (event) => done(event.type)"
-            assert await other_site.evaluate(f"new Promise((done) => {{ {tried} }})") == "error"
+            assert await other_page.evaluate(f"new Promise((done) => {{ {tried} }})") == "error"
+            assert "Unexpected response code: 403" in other_page.complaints[-1]
         await page.wait_until(f"{STATE} === 'offline'", within=30)
         await app.publish("order-events", OrderPlaced("o-2", 9.5))
         async with serving(app.deployment, url.removeprefix("http://")):

@@ -219,6 +219,9 @@ async def test_the_whole_life_over_a_real_socket(serving: Any) -> None:
         async with connect(server.port, "/echo") as large:
             await large.send("x" * 65_537)
             assert (await large.closed()).code == 1009
+        async with connect(server.port, "/echo") as broken:
+            await broken.stream.send_all(b"\x81\x05hello")  # a client must mask what it sends
+            assert (await broken.closed()).code is None
         async with connect(server.port, "/fails/ours") as failing:
             closed = await failing.closed()
             assert closed.code == 1011
@@ -236,8 +239,8 @@ async def test_the_whole_life_over_a_real_socket(serving: Any) -> None:
                 assert (closed.code, closed.reason) == (1001, "The server is about to leave; come again in a moment.")
             await server.gone()
             assert trio.current_time() - began < 10  # far below graceful_timeout
-        statuses = sorted(event["responseStatus"] for event in await server.captured(6))
-        assert statuses == [101, 101, 101, 101, 403, 404]
+        statuses = sorted(event["responseStatus"] for event in await server.captured(7))
+        assert statuses == [101, 101, 101, 101, 101, 403, 404]
 
 
 async def test_who_does_not_read_or_answer_does_not_hold_up_the_stop(serving: Any) -> None:
