@@ -161,7 +161,7 @@ async def test_while_redis_is_away_the_group_waits_and_nothing_dies(autojump_clo
     shop = Shop(before=lose)
     async with virtual(shop.system) as app:
         await app.publish("orders", *(Order("p-1") for _ in range(10)))
-        await trio.sleep(1200)
+        await trio.sleep(600)
         assert calls < 10
         app.redis.restore()
         await app.settled()
@@ -186,14 +186,14 @@ async def test_while_redis_is_full_the_group_waits(autojump_clock: MockClock) ->
         await trio.lowlevel.checkpoint()
         if app.deployment.gates["redis-memory"].is_open and not filled:
             filled.append(True)
-            app.redis.answer("out-of-memory", until=trio.current_time() + 60)
+            app.redis.answer("out-of-memory", until=trio.current_time() + 20)
 
     filled: list[bool] = []
     shop = Shop(before=fill)
     async with virtual(shop.system) as app:
         await app.publish("orders", Order("p-1"))
         await app.deployment.gates["redis-memory"].wait_shut()
-        await trio.sleep(40)
+        await trio.sleep(15)
         assert (shop.done, app.deployment.gates["redis"].is_open) == ([], True)
         await app.settled()
         assert (await scores(app), app.store.letters) == ({"p-1": 1}, [])

@@ -15,7 +15,7 @@ from penstock.actors.simulation import Publication, Scenario, story, tell_story
 from penstock.actors.system import System
 from penstock.runtime.testing.redis import InProcessRedis
 
-SEEDS = 20
+SEEDS = 12
 
 
 @event("ORDER", key="customer")
