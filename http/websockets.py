@@ -179,12 +179,10 @@ class _Socket:
         if self._places.is_full:
             detail = f"There are {limit} WebSockets already (setting http.topic_clients)."
             headers = {"Retry-After": "5"}
-            raise self._refused(Problem(503, "too-many-clients", "Too many clients", detail, headers=headers))
+            problem = Problem(503, "too-many-clients", "Too many clients", detail, headers=headers)
+            self.fail(problem)
+            raise problem
         self._place.enter_context(self._places.take())
-
-    def _refused(self, problem: Problem) -> Problem:
-        self.fail(problem)
-        return problem
 
     async def _close(self) -> None:
         problem = self._problem
