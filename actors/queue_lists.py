@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
+import redis.exceptions
 from attrs import frozen
 
 from ..runtime.redis.script import Script
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     Connection = DedicatedRedis | ClusterConnection
 
-__all__ = ["QueueLists", "QueueView", "Taken", "TakenBy", "digest_of"]
+__all__ = ["QueueLists", "QueueView", "Taken", "TakenBy", "are_moving", "digest_of"]
 
 FORGET_AFTER: Final = 24 * 3600.0
 """Seconds after which a consumer that is silent and holds nothing is forgotten: a server that has not noticed the end
@@ -284,6 +285,11 @@ class QueueLists:
 def digest_of(element: bytes) -> str:
     """By what `QueueLists.beat` names an element."""
     return hashlib.sha1(element, usedforsecurity=False).hexdigest()
+
+
+def are_moving(error: Exception) -> bool:
+    """Whether a cluster has the lists partly here and partly there, as their slot moves: that passes, and no outage."""
+    return isinstance(error, redis.exceptions.TryAgainError)
 
 
 def _made_at(element: bytes | None) -> datetime | None:

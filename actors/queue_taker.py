@@ -19,7 +19,7 @@ from .backlog import Backlog
 from .handling import Entry
 from .listener import LOOK_AGAIN, LOOK_BACK, Patience, wait_room
 from .queue import Job, job_of
-from .queue_lists import QueueLists
+from .queue_lists import QueueLists, are_moving
 
 if TYPE_CHECKING:
     from ..runtime.redis import AnyRedis
@@ -154,7 +154,7 @@ class Taker:
         kind = classify(error).kind
         if kind is Kind.NORMAL:
             return  # woken by CLIENT UNBLOCK: go on
-        if kind is not Kind.DEGRADE:
+        if kind is not Kind.DEGRADE and not are_moving(error):
             raise error
         # Full, it lets nobody wait at a list; but it lets us take what is there, which makes room.
         await trio.sleep(self._queue.block)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from ..runtime.supervision import ChildSpec, Strategy, Supervisor
 from .group_tree import Site, child_id, handler_pool
 from .queue_keeper import QueueKeeper
-from .queue_lists import QueueLists
+from .queue_lists import QueueLists, are_moving
 from .queue_taker import QueueBacklog, Taker
 from .rounds import Rounds
 from .stopping import DRAIN_WITHIN
@@ -83,7 +83,7 @@ class QueueTree:
         site = self._site
         rounds = Rounds(
             redis_gate=site.gates["redis"],
-            redis_trouble=site.redis_trouble,
+            redis_trouble=lambda error: None if are_moving(error) else site.redis_trouble(error),
             chance=site.chance,
             stopping=site.stopping,
             where={"queue": self._queue.name},

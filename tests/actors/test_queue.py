@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import sys
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,10 @@ from penstock.actors.handling import Context, Permanent, Unavailable
 from penstock.actors.retrying import RetryPolicy
 from penstock.actors.system import DeclarationError, System
 from penstock.actors.testing import MemoryStore
-from penstock.actors.virtual import virtual
-from penstock.runtime.redis import NotSent, RedisUnavailable
+from penstock.actors.virtual import VirtualDeployment, virtual
+from penstock.runtime.redis import NotSent, OutcomeUnknown, RedisUnavailable
+from penstock.runtime.redis.slots import slot_of
+from penstock.runtime.supervision import LifecycleKind
 from penstock.runtime.testing.redis import InProcessRedis
 from penstock.runtime.testing.redis_cluster import InProcessCluster
 
@@ -64,13 +68,6 @@ async def test_jobs_are_handled_and_leave_nothing_behind(autojump_clock: MockClo
         assert done(app.store) == list(range(200))
         assert set(await app.deployment.client().keys("*")) == {b"{thumbnails}:consumers"}
         assert app.deployment.pools[GROUP].counts.duplicates == 0
-
-
-async def test_it_works_on_a_cluster(autojump_clock: MockClock) -> None:
-    async with InProcessCluster() as cluster, virtual(resizing(), redis=cluster) as app:
-        await app.enqueue(QUEUE, *map(ResizeImage, range(20)))
-        await app.settled()
-        assert done(app.store) == list(range(20))
 
 
 async def test_jobs_are_taken_in_their_order(autojump_clock: MockClock) -> None:
@@ -362,6 +359,113 @@ async def test_behind_a_gate_that_is_shut_nothing_is_taken_and_no_attempt_is_cou
         await app.settled()
         assert done(app.store) == list(range(10))
         assert (app.deployment.pools[GROUP].counts.retried, app.store.letters) == (0, [])
+
+
+# On a cluster -------------------------------------------------------------------------------------------------------
+
+
+class Load:
+    """Puts jobs in until it is cancelled.
+
+    Attributes:
+        accepted: their numbers.
+        refused: how many were not.
+    """
+
+    def __init__(self, app: VirtualDeployment[InProcessCluster]) -> None:
+        self.app = app
+        self.accepted: list[int] = []
+        self.refused = 0
+
+    async def run(self) -> None:
+        for number in itertools.count():
+            try:
+                await self.app.enqueue(QUEUE, ResizeImage(number))
+                self.accepted.append(number)
+            except RedisUnavailable:
+                self.refused += 1
+            await trio.sleep(0.05)
+
+    async def settled(self) -> None:
+        with trio.fail_after(120):
+            await self.app.settled()
+        assert set(self.accepted) <= set(done(self.app.store)), "lost"
+        assert len(done(self.app.store)) == len(set(done(self.app.store))), "twice"
+        assert restarts(self.app) == {}
+
+
+async def test_slots_that_move_and_masters_that_change_places_are_no_outage(autojump_clock: MockClock) -> None:
+    async with InProcessCluster(replicas=1) as cluster, virtual(resizing(), redis=cluster) as app:
+        load, slot = Load(app), slot_of(lists_of(app).waiting)
+        await trio.sleep(1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(load.run)
+            await trio.sleep(1)
+            owner = cluster.owner(slot)
+            target = next(node for node in cluster.masters() if node is not owner)
+            cluster.begin_migration(slot, target)
+            await trio.sleep(3)
+            cluster.move_keys(slot)
+            await trio.sleep(3)
+            cluster.finish_migration(slot)
+            await trio.sleep(2)
+            (replica,) = cluster.replicas_of(target)
+            cluster.fail_over(replica)
+            await trio.sleep(3)
+            nursery.cancel_scope.cancel()
+        await load.settled()
+        assert len(load.accepted) > 150
+        assert load.refused == 0
+        shut = [each for each in app.deployment.tree.journal.recent if each.kind is LifecycleKind.GATE_SHUT]
+        assert shut == []
+
+
+async def test_masters_that_freeze_and_are_replaced_lose_no_job(autojump_clock: MockClock) -> None:
+    async with InProcessCluster(replicas=1) as cluster, virtual(resizing(), redis=cluster) as app:
+        load, slot = Load(app), slot_of(lists_of(app).waiting)
+        await trio.sleep(1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(load.run)
+            for _ in range(3):
+                await trio.sleep(5)
+                owner = cluster.owner(slot)
+                assert owner is not None
+                (replica,) = cluster.replicas_of(owner)
+                owner.hang()
+                await trio.sleep(0.3)
+                cluster.fail_over(replica)
+                await trio.sleep(3)
+                owner.resume()
+            await trio.sleep(10)
+            nursery.cancel_scope.cancel()
+        await load.settled()
+        assert load.accepted
+
+
+class Doubting:
+    """Does not believe the next acknowledgement."""
+
+    why = "its replica has its place"
+
+    async def claims(self, keys: Iterable[str]) -> dict[str, Any]:
+        return dict.fromkeys(keys)
+
+    async def doubts(self, claims: Mapping[str, Any], written: Mapping[str, Any]) -> dict[str, str]:
+        why, self.why = self.why, ""
+        return {key: why for key in written if why}
+
+
+async def test_an_acknowledgement_that_does_not_count_is_an_unknown_outcome(autojump_clock: MockClock) -> None:
+    """What counts on a cluster is judged as for streams: tests/integration/test_cluster_ownership.py."""
+    async with virtual(resizing()) as app:
+        doubting: Any = Doubting()
+        app.deployment.queueing._ownership = doubting
+        envelope = Envelope(event_type="RESIZE_IMAGE", data={"number": 1})
+        with pytest.raises(OutcomeUnknown, match="its replica has its place"):
+            await app.enqueue(QUEUE, envelope)
+        await app.enqueue(QUEUE, envelope)
+        await app.settled()
+        assert done(app.store) == [1]
 
 
 REFUSALS = [

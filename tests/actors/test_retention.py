@@ -440,6 +440,16 @@ async def test_the_inbox_of_an_empty_stream_goes_by_age(
     assert (await make_sweep().run()).rows["penstock_inbox"] == 1
 
 
+async def test_what_a_work_queue_leaves_in_the_database_goes_by_age(
+    redis: Redis, pool: Pool, system: System, make_sweep: Callable[..., Sweep]
+) -> None:
+    system.queue("jobs")
+    for days in (61, 59):
+        await _inbox(pool, stream="jobs", entry_id="1795953224915-16403665382229609940", days=days)
+    assert (await make_sweep().run()).rows["penstock_inbox"] == 1
+    assert await _count(pool, "penstock_inbox") == 1
+
+
 async def test_a_dry_run_deletes_nothing_and_says_what_would_go(
     redis: Redis, pool: Pool, make_sweep: Callable[..., Sweep]
 ) -> None:
