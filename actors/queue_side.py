@@ -65,21 +65,23 @@ class QueueSide:
         if not self._gate.is_open:
             await trio.lowlevel.checkpoint()
             raise NotSent(self._address, f"not sent: {self._gate.cause}")
+        why = await self._add(queue, element)
+        if why:
+            raise OutcomeUnknown(self._address, f"acknowledged, and not believed: {why}")
+        return envelope.event_id
+
+    async def _add(self, queue: str, element: bytes) -> str:
+        """Add an element; why its acknowledgement does not count, or nothing."""
         try:
-            await self._add(queue, element)
+            lists = QueueLists(self._client(), queue)
+            claims = {} if self._ownership is None else await self._ownership.claims((lists.waiting,))
+            await lists.add(element)
         except redis.exceptions.RedisError as error:
             self._trouble(error)
             raise
-        return envelope.event_id
-
-    async def _add(self, queue: str, element: bytes) -> None:
-        lists = QueueLists(self._client(), queue)
-        claims = {} if self._ownership is None else await self._ownership.claims((lists.waiting,))
-        await lists.add(element)
-        if self._ownership is not None:
-            doubts = await self._ownership.doubts(claims, {lists.waiting: ()})
-            if why := doubts.get(lists.waiting):
-                raise OutcomeUnknown(self._address, f"acknowledged, and not believed: {why}")
+        if self._ownership is None:
+            return ""
+        return (await self._ownership.doubts(claims, {lists.waiting: ()})).get(lists.waiting, "")
 
     async def look(self) -> list[QueueView]:
         """See `Deployment.queues`."""
