@@ -19,6 +19,7 @@ from trio.testing import MockClock
 from penstock.actors.event import Envelope, InvalidEvent
 from penstock.actors.handling import Context, Permanent, Unavailable
 from penstock.actors.retrying import RetryPolicy
+from penstock.actors.settings import ActorSettings
 from penstock.actors.system import DeclarationError, System
 from penstock.actors.testing import MemoryStore
 from penstock.actors.virtual import VirtualDeployment, virtual
@@ -285,7 +286,7 @@ async def test_while_redis_is_away_jobs_are_refused_and_what_was_accepted_is_han
         await trio.sleep(3)
         app.redis.refuse()
         app.redis.cut()
-        await trio.sleep(3600)
+        await trio.sleep(900)
         with pytest.raises(NotSent, match="not sent"):
             await app.enqueue(QUEUE, ResizeImage(9))
         app.redis.restore()
@@ -324,21 +325,21 @@ async def test_hours_without_the_database_cost_no_attempt(autojump_clock: MockCl
 
 
 async def test_a_full_redis_refuses_jobs_and_lets_itself_be_emptied(autojump_clock: MockClock) -> None:
-    async with virtual(resizing()) as app:
+    async with virtual(resizing(), settings=ActorSettings()) as app:
         app.lose_database("away")
-        await app.enqueue(QUEUE, *map(ResizeImage, range(20)))
+        await app.enqueue(QUEUE, *map(ResizeImage, range(6)))
         app.redis.answer("out-of-memory")
         with pytest.raises(redis.exceptions.OutOfMemoryError):
             await app.enqueue(QUEUE, ResizeImage(99))
         app.restore_database()
         with trio.fail_after(600):
-            while len(done(app.store)) < 20:
+            while len(done(app.store)) < 6:
                 await trio.sleep(1)
         app.redis.heal()
         await app.serving()
-        await app.enqueue(QUEUE, ResizeImage(20))
+        await app.enqueue(QUEUE, ResizeImage(6))
         await app.settled()
-        assert done(app.store) == list(range(21))
+        assert done(app.store) == list(range(7))
         assert restarts(app) == {}
 
 
@@ -426,17 +427,17 @@ async def test_masters_that_freeze_and_are_replaced_lose_no_job(autojump_clock: 
         await trio.sleep(1)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(load.run)
-            for _ in range(3):
-                await trio.sleep(5)
+            for _ in range(2):
+                await trio.sleep(1)
                 owner = cluster.owner(slot)
                 assert owner is not None
                 (replica,) = cluster.replicas_of(owner)
                 owner.hang()
                 await trio.sleep(0.3)
                 cluster.fail_over(replica)
-                await trio.sleep(3)
+                await trio.sleep(2)
                 owner.resume()
-            await trio.sleep(10)
+            await trio.sleep(2)
             nursery.cancel_scope.cancel()
         await load.settled()
         assert load.accepted
