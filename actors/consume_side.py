@@ -120,6 +120,7 @@ class ConsumeSide:
             for group in stream.made_only
         }
         self._tenures = {tree.name: tree.tenures for tree in self._trees if tree.tenures}
+        standings = {tree.name: tree.standing for tree in self._trees if tree.tenures}
         self.pools: dict[str, HandlerPool] = {}
         self.backlogs: dict[str, Backlog] = {}
         self._orders = {(tree.group, each.key): each.orders for tree in self._trees for each in tree.partitions}
@@ -134,10 +135,10 @@ class ConsumeSide:
             system=system.name,
             instance=instance,
             process=process,
-            groups=list(self._tenures),
+            groups=standings,
             gate=gates["redis"],
         )
-        self._leasing = Leasing(backends.store, process, self._tenures, settings.delivery)
+        self._leasing = Leasing(backends.store, process, self._tenures, settings.delivery, standings)
 
     async def claim(
         self, keys: Sequence[str], group: str, ids: Sequence[str], *, idle: float, by: str

@@ -34,7 +34,7 @@ from .claim_order import ClaimOrder
 from .group_making import GroupMaking, look_away
 from .handler_pool import HandlerPool
 from .keeper import Keeper
-from .leasing import LEASE_GATE, Tenure
+from .leasing import LEASE_GATE, Standing, Tenure
 from .listener import Listener
 from .ordered_reading import OrderedListener, owner_prefix
 from .stopping import DRAIN_WITHIN, Stopping
@@ -135,6 +135,7 @@ class GroupTree:
 
     Attributes:
         partitions: the group's part in each of the stream's partitions, in order.
+        standing: whether this process can handle its events.
     """
 
     def __init__(self, site: Site, stream: Stream, group: Group) -> None:
@@ -144,6 +145,8 @@ class GroupTree:
         # Created here and not by the pools: however many partitions there are, a group has its `workers`.
         self._limiter = trio.CapacityLimiter(group.workers)
         self.partitions = [self._partition(key) for key in stream.keys]
+        # As long as others wait for a process that is silent.
+        self.standing = Standing([site.gates[name] for name in group.requires], site.settings.lease_ttl)
 
     @property
     def group(self) -> str:

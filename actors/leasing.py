@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .settings import DeliverySettings
     from .store import Store
 
-__all__ = ["LEASE_GATE", "Leasing", "Plan", "Tenure", "plan"]
+__all__ = ["LEASE_GATE", "Leasing", "Plan", "Standing", "Tenure", "plan"]
 
 log = get_logger(__name__)
 
@@ -41,6 +41,29 @@ DRAIN_WITHIN = 5.0
 
 LEAVE_WITHIN = 2.0
 """Seconds that giving everything back may take when the process stops; what is not given back ends by itself."""
+
+
+class Standing:
+    """Whether this process can handle a group's events, as far as gates of the system's own tell.
+
+    Args:
+        gates: behind which the group stands.
+        patience: seconds for which one of them may be shut: partitions that change hands with each flicker help nobody.
+    """
+
+    def __init__(self, gates: Sequence[Gate], patience: float) -> None:
+        self.gates = tuple(gates)
+        self._patience = patience
+        self._shut_since: float | None = None
+
+    def is_fit(self) -> bool:
+        """Whether it can; has to be asked every few seconds to know since when it cannot."""
+        now = trio.current_time()
+        if all(gate.is_open for gate in self.gates):
+            self._shut_since = None
+        elif self._shut_since is None:
+            self._shut_since = now
+        return self._shut_since is None or now - self._shut_since < self._patience
 
 
 @define(eq=False)
@@ -161,20 +184,29 @@ class Leasing:
         process: this process.
         tenures: all partitions of all ordered groups, by the group's name (``GROUP@STREAM``).
         settings: how long a lease lasts, and when a process counts as gone.
+        standings: whether this process can handle them, by the group's name: it has no partition of one that it cannot.
     """
 
     def __init__(
-        self, store: Store, process: UUID, tenures: Mapping[str, Sequence[Tenure]], settings: DeliverySettings
+        self,
+        store: Store,
+        process: UUID,
+        tenures: Mapping[str, Sequence[Tenure]],
+        settings: DeliverySettings,
+        standings: Mapping[str, Standing],
     ) -> None:
         self._store = store
         self._process = process
         self._groups = tenures
+        self._standings = standings
         self._ttl = settings.lease_ttl
         self._silent_after = 3 * settings.heartbeat_every
         self._changing: set[Tenure] = set()
         self._news = trio.Event()
         for tenure in self._tenures():
             tenure._doubted = self._wake
+        for gate in {gate for standing in standings.values() for gate in standing.gates}:
+            gate.listen(lambda _: self._wake())
 
     async def __call__(self, child: Child) -> None:
         """Keep the leases until cancelled (they last, and may be kept by the next incarnation), or drained: given back.
@@ -239,6 +271,11 @@ class Leasing:
         rows: Mapping[tuple[str, str], LeaseView],
         members: Collection[UUID],
     ) -> bool:
+        if not self._standings[name].is_fit():
+            for tenure in tenures:
+                if tenure.lease is not None:
+                    self._change(changing, self._leave, tenure)
+            return False
         owners = {tenure.stream: self._owner(tenure, rows) for tenure in tenures}
         decided = plan(name, self._process, owners, members)
         for tenure in tenures:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
@@ -17,6 +17,7 @@ from .member_table import Member, MemberView
 
 if TYPE_CHECKING:
     from ..runtime.supervision import Child, Gate
+    from .leasing import Standing
     from .settings import DeliverySettings
     from .store import Store
 
@@ -43,7 +44,7 @@ class Membership:
         system: the name of the system.
         instance: the id of the installation.
         process: of this process alone.
-        groups: the ordered groups, ``GROUP@STREAM``, that it can handle partitions of while `gate` is open.
+        groups: the ordered groups, ``GROUP@STREAM``, and whether it can handle partitions of them while `gate` is open.
         gate: of Redis: who does not reach it gets no partition.
     """
 
@@ -55,7 +56,7 @@ class Membership:
         system: str,
         instance: str,
         process: UUID,
-        groups: Sequence[str],
+        groups: Mapping[str, Standing],
         gate: Gate,
     ) -> None:
         self._store = store
@@ -64,7 +65,7 @@ class Membership:
         self._system = system
         self._instance = instance
         self._process = process
-        self._groups = tuple(groups)
+        self._groups = groups
         self._version = version("penstock")  # reads a file
         self._gate = gate
         self._members: tuple[MemberView, ...] = ()
@@ -113,7 +114,7 @@ class Membership:
             host=socket.gethostname(),
             pid=os.getpid(),
             version=self._version,
-            groups=self._groups if self._gate.is_open else (),
+            groups=tuple(name for name, standing in self._groups.items() if standing.is_fit() and self._gate.is_open),
         )
         async with self._store.transaction() as transaction:
             await self._store.members.beat(transaction, me)

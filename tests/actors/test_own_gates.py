@@ -178,6 +178,48 @@ async def test_in_an_ordered_group_the_order_is_kept(autojump_clock: MockClock) 
         assert (server.got, app.store.letters) == (list(range(9)), [])
 
 
+@pytest.mark.parametrize("ordered", [False, True])
+async def test_a_gate_that_is_shut_in_one_process_leaves_the_work_to_the_other(
+    autojump_clock: MockClock, *, ordered: bool
+) -> None:
+    server, store = MailServer(), MemoryStore()
+    async with InProcessRedis() as redis, trio.open_nursery() as nursery:
+        two = [
+            VirtualDeployment(
+                shop(server, ordered=ordered), ActorSettings(), redis, store, instance=f"i{number}", seed=number
+            )
+            for number in range(2)
+        ]
+        for made in two:
+            nursery.start_soon(made.deployment.run)
+            await made.deployment.tree.ready()
+        await trio.sleep(20)
+        gates = [made.deployment.gates["lease mails@orders"] for made in two] if ordered else []
+        first = two[1] if ordered and gates[1].is_open else two[0]
+        await first.publish("orders", *map(Order, range(50)))
+        first.lose("mail", "no way to it")
+        first.deployment._own_watches["mail"].nudge()
+        with trio.fail_after(180):
+            while len(server.got) < 50:
+                await trio.sleep(1)
+        # While no process can, nobody holds what another might take.
+        for made in two:
+            made.lose("mail", "no way to it")
+            made.deployment._own_watches["mail"].nudge()
+        await trio.sleep(60)
+        assert not any(gate.is_open for gate in gates)
+        await first.publish("orders", *map(Order, range(50, 60)))
+        first.restore("mail")
+        with trio.fail_after(180):
+            while len(server.got) < 60:
+                await trio.sleep(1)
+        for made in two:
+            made.deployment.tree.stop("the test is over")
+    assert sorted(server.got) == list(range(60))
+    if ordered:
+        assert [effect.values[0] for effect in store.effects if effect.statement == "insert mail"] == list(range(60))
+
+
 async def test_a_group_that_begins_now_begins_before_its_gate_opens(autojump_clock: MockClock) -> None:
     """What is published while the gate has never been open would not be read."""
     server = MailServer()
