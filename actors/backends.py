@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ..runtime.embedded import DataDirectory
     from ..runtime.supervision import ChildSpec
     from .settings import ActorSettings
+    from .system import System
 
 __all__ = ["Backends", "RedisPlace", "postgres_options", "redis_options"]
 
@@ -36,6 +37,15 @@ RedisPlace = RedisOptions | ClusterOptions | SentinelOptions
 HEALED_WITHIN: Final = 1.0
 """Seconds within which the link to a cluster has to get over what is no outage: slots that move, masters that change
 places. Longer than a planned failover takes, and short, for whoever publishes waits meanwhile."""
+
+CONNECTIONS: Final = 10
+"""Connections of the pool, where they are enough."""
+
+SPARE: Final = 6
+"""Connections beside those of the workers: for the relay, leases, routes and all else that must not wait for them."""
+
+MOST: Final = 50
+"""Connections that a pool takes without being told: a server has 100 in all, unless it is set up otherwise."""
 
 NOTES: Final = 2
 """Connections for the notes of `Context.once`, beside the pool's: single statements, so that few serve many."""
@@ -99,10 +109,11 @@ class Backends:
         return found
 
     @classmethod
-    def of(cls, settings: ActorSettings, directory: DataDirectory) -> Self:
+    def of(cls, settings: ActorSettings, directory: DataDirectory, system: System | None = None) -> Self:
         """The real ones: the user's own servers where a URL is set, embedded ones in `directory` where not.
 
-        Touches no server.
+        Touches no server. For `system` there are as many connections as its workers need, unless the settings say how
+        many.
 
         Raises:
             ServerNotInstalled: an embedded server is wanted, and the extra ``embedded`` is not installed.
@@ -118,7 +129,7 @@ class Backends:
             postgres = EmbeddedPostgres(directory, log=lambda line: log.debug("postgres-server says", line=line))
             servers.append(postgres.spec())
             postgres_url = postgres.url
-        options = postgres_options(settings, postgres_url)
+        options = postgres_options(settings, postgres_url, _workers(system))
         pool, notes = (
             Pool(
                 each,
@@ -160,8 +171,17 @@ def redis_options(settings: ActorSettings, url: str) -> RedisPlace:
     return evolve(options, retry_for=HEALED_WITHIN) if isinstance(options, ClusterOptions) else options
 
 
-def postgres_options(settings: ActorSettings, url: str) -> PostgresOptions:
-    """The options of the link to the PostgreSQL server at `url`."""
-    return PostgresOptions.from_url(
-        url, connect_timeout=settings.postgres.connect_timeout, max_size=settings.postgres.pool_size
-    )
+def postgres_options(settings: ActorSettings, url: str, workers: int = 0) -> PostgresOptions:
+    """The options of the link to the PostgreSQL server at `url`, whose pool so many workers share."""
+    size = settings.postgres.pool_size
+    if size is None:
+        size = min(max(CONNECTIONS, workers + SPARE), MOST)
+    return PostgresOptions.from_url(url, connect_timeout=settings.postgres.connect_timeout, max_size=size)
+
+
+def _workers(system: System | None) -> int:
+    """How many handlers may hold a connection at a time, also while they wait for something else."""
+    if system is None:
+        return 0
+    groups = [group for stream in system.streams.values() for group in stream.groups.values() if group.enabled]
+    return sum(group.workers for group in groups) + sum(queue.workers for queue in system.queues.values())

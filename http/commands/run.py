@@ -59,7 +59,7 @@ def run(system: str | None) -> None:
 async def _run(system: System, settings: Settings, directory: DataDirectory) -> None:
     check_binds(settings.http.bind)
     await wait_for_servers(settings, settings.start.wait_for_servers)
-    backends = Backends.of(settings, directory)
+    backends = Backends.of(settings, directory, system)
     if settings.postgres.url is not None:
         # Once before anything starts: what our role may not do in somebody's database is told, and not tried again.
         await migrate_all(system, backends)

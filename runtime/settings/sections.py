@@ -52,12 +52,13 @@ class PostgresSettings:
 
     Attributes:
         url: `postgresql://user@host/database`; not set: an embedded PostgreSQL is started.
-        pool_size: how many connections are open at most.
+        pool_size: how many connections are open at most; not set: 10, or, where the groups and queues of the system
+            have more workers than leave some over, six more than they are, up to 50.
         connect_timeout: seconds for a connection to be made, TLS and log-in included.
     """
 
     url: str | None = field(default=None, repr=_shown, validator=url_of("postgresql", "postgres"))
-    pool_size: int = field(default=10, validator=at_least(1))
+    pool_size: int | None = field(default=None, validator=at_least(1))
     connect_timeout: float = field(default=5.0, validator=above_zero)
 
 
