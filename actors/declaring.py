@@ -36,7 +36,7 @@ delete from penstock_group known where known.system = %(system)s and not exists 
 
 
 async def declare_groups(pool: Pool, system: System, *, abandon_after: float = ABANDON_AFTER) -> None:
-    """Store the groups of `system`, and forget those that it declared before and declares no more.
+    """Store the groups of `system`, its queues among them, and forget those that it declares no more.
 
     Processes that declare differently (an old and a new release) overwrite each other; the one that started last is
     right. Blocks for as long as others who start hold the same rows. Cancelled, nothing is stored.
@@ -50,8 +50,9 @@ async def declare_groups(pool: Pool, system: System, *, abandon_after: float = A
         PostgresUnavailable: the database is away, or has ended the transaction of a process that was frozen.
         psycopg.errors.IdleInTransactionSessionTimeout: the latter, told by the server itself.
     """
+    streams = [*system.streams.values(), *(queue.stream for queue in system.queues.values())]
     groups = sorted(
-        ((stream, group) for stream in system.streams.values() for group in stream.groups.values()),
+        ((stream, group) for stream in streams for group in stream.groups.values()),
         key=lambda pair: (pair[0].key, pair[1].name),  # in one order: processes that start together must not deadlock
     )
     async with pool.connection() as connection, connection.transaction():

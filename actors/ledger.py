@@ -18,6 +18,7 @@ from attrs import evolve, field, frozen
 from .handling import entry_order
 from .ledger_search import GroupState, Place, Search
 from .outages import outages
+from .queue_lists import QueueLists
 
 if TYPE_CHECKING:
     from ..runtime.postgres import Pool
@@ -261,7 +262,7 @@ class Ledger:
         return list(known.values())
 
     async def summary(self) -> list[LedgerLine]:
-        """How many events came to what, for each declared group."""
+        """How many events came to what, for each declared group, and jobs, for each queue."""
         with outages(self._pool.options.address):
             async with self._pool.connection() as connection:
                 cursor = await connection.execute(_COUNTS.encode(), {"system": self._system.name})
@@ -279,7 +280,18 @@ class Ledger:
                 lines.append(
                     LedgerLine(stream=declared.key, consumer_group=name, unread=unread, in_work=in_work, **known)
                 )
+        for queue in self._system.queues.values():
+            waiting, taken = await self._in_lists(queue.name)
+            known = counts.get((queue.name, queue.group.name), {})
+            group = queue.group.name
+            lines.append(LedgerLine(stream=queue.name, consumer_group=group, unread=waiting, in_work=taken, **known))
         return lines
+
+    async def _in_lists(self, queue: str) -> tuple[int | None, int | None]:
+        if not self._redis_gate.is_open:
+            return None, None
+        view = await QueueLists(self._client(), queue).view(0.0)
+        return view.waiting + view.returned, sum(each.jobs for each in view.taken)
 
     async def _in_redis(self, stream: Stream, group: str) -> tuple[int | None, int | None]:
         if not self._redis_gate.is_open:

@@ -117,6 +117,10 @@ def test_each_job_is_done_once_though_who_had_it_is_killed_frozen_or_stopped(sit
     until(lambda: len(site.made()) >= 68, 60.0, "the other one does it")
     assert len(set(site.made())) == len(site.made()) == 68
 
+    told = one.command("ledger", "--summary", "--json").stdout
+    [line] = json.loads(told)
+    assert (line["group"], line["done"], line["unread"], line["inWork"]) == ("queue thumbnails", 68, 0, 0)
+
     # What cannot be done is a dead letter, and can be tried again in its queue.
     site.upload(one, "notes.txt")
     until(lambda: site.sql("select count(*) from penstock_dead_letter") == [(1,)], 20.0, "it is dead")
