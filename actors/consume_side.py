@@ -126,7 +126,7 @@ class ConsumeSide:
         self._orders = {(tree.group, each.key): each.orders for tree in self._trees for each in tree.partitions}
         for partition in [each for tree in self._trees for each in tree.partitions]:
             self.pools[partition.name], self.backlogs[partition.name] = partition.pool, partition.backlog
-        self._queues = [QueueTree(site, queue) for queue in system.queues.values()]
+        self._queues = [QueueTree(site, queue) for queue in system.queues.values() if queue.workers]
         for each in self._queues:
             self.pools[each.name], self.backlogs[each.name] = each.pool, each.backlog
         self.membership = Membership(

@@ -49,7 +49,7 @@ class Queue:
     Attributes:
         name: of the queue; its keys in Redis are ``{name}:waiting`` and others with that hash tag.
         workers: how many jobs one process handles at a time, each in a transaction of its own. It takes no more than
-            that out of the list. Default 4.
+            that out of the list. 0: this process puts jobs in, and takes none. Default 4.
         retry: how often, and after which pauses, its jobs are tried again. Default: as the settings say.
         timeout: seconds that a handler may take, where that is more than the setting ``delivery.handler_timeout``.
         block: seconds that a wait for the next job takes at the most, before it is asked again. Costs no latency.
@@ -59,7 +59,7 @@ class Queue:
     """
 
     name: str
-    workers: int = field(default=4, validator=validators.ge(1))
+    workers: int = field(default=4, validator=validators.ge(0))
     retry: RetryPolicy | None = None
     timeout: float | None = field(default=None, validator=validators.optional(validators.gt(0)))
     block: float = field(default=1.0, validator=validators.gt(0))
@@ -71,7 +71,7 @@ class Queue:
         self.stream = Stream(self.name, mirror=False)
         # One job a transaction: jobs are work, and none is to wait for, or to be rolled back with, another.
         self.group = self.stream.group(
-            f"queue {self.name}", workers=self.workers, batch=1, retry=self.retry, requires=self.requires
+            f"queue {self.name}", workers=max(1, self.workers), batch=1, retry=self.retry, requires=self.requires
         )
         self.requires = self.group.requires
 

@@ -43,7 +43,7 @@ def test_a_declaration_that_cannot_work_says_so() -> None:
         with pytest.raises(DeclarationError):
             system.queue(name)
     with pytest.raises(DeclarationError, match="workers"):
-        system.queue("thumbnails", workers=0)
+        system.queue("thumbnails", workers=-1)
     queue = system.queue("thumbnails", requires=("disk",))
     with pytest.raises(DeclarationError, match="declared already"):
         system.queue("thumbnails")
@@ -106,6 +106,20 @@ async def test_no_more_is_taken_than_there_are_workers(autojump_clock: MockClock
             assert done(store) == list(range(15))
             [view] = await app.deployment.queues()
             assert (view.waiting, view.oldest, [each.jobs for each in view.taken]) == (0, None, [0, 0])
+
+
+async def test_a_process_without_workers_puts_jobs_in_and_takes_none(autojump_clock: MockClock) -> None:
+    async with InProcessRedis() as server:
+        store = MemoryStore()
+        async with virtual(resizing(workers=0), redis=server, store=store, instance="front") as front:
+            await front.enqueue(QUEUE, *map(ResizeImage, range(3)))
+            await trio.sleep(60)
+            assert done(store) == []
+            with pytest.raises(KeyError):
+                front.child(PLACE)
+            async with virtual(resizing(), redis=server, store=store, instance="worker"):
+                await front.settled()
+        assert done(store) == [0, 1, 2]
 
 
 async def test_a_handler_publishes_in_its_transaction(autojump_clock: MockClock) -> None:
