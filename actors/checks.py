@@ -273,7 +273,7 @@ async def access_findings(
         told = _told(denied)
         found.append(Finding(name="access", where=where, severity=Severity.REFUSE, found=told, mend=_right(denied)))
     if untaken:
-        told, mend = f"{_told(untaken)} (work queues)", _right(untaken, "+@list +@sortedset")
+        told, mend = f"{_told(untaken)} (work queues)", _right(untaken, "+@list +@sortedset +time")
         found.append(Finding(name="access", where=where, severity=Severity.REFUSE, found=told, mend=mend))
     if hidden:
         told = f"{_told(hidden)}, so dead letters are not shown there, and what is to show them stays in the outbox"

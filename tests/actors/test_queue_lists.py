@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import redis.exceptions
 import trio
+from attrs import evolve
 
 from penstock.actors.queue_lists import QueueLists, Taken, digest_of
 from penstock.runtime.redis import Redis, RedisOptions
@@ -121,6 +122,25 @@ async def test_a_full_server_takes_no_job_and_gives_out_what_it_has(
         assert (await lists.view(60.0)).waiting == 3
     finally:
         await any_redis.config_set("maxmemory", "0")
+
+
+async def test_the_rights_that_the_how_to_names_are_enough(any_redis: Redis, redis_kind: RedisOptions | None) -> None:
+    if redis_kind is None:
+        pytest.skip("there are no rights in process")
+    rights = ("~{q}:*", "+@list", "+@sortedset", "+@scripting", "+time", "+@connection")
+    await any_redis.execute_command("ACL", "SETUSER", "worker", "reset", "on", ">secret", *rights)
+    async with Redis(evolve(redis_kind, username="worker", password="secret")) as worker, worker.dedicated() as own:
+        lists = QueueLists(worker, "q")
+        await lists.add(b"1")
+        await lists.take("a", 1)
+        assert await QueueLists(own, "q").wait("a", 0.1) is None
+        assert await lists.held("a") == [b"1"]
+        await lists.beat("a")
+        assert await lists.silent(60.0) == []
+        await lists.finish("a", [b"2"])
+        assert await lists.leave("a", 60.0) == 1
+        assert await lists.give_back("a", 60.0) == 0
+        assert (await lists.view(60.0)).waiting == await lists.count() == 1
 
 
 async def test_a_key_of_another_type_loses_no_job(any_redis: Redis) -> None:
