@@ -38,12 +38,14 @@ class Claim:
         poison: those of them that are not to be tried any more.
         more: whether others may be due as well.
         next_in: seconds until the next one is due, as far as is known.
+        wants_alone: nothing was claimed, for the first one was counted before: ask again, `alone`.
     """
 
     entries: list[Entry] = field(factory=list)
     poison: list[Entry] = field(factory=list)
     more: bool = False
     next_in: float | None = None
+    wants_alone: bool = False
 
 
 class Claims:
@@ -83,7 +85,9 @@ class Claims:
 
     # Rows that are due ----------------------------------------------------------------------------------------------
 
-    async def claim(self, limit: int, busy: Collection[str], occupy: Callable[[set[str]], set[str]]) -> Claim:
+    async def claim(
+        self, limit: int, busy: Collection[str], occupy: Callable[[set[str]], set[str]], *, alone: bool
+    ) -> Claim:
         """Claim rows that are due: many, or one that was counted as a suspect before; and count them so.
 
         Args:
@@ -91,6 +95,7 @@ class Claims:
             busy: keys that are in work.
             occupy: called with the keys of the rows; says which of them are ours from now on. They stay so also if
                 this raises, so whoever calls knows them.
+            alone: whether no other suspect is at work in this process; else none is claimed that was counted before.
         """
         group, key = self._group.name, self._partition
         async with self._short_transaction() as transaction:
@@ -99,7 +104,9 @@ class Claims:
             )
             if not rows:
                 return Claim(next_in=await self._store.retries.next_due(transaction, group, key))
-            chosen = await self._choose(transaction, rows)
+            chosen, is_known = await self._choose(transaction, rows)
+            if is_known and not alone:
+                return Claim(wants_alone=True)
             if self._group.ordered:
                 ours = occupy({row.event_key for row in chosen if row.event_key is not None})
                 chosen = [row for row in chosen if row.event_key is None or row.event_key in ours]
@@ -113,12 +120,12 @@ class Claims:
             more=len(chosen) < len(rows) or len(chosen) == limit,
         )
 
-    async def _choose(self, transaction: Transaction, rows: Sequence[RetryRow]) -> list[RetryRow]:
-        """The longest due, with others if nothing is held against it and them."""
+    async def _choose(self, transaction: Transaction, rows: Sequence[RetryRow]) -> tuple[list[RetryRow], bool]:
+        """The longest due, with others if nothing is held against it and them; and whether something is."""
         ids = [row.entry_id for row in rows]
         known = await self._store.suspects.known(transaction, self._group.name, self._partition, ids)
         calm = [row for row in rows if row.entry_id not in known]
-        return calm if calm and calm[0] is rows[0] else [rows[0]]
+        return (calm, False) if calm and calm[0] is rows[0] else ([rows[0]], True)
 
     async def _followers(self, transaction: Transaction, chosen: Sequence[RetryRow], limit: int) -> list[RetryRow]:
         """What waits behind the rows, to be handled with them: one at a time, a long queue never ends."""
@@ -137,16 +144,20 @@ class Claims:
 
     # Suspects -------------------------------------------------------------------------------------------------------
 
-    async def suspect(self, entries: Sequence[Entry]) -> Claim:
+    async def suspect(self, entries: Sequence[Entry], *, alone: bool) -> Claim:
         """Count entries that come again without an end, before they are handled: the first that may be together.
 
-        That is, those before the first that was counted already, or that one alone; the rest must wait.
+        That is, those before the first that was counted already, or, if no other suspect is at work in this process
+        (`alone`), that one; the rest must wait.
         """
         ids = [entry.id for entry in entries]
         async with self._short_transaction() as transaction:
             known = await self._store.suspects.known(transaction, self._group.name, self._partition, ids)
             calm = takewhile(lambda each: each not in known or each in self._marked, ids)
-            chosen = list(calm) or ids[:1]
+            chosen = list(calm)
+            if not chosen and not alone:
+                return Claim(wants_alone=True)
+            chosen = chosen or ids[:1]
             poison = await self._mark(transaction, chosen)
         return Claim(
             entries=[entry for entry in entries if entry.id in chosen and entry.id not in poison],

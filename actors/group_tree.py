@@ -33,6 +33,7 @@ from .broadcasting import to_nobody
 from .claim_order import ClaimOrder
 from .group_making import GroupMaking, look_away
 from .handler_pool import HandlerPool
+from .isolation import Isolation
 from .keeper import Keeper
 from .leasing import LEASE_GATE, Standing, Tenure
 from .listener import Listener
@@ -82,6 +83,7 @@ class Site:
         patience: seconds for which a connection that breaks is no trouble yet.
         look: notes what a stream has lost, before somebody reads on in it.
         stopping: whether the process stops.
+        isolation: what all pools of the process keep suspects apart by.
     """
 
     client: Callable[[], AnyRedis]
@@ -102,6 +104,7 @@ class Site:
     patience: float
     look: Callable[[str], Awaitable[object]] = look_away
     stopping: Stopping = field(factory=Stopping)
+    isolation: Isolation = field(factory=Isolation)
 
 
 @frozen
@@ -349,6 +352,7 @@ def handler_pool(
         acknowledge=acknowledge,
         wall=site.wall,
         stopping=site.stopping,
+        isolation=site.isolation,
     )
 
 

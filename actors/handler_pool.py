@@ -16,7 +16,7 @@ import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import redis.exceptions
 import trio
@@ -29,6 +29,7 @@ from .blame import Progress, away_of, met_redis, passes
 from .broadcasting import to_nobody
 from .claims import Claim, Claims
 from .failures import Counts, Failures, PoisonousEvent
+from .isolation import Isolation
 from .lease_table import LeaseLost
 from .once_in_redis import RedisSteps
 from .sorting import key_of, verdict_of
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
 __all__ = ["Counts", "HandlerPool"]
 
 log = get_logger(__name__)
+
+T = TypeVar("T")
 
 ACKNOWLEDGE = 100
 """Ids in one XACK at the most; one at a time halved the measured throughput."""
@@ -95,6 +98,7 @@ class HandlerPool:
         acknowledge: tells Redis that entries, by their ids, are over; raises its errors. Default: XACK.
         wall: what time it is, for events that expire.
         stopping: whether the process stops.
+        isolation: what the pools of the process keep suspects apart by.
     """
 
     def __init__(
@@ -122,6 +126,7 @@ class HandlerPool:
         acknowledge: Callable[[Sequence[str]], Awaitable[object]] | None = None,
         wall: Callable[[], datetime] | None = None,
         stopping: Stopping | None = None,
+        isolation: Isolation | None = None,
     ) -> None:
         self.counts = Counts()
         self._group = group
@@ -139,6 +144,7 @@ class HandlerPool:
         self._acknowledge_entries = acknowledge or self._xack
         self._limiter = limiter
         self._stopping = stopping or Stopping()
+        self._isolation = isolation or Isolation()
         self._draining = False
         self._due = _Due()
         self._busy_at = -math.inf
@@ -204,17 +210,30 @@ class HandlerPool:
         """Bring every entry of the batch to one of its ends: done, to be retried, or given back."""
         left = {entry.id: entry for entry in batch}
         try:
-            async with self._limiter or nullcontext():
-                if self._draining:
-                    pass  # it has waited for its turn, and nothing was begun
-                elif batch[0].redelivered and batch[0].retry is None:
-                    await self._attempt_suspects(batch, left)
-                else:
-                    await self._attempt_all(batch, left)
-                await self._absolve(list(left.values()))
+            if batch[0].redelivered and batch[0].retry is None:
+                await self._settle_suspects(batch, left)
+            else:
+                await self._in_turn(self._attempt_all, batch, left)
         finally:
             # Cancelled, or an outage: nobody's attempt. In their order, to the front.
             self._backlog.give_back([entry for entry in left.values() if entry.retry is None])
+
+    async def _settle_suspects(self, batch: Sequence[Entry], left: dict[str, Entry]) -> None:
+        """Those that were counted before while no other suspect is at work. (Before its turn, as with rows.)"""
+        async with self._isolation.beside():
+            wants_alone = await self._in_turn(self._attempt_suspects, batch, left, False)
+        if wants_alone:
+            async with self._isolation.alone():
+                await self._in_turn(self._attempt_suspects, batch, left, True)
+
+    async def _in_turn(
+        self, attempt: Callable[..., Awaitable[T]], batch: Sequence[Entry], left: dict[str, Entry], *more: bool
+    ) -> T | None:
+        """What `attempt` returns, within the group's limit; None if the pool drains by then: nothing was begun."""
+        async with self._limiter or nullcontext():
+            result = None if self._draining else await attempt(batch, left, *more)
+            await self._absolve(list(left.values()))
+            return result
 
     async def _attempt_all(
         self, batch: Sequence[Entry], left: dict[str, Entry], failed: Mapping[str, BaseException] | None = None
@@ -253,16 +272,20 @@ class HandlerPool:
             elif self._group.ordered:
                 return  # what is behind it under its key waits as well
 
-    async def _attempt_suspects(self, batch: Sequence[Entry], left: dict[str, Entry]) -> None:
-        """Attempt those of the redelivered entries that may be attempted together; the others stay in `left`."""
+    async def _attempt_suspects(self, batch: Sequence[Entry], left: dict[str, Entry], alone: bool) -> bool:
+        """Attempt those of the redelivered entries that may be attempted together; the others stay in `left`.
+
+        Returns whether none was, for the first one wants to be `alone`.
+        """
         try:
-            claim = await self._claims.suspect(batch)
+            claim = await self._claims.suspect(batch, alone=alone)
         except Exception as raised:  # noqa: BLE001 - no handler was called: whatever it is, it is the database's
             await self._wait_out(outcome_of(raised).error or raised)
-            return
+            return False
         if claim.entries:
             await self._attempt_all(claim.entries, left)
         await self._bury_poison(claim.poison, left)
+        return claim.wants_alone
 
     async def _attempt(self, part: Part, progress: Progress) -> Counts | BaseException:
         """One transaction: what it came to, or why it came to nothing."""
@@ -319,6 +342,18 @@ class HandlerPool:
 
     async def _retry(self) -> None:
         """Take rows that are due, and attempt them."""
+        if not self._isolation.is_open:
+            self._due.looking()
+            self._due.soon(LOOK)
+            return
+        async with self._isolation.beside():
+            wants_alone = await self._retry_some(alone=False)
+        if wants_alone:
+            async with self._isolation.alone():
+                await self._retry_some(alone=True)
+
+    async def _retry_some(self, *, alone: bool) -> bool:
+        """Returns whether nothing was attempted, for the row whose turn it is wants to be `alone`."""
         occupied: set[str] = set()
 
         def occupy(keys: set[str]) -> set[str]:
@@ -326,20 +361,21 @@ class HandlerPool:
             return ours
 
         try:
-            claim = await self._claim(occupy)
+            claim = await self._claim(occupy, alone=alone)
             if claim.entries:
                 await self._settle(claim.entries)
             await self._bury_poison(claim.poison, {})
+            return claim.wants_alone
         finally:
             self._backlog.release(occupied)
 
-    async def _claim(self, occupy: Callable[[set[str]], set[str]]) -> Claim:
+    async def _claim(self, occupy: Callable[[set[str]], set[str]], *, alone: bool) -> Claim:
         again = look = LOOK if trio.current_time() - self._busy_at < IDLE_AFTER else LOOK_IDLE
         claim: Claim | None = None
         self._due.looking()
         try:
             async with self._limiter or nullcontext():
-                claim = await self._claims.claim(self._group.batch, self._backlog.busy_keys, occupy)
+                claim = await self._claims.claim(self._group.batch, self._backlog.busy_keys, occupy, alone=alone)
             again = 0.0 if claim.more else min(look, claim.next_in or look)
             if claim.entries:
                 self._busy_at = trio.current_time()

@@ -102,6 +102,62 @@ async def test_an_event_that_kills_its_worker_again_and_again_is_dead_and_no_oth
     assert not store.suspects.table.rows
 
 
+@pytest.mark.parametrize("origin", ["stream", "rows"])
+async def test_slow_events_that_are_at_work_whenever_their_process_dies_are_not_held_for_poison(
+    autojump_clock: MockClock, origin: str
+) -> None:
+    """In its group, in another one, and in a queue: all of them are cut off each time, for they take longer."""
+    deaths: list[trio.Event] = []
+    failed: set[int] = set()
+
+    async def then(order: Order, context: Context) -> None:
+        if origin == "rows" and order.number not in failed:
+            failed.add(order.number)
+            raise OSError("so that it becomes a row")
+        await trio.sleep(0.1)
+        if order.number == 3:
+            deaths[-1].set()
+            await trio.sleep_forever()
+        await trio.sleep(5)
+
+    def busy() -> System:
+        system = shop(then, workers=4, batch=1)
+
+        async def slow(order: Order, context: Context) -> None:
+            await trio.sleep(5)
+            await context.connection.execute("insert", [100 + order.number])
+
+        system.streams[STREAM].group("slow", workers=4, batch=1)
+        system.streams[STREAM].on(Order, group="slow")(slow)
+        system.queue("jobs", workers=4).on(Order)(slow)
+        return system
+
+    store, lives = MemoryStore(), 0
+    async with InProcessRedis() as redis:
+        async with virtual(busy(), redis=redis, store=store) as app:
+            store.refuse("not yet")
+            await app.enqueue("jobs", *(Order(100 + number) for number in range(8)))
+        store.restore()
+        while not lives or deaths[-1].is_set():
+            lives += 1
+            assert lives < 12
+            deaths.append(trio.Event())
+            await live(busy(), redis, store, *(range(8) if lives == 1 else ()), dies=deaths[-1])
+    assert [(letter.reason.value, letter.consumer_group) for letter in store.letters] == [("poison", GROUP)]
+    assert sorted(effect.values[0] for effect in store.effects) == [
+        0,
+        1,
+        2,
+        4,
+        5,
+        6,
+        7,
+        *range(100, 108),
+        *range(200, 208),
+    ]
+    assert not store.suspects.table.rows
+
+
 async def test_a_row_that_kills_its_worker_is_dead_as_well(autojump_clock: MockClock) -> None:
     deaths: list[trio.Event] = []
     seen: list[int] = []
