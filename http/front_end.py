@@ -27,6 +27,7 @@ from ..runtime.supervision import Child, ChildSpec
 from ..runtime.telemetry import get_logger
 from .app import create_app
 from .connection import CONNECTION, Connection, ConnectionContext
+from .frames import curbed
 from .running import RunningSystem
 from .settings import HttpSettings
 
@@ -84,7 +85,7 @@ async def _serve(deployment: RunningSystem, settings: HttpSettings, child: Child
         background.start_soon(app.feed.run)
         child.note(", ".join(addresses))
         try:
-            await _accept(wrap_app(app, 0, "asgi"), sockets, settings, child, addresses)
+            await _accept(wrap_app(curbed(app), 0, "asgi"), sockets, settings, child, addresses)
         finally:
             _close(sockets)
             _unlink(addresses)

@@ -14,6 +14,7 @@ import trio
 
 from .access import ASGI, Message, Receive, Scope, Send
 from .connection import CONNECTION, Connection
+from .frames import TOO_LONG
 from .problems import FAILED, PROBLEM, Problem, problem_of
 from .replies import dump
 from .security import complete
@@ -63,6 +64,7 @@ class WebSockets:
             socket = _Socket(scope, receive, send, self._places, place)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(socket.cut_when_stuck, nursery.cancel_scope)
+                nursery.start_soon(socket.cut_after_too_much)
                 if self._draining.is_set():
                     socket.leave()
                 else:
@@ -98,6 +100,7 @@ class _Socket:
         self._over = False
         self._gone = False
         self._leaving = False
+        self._cut_at = math.inf
         self._sending = 0
         self._patience = trio.CancelScope()
         self._problem: Problem | None = None
@@ -135,6 +138,14 @@ class _Socket:
         else:
             connection.cut()
 
+    async def cut_after_too_much(self) -> None:
+        """The server has closed because the client has said too much: it may answer that for `LINGER`."""
+        too_long: trio.Event | None = self._scope.get("state", {}).get(TOO_LONG)
+        if too_long is not None:
+            await too_long.wait()
+            self._cut_at = trio.current_time() + LINGER
+            self._be_patient()
+
     def _connection(self) -> Connection | None:
         """The connection, if it is this WebSocket's alone (over HTTP/2 others share it) and known."""
         alone = self._scope.get("http_version") == "1.1"
@@ -142,7 +153,8 @@ class _Socket:
 
     def _be_patient(self) -> None:
         limit = SLOW_WHILE_LEAVING if self._leaving else SLOW
-        self._patience.deadline = trio.current_time() + limit if self._sending else math.inf
+        deadline = trio.current_time() + limit if self._sending else math.inf
+        self._patience.deadline = min(deadline, self._cut_at)
 
     async def _give(self, message: Message) -> None:
         self._sending += 1

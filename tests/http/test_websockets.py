@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+import tracemalloc
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -241,6 +244,34 @@ async def test_the_whole_life_over_a_real_socket(serving: Any) -> None:
             assert trio.current_time() - began < 10  # far below graceful_timeout
         statuses = sorted(event["responseStatus"] for event in await server.captured(7))
         assert statuses == [101, 101, 101, 101, 101, 403, 404]
+
+
+async def test_what_a_client_compressed_is_not_taken_apart(serving: Any) -> None:
+    async with serving(sockets) as server:
+        for offer in ("permessage-deflate", "permessage-deflate; client_max_window_bits=nonsense"):
+            offered = {"Sec-WebSocket-Extensions": offer}
+            async with connect(server.port, "/echo", offered) as plain:
+                await plain.send("hello")
+                assert await plain.text() == "hello"
+            async with connect(server.port, "/echo", offered) as bomb:
+                packed = zlib.compress(bytes(50_000_000), wbits=-15)
+                head = b"\xc1\xfe" + len(packed).to_bytes(2, "big") + bytes(4)
+                with contextlib.suppress(trio.BrokenResourceError):
+                    await bomb.stream.send_all(head + packed)
+                assert (await bomb.closed()).code is None
+
+
+async def test_who_says_too_much_and_goes_on_costs_no_memory_and_is_cut_off(serving: Any) -> None:
+    async with serving(sockets) as server, connect(server.port, "/echo") as endless:
+        more = b"\x00\xfe\xff\xff" + bytes(4) + b"x" * 65_535
+        await endless.stream.send_all(b"\x01\x80" + bytes(4) + more + more)
+        tracemalloc.start()
+        try:
+            with trio.fail_after(20), pytest.raises(trio.BrokenResourceError):
+                while tracemalloc.get_traced_memory()[1] < 10_000_000:
+                    await endless.stream.send_all(more)
+        finally:
+            tracemalloc.stop()
 
 
 async def test_who_does_not_read_or_answer_does_not_hold_up_the_stop(serving: Any) -> None:
