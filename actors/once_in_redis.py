@@ -43,6 +43,9 @@ COMMANDS: Final = frozenset(name for line in _BY_TYPE for name in line.split())
 LONGEST: Final = 4000
 """Words of one command at the most: Lua takes no more than some eight thousand."""
 
+LASTING: Final = 1e10
+"""Seconds that no marker is kept: some three centuries. What is much above it overflows in the server."""
+
 _OF_THE_SERVER: Final = (Kind.WAIT, Kind.REROUTE, Kind.REDIRECT, Kind.DEGRADE)
 
 _ONCE: Final = """
@@ -151,8 +154,8 @@ def _read(name: str, commands: Sequence[RedisCommand], expires: float) -> tuple[
     """The keys of commands, and all their words, the length of each command before it; raises ValueError."""
     if not name:
         raise ValueError("a step needs a name")
-    if not expires > 0:
-        raise ValueError(f"expires is a number of seconds above 0, not {expires!r}")
+    if not 0 < expires < LASTING:
+        raise ValueError(f"expires is a number of seconds above 0, and below {LASTING:g}, not {expires!r}")
     if not commands:
         raise ValueError(f"{name!r} has no commands")
     keys: list[str | bytes] = []

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -80,6 +80,11 @@ class QueueView:
     returned: int
     taken: tuple[TakenBy, ...]
     oldest: datetime | None
+
+
+FINISH_BYTES: Final = 4 * 1024 * 1024
+"""Of jobs that are finished by one command, unless it is a single one: a server takes no command of any length
+(``client-query-buffer-limit``), and one that it never takes would be sent for ever."""
 
 
 # A full server refuses a script whose first write may need memory; after one that needs none it takes all others.
@@ -231,7 +236,8 @@ class QueueLists:
 
     async def finish(self, consumer: str, elements: Sequence[bytes]) -> None:
         """Jobs of `consumer` are over; one that it has no longer is where somebody else will find it over."""
-        await self._run(_FINISH, [self.taken(consumer)], *elements)
+        for part in _parts(elements):
+            await self._run(_FINISH, [self.taken(consumer)], *part)
 
     async def beat(self, consumer: str) -> set[str]:
         """A sign of life of `consumer`; the digests of what it has (`digest_of`)."""
@@ -290,6 +296,20 @@ def digest_of(element: bytes) -> str:
 def are_moving(error: Exception) -> bool:
     """Whether a cluster has the lists partly here and partly there, as their slot moves: that passes, and no outage."""
     return isinstance(error, redis.exceptions.TryAgainError)
+
+
+def _parts(elements: Sequence[bytes]) -> Iterator[list[bytes]]:
+    """The elements in order, in parts that one command can hold."""
+    part: list[bytes] = []
+    size = 0
+    for element in elements:
+        if part and size + len(element) > FINISH_BYTES:
+            yield part
+            part, size = [], 0
+        part.append(element)
+        size += len(element)
+    if part:
+        yield part
 
 
 def _made_at(element: bytes | None) -> datetime | None:

@@ -334,6 +334,15 @@ async def test_what_cannot_be_done_once_is_refused(
         assert told in letter.error_message
 
 
+@pytest.mark.parametrize("expires", [0, -1.0, float("nan"), float("inf"), 1e300])
+async def test_a_marker_that_could_not_expire_is_refused(autojump_clock: MockClock, expires: float) -> None:
+    async with virtual(Shop(options={"expires": expires}).system) as app:
+        await app.publish("orders", Order("p-1"))
+        await app.settled()
+        (letter,) = app.store.letters
+        assert (letter.error_class, letter.error_message.split(" a number")[0]) == ("builtins.ValueError", "expires is")
+
+
 async def test_two_steps_of_one_event_need_names_of_their_own(autojump_clock: MockClock) -> None:
     async def again(context: Context) -> None:
         await context.once_in_redis("another", [("INCR", "{ranking}:count")])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import redis.exceptions
 import trio
 from attrs import evolve
 
-from penstock.actors.queue_lists import QueueLists, Taken, digest_of
+from penstock.actors.queue_lists import FINISH_BYTES, QueueLists, Taken, digest_of
 from penstock.runtime.redis import Redis, RedisOptions
 
 
@@ -31,6 +33,27 @@ async def test_a_job_is_moved_taken_and_finished(any_redis: Redis) -> None:
     assert await lists.held("a") == [b"3"]
     await lists.finish("a", [b"3"])
     assert await keys_of(any_redis) == {b"{q}:consumers"}
+
+
+async def test_large_jobs_are_finished_by_commands_that_a_server_takes(
+    any_redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[int] = []
+    run = any_redis.execute_command
+
+    async def execute(*words: Any, **options: Any) -> Any:
+        sent.append(sum(len(word) for word in words if isinstance(word, bytes)))
+        return await run(*words, **options)
+
+    lists = QueueLists(any_redis, "q")
+    jobs = [str(number).encode() * size for number, size in enumerate([1_500_000] * 5 + [FINISH_BYTES + 1, 1, 1])]
+    for each in jobs:
+        await lists.add(each)
+    assert await lists.take("a", 10) == Taken((), tuple(jobs))
+    monkeypatch.setattr(any_redis, "execute_command", execute)
+    await lists.finish("a", jobs)
+    assert max(sent) == FINISH_BYTES + 1, "a single one that is larger"
+    assert await lists.held("a") == []
 
 
 async def test_what_a_silent_consumer_has_is_returned_before_all_others_in_its_order(any_redis: Redis) -> None:
