@@ -15,14 +15,16 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from difflib import get_close_matches
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from attrs import evolve, fields, has
 
 from ..runtime.import_string import ImportStringError, load_object
+from .declarations import check_name, is_async
 from .event import EventType, event_type_of, untyped
 from .retrying import RetryPolicy
 from .system import DeclarationError, Group, Handler, System
@@ -42,9 +44,8 @@ def configured(system: System, settings: ActorSettings) -> System:
     name no handler, is another program's (`Stream.external`). Applied again, nothing changes.
 
     Raises:
-        DeclarationError: a handler cannot be used, or what is set does not go with what is declared; the text names
-            the table and the key.
-        Exception: what the module of a handler raises when it is imported.
+        DeclarationError: a handler cannot be imported or used, or what is set does not go with what is declared; the
+            text names the table and the key.
     """
     if not settings.streams:
         return system
@@ -68,10 +69,10 @@ def _configure_stream(system: System, stream: Stream, chosen: StreamSettings, de
     if chosen.partitions is not None:
         stream.partitions = chosen.partitions
     for name in chosen.events:
+        check_name(f"stream {stream.key!r}: an event type's name", name)
         stream.types.setdefault(name, untyped(name))
     for name, options in chosen.groups.items():
-        if not name:
-            raise DeclarationError(f"stream {stream.key!r}: a group's name is a non-empty string")
+        check_name(f"stream {stream.key!r}: a group's name", name)
         if name in stream.groups or options.handlers:
             _configure_group(stream, stream.groups.get(name) or stream.group(name), options, delivery)
         else:
@@ -142,17 +143,20 @@ def handler_of(stream: Stream, group: Group, event_type: str, place: str) -> Han
     If it says nothing, it is given what the stream has declared for the type; the data, if that is nothing, too.
 
     Raises:
-        DeclarationError: there is no such function, or it is none for this event type.
+        DeclarationError: there is no such function, its module raises, or it is none for this event type.
     """
     where = f"group {group.name!r} of stream {stream.key!r}: the handler of {event_type}, {place!r},"
     try:
         _, call = load_object(place)
     except ImportStringError as error:
         raise DeclarationError(f"{where} cannot be imported: {error}") from error
+    except Exception as error:
+        raise DeclarationError(f"{where} cannot be imported: {type(error).__name__}: {error}") from error
     if call is None:
         raise DeclarationError(f"{where} is not in its module")
-    if not _is_async(call):
+    if not is_async(call):
         raise DeclarationError(f"{where} is no async function, but a {type(call).__name__}")
+    check_name(f"{where}: an event type's name", event_type)
     try:
         inspect.signature(call).bind(None, None)
     except (TypeError, ValueError):
@@ -173,13 +177,10 @@ def handler_of(stream: Stream, group: Group, event_type: str, place: str) -> Han
     )
 
 
-def _is_async(call: object) -> typing.TypeGuard[Callable[..., Awaitable[None]]]:
-    return inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(getattr(call, "__call__", None))  # noqa: B004
-
-
 def _wanted(call: Callable[..., Any], where: str) -> Any:
     """The type of the first parameter, without its arguments; None if it has none."""
-    function = inspect.unwrap(call if inspect.isroutine(call) else type(call).__call__)
+    whole = call.func if isinstance(call, partial) else call
+    function = inspect.unwrap(whole if inspect.isroutine(whole) else type(whole).__call__)
     first = next(iter(inspect.signature(call).parameters.values()))
     if first.annotation is first.empty:
         return None

@@ -11,14 +11,22 @@ from typing import Any, Final
 from attrs import field, frozen
 
 from ..runtime.settings import above_zero, at_least
+from .system import MOST_PARTITIONS
 
 __all__ = ["GroupSettings", "StreamSettings"]
 
-_START: Final = re.compile(r"\$|\d+(-\d+)?")
+_START: Final = re.compile(r"[0-9]{1,20}(-[0-9]{1,20})?")
+_LARGEST: Final = 2**64 - 1
+"""Of both parts of an entry's id."""
+
+_LARGEST_COUNT: Final = 2**63 - 1
+"""That Redis takes."""
 
 
 def _entry_id(instance: object, attribute: Any, value: str | None) -> None:
-    if value is not None and not _START.fullmatch(value):
+    if value is None or value == "$":
+        return
+    if not _START.fullmatch(value) or any(int(part) > _LARGEST for part in value.split("-")):
         raise ValueError('must be "0", "$" or the id of an entry, such as "1700000000000-0"')
 
 
@@ -50,7 +58,7 @@ class GroupSettings:
 
     enabled: bool | None = None
     consumers: int | None = field(default=None, validator=at_least(1))
-    batch: int | None = field(default=None, validator=at_least(1))
+    batch: int | None = field(default=None, validator=at_least(1, _LARGEST_COUNT))
     block: float | None = field(default=None, validator=above_zero)
     workers: int | None = field(default=None, validator=at_least(1))
     ordered: bool | None = None
@@ -75,7 +83,7 @@ class StreamSettings:
         groups: its consumer groups, by name.
     """
 
-    max_len: int | None = field(default=None, validator=at_least(1))
-    partitions: int | None = field(default=None, validator=at_least(1))
+    max_len: int | None = field(default=None, validator=at_least(1, _LARGEST_COUNT))
+    partitions: int | None = field(default=None, validator=at_least(1, MOST_PARTITIONS))
     events: list[str] = field(factory=list, validator=_all_named)
     groups: dict[str, GroupSettings] = field(factory=dict)

@@ -23,7 +23,7 @@ from zlib import crc32
 from attrs import define, field, frozen, validators
 
 from .channels import Channel
-from .declarations import DeclarationError, check_async
+from .declarations import DeclarationError, check_async, check_name
 from .event import (
     JSON_CODEC,
     Codec,
@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     from .queue import Queue
 
 __all__ = ["DeclarationError", "Group", "Handler", "Probe", "Stream", "System"]
+
+MOST_PARTITIONS: Final = 16_384
+"""Partitions of a stream: a cluster has so many slots."""
 
 H = TypeVar("H", bound=Callable[..., Awaitable[None]])
 
@@ -142,7 +145,8 @@ class Stream:
             else here has to do with them. See `configured`.
         trim_without_groups: retention may trim it by age alone while it has no group at all. Default False: where
             nobody reads, nothing proves that the entries are not wanted any more.
-        partitions: over how many streams of Redis it is spread, by the event's key (without one, by its id). Default 1:
+        partitions: over how many streams of Redis it is spread, by the event's key (without one, by its id); at most
+            16,384, as many as a cluster has slots. Default 1:
             one stream, whose key is this one's; otherwise their keys are ``{key:0}``, ``{key:1}`` … Fixed when the
             stream is first used.
         lossy_cap: how many entries of a partition are kept at the most, about; older ones are cut off **unread or
@@ -154,7 +158,9 @@ class Stream:
     types: dict[str, EventType] = field(factory=dict)
     groups: dict[str, Group] = field(factory=dict)
     trim_without_groups: bool = False
-    partitions: int = field(default=1, validator=validators.and_(validators.instance_of(int), validators.ge(1)))
+    partitions: int = field(
+        default=1, validator=[validators.instance_of(int), validators.ge(1), validators.le(MOST_PARTITIONS)]
+    )
     lossy_cap: int | None = field(default=None, validator=validators.optional(validators.ge(1)))
     mirror: bool = True
     external: dict[str, Group] = field(factory=dict)
@@ -189,6 +195,7 @@ class Stream:
         """
         if name in self.groups:
             raise DeclarationError(f"the group {name!r} of stream {self.key!r} is declared already")
+        check_name(f"stream {self.key!r}: a group's name", name)
         try:
             declared = Group(name, self.key, **options)
         except (TypeError, ValueError) as error:
@@ -274,8 +281,9 @@ class System:
     """
 
     def __init__(self, name: str, *, migrations: Path | Traversable | None = None) -> None:
-        if not name or "/" in name:
-            raise DeclarationError(f"a system's name is a non-empty string without '/', not {name!r}")
+        check_name("a system's name", name)
+        if "/" in name:
+            raise DeclarationError(f"a system's name is a string without '/', not {name!r}")
         self.name = name
         self.migrations = migrations
         self.streams: dict[str, Stream] = {}
@@ -308,7 +316,11 @@ class System:
 
     def check(self) -> None:
         """Raise `DeclarationError` if what was declared does not fit together."""
+        owners: dict[str, str] = {}
         for stream in self.streams.values():
+            for key in stream.keys:
+                if (other := owners.setdefault(key, stream.key)) != stream.key:
+                    raise DeclarationError(f"streams {other!r} and {stream.key!r} would both be {key!r} in Redis")
             for group in stream.groups.values():
                 self._check_gates(f"group {group.name!r} of stream {stream.key!r}", group.requires)
         for queue in self.queues.values():
@@ -330,8 +342,9 @@ class System:
         Raises:
             DeclarationError: the key is empty or declared already, or an option is unknown or wrong.
         """
-        if not key or key in self.streams or key in self.queues:
-            raise DeclarationError(f"a stream's key is a non-empty string that is declared once, not {key!r}")
+        check_name("a stream's key", key)
+        if key in self.streams or key in self.queues:
+            raise DeclarationError(f"a stream's key is declared once: {key!r} is taken")
         declared = {kind.name: kind for kind in map(event_type_of, events)}
         try:
             self.streams[key] = stream = Stream(key, declared, **options)

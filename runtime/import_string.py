@@ -28,7 +28,13 @@ def load_object(place: str) -> tuple[ModuleType, object]:
     name, separator, attribute = place.rpartition(":")
     if not separator or not name or not attribute:
         raise ImportStringError(f"{place!r} is not of the form module:name or file.py:name")
-    module = _from_file(Path(name)) if name.endswith(".py") else _from_module(name)
+    try:
+        module = _from_file(Path(name)) if name.endswith(".py") else _from_module(name)
+    except SystemExit as error:
+        raise ImportStringError(
+            f"{name} ends the program when it is imported; what is to be done only when it is run stands below "
+            'if __name__ == "__main__":'
+        ) from error
     return module, getattr(module, attribute, None)
 
 
@@ -46,6 +52,8 @@ def _from_file(path: Path) -> ModuleType:
 
 
 def _from_module(name: str) -> ModuleType:
+    if name.startswith("."):
+        raise ImportStringError(f"{name!r} is no module's name; a file is named with its .py")
     _look_in("")
     try:
         return importlib.import_module(name)

@@ -28,12 +28,12 @@ def zero_or_more(instance: object, attribute: Any, value: float | None) -> None:
         raise ValueError("must be 0 or more and finite")
 
 
-def at_least(least: int) -> Validator:
-    """A number not below `least`."""
+def at_least(least: int, most: float = math.inf) -> Validator:
+    """A finite number not below `least`, and not above `most`."""
 
     def check(instance: object, attribute: Any, value: float | None) -> None:
-        if value is not None and not least <= value < math.inf:
-            raise ValueError(f"must be {least} or more")
+        if value is not None and not (least <= value <= most and value < math.inf):
+            raise ValueError(f"must be {least} or more" if most == math.inf else f"must be from {least} to {most}")
 
     return check
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
@@ -50,3 +51,19 @@ class Undeclared:
 
 def take_nothing(placed: Placed, context: Context) -> None:
     """No handler: it is not async."""
+
+
+class Taker:
+    """No handler, but makes such."""
+
+    def __init__(self, one: object, other: object) -> None: ...
+
+    async def __call__(self, placed: Placed, context: Context) -> None:
+        await context.connection.execute("object", [placed.number])
+
+
+async def _take_for(whom: str, data: dict[str, Any], context: Context) -> None:
+    await context.connection.execute(whom, [data["number"]])
+
+
+take_for_somebody = partial(_take_for, "somebody")

@@ -184,6 +184,8 @@ def test_applied_twice_it_is_the_same() -> None:
         ("handlers_of_tests:pay", "is not in its module"),
         ("handlers_of_tests:take_nothing", "is no async function, but a function"),
         ("handlers_of_tests:Placed", "is no async function, but a type"),
+        ("handlers_of_tests:Taker", "is no async function, but a type"),
+        ("./handlers_of_tests:take_object", "cannot be imported: './handlers_of_tests' is no module's name"),
         ("handlers_of_tests:take_one", "must take two arguments, (event, context)"),
         ("handlers_of_tests:take_unknown", "takes 'Decimal', which is not known when it runs"),
         ("handlers_of_tests:take_settings", "takes what is no event: Undeclared is no event class"),
@@ -194,6 +196,60 @@ def test_a_function_that_cannot_be_a_handler_is_refused_with_its_place(place: st
         configured(shop(), handled_by(place))
     assert str(refused.value).startswith(f"group 'payment' of stream 'orders': the handler of PLACED, {place!r}, ")
     assert problem in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("import no_such_thing", "ModuleNotFoundError: No module named 'no_such_thing'"),
+        ("async def pay(order, context:", "SyntaxError: '(' was never closed"),
+        ("raise SystemExit(0)", "ends the program when it is imported"),
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_named_with_the_handler(tmp_path: Path, text: str, problem: str) -> None:
+    place = tmp_path / f"broken_{abs(hash(text))}.py"
+    place.write_text(text)
+    with pytest.raises(DeclarationError) as refused:
+        configured(shop(), handled_by(f"{place}:pay"))
+    assert str(refused.value).startswith("group 'payment' of stream 'orders': the handler of PLACED, ")
+    assert problem in str(refused.value)
+
+
+def test_a_partial_function_is_given_what_its_first_free_parameter_wants() -> None:
+    handler = configured(shop(), handled_by("handlers_of_tests:take_for_somebody")).streams["orders"]
+    assert handler.groups["payment"].handlers["PLACED"].event_type.cls is dict
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\nb", "\x1b[31m", "x" * 300])
+def test_names_that_no_database_takes_are_refused(name: str) -> None:
+    for settings in (
+        ActorSettings(streams={name: StreamSettings()}),
+        set_to(GroupSettings(), name=name),
+        handled_by("handlers_of_tests:take_data", name=name),
+        handled_by("handlers_of_tests:take_data", event_type=name),
+    ):
+        with pytest.raises(DeclarationError, match="at most 256 characters that can be printed"):
+            configured(System("shop"), settings)
+
+
+def test_a_stream_that_is_the_partition_of_another_is_refused() -> None:
+    made = configured(shop(), ActorSettings(streams={"{orders:1}": StreamSettings()}))
+    with pytest.raises(DeclarationError, match=r"'orders' and '\{orders:1\}' would both be '\{orders:1\}'"):
+        made.check()
+
+
+@pytest.mark.parametrize("start", ["٣", "18446744073709551616", "0-18446744073709551616", "1-1-1", "-", ""])
+def test_what_is_no_entry_id_is_no_start(start: str) -> None:
+    with pytest.raises(ValueError, match="the id of an entry"):
+        GroupSettings(start=start)
+
+
+def test_numbers_that_nobody_can_mean_are_refused() -> None:
+    for wrong in ({"partitions": 16_385}, {"max_len": 2**63}):
+        with pytest.raises(ValueError, match="must be from 1 to"):
+            StreamSettings(**wrong)
+    with pytest.raises(ValueError, match="must be from 1 to"):
+        GroupSettings(batch=2**63)
 
 
 def test_a_function_for_another_event_type_is_refused() -> None:
