@@ -150,6 +150,11 @@ _SILENT: Final = (
     _LIB
     + """
 -- consumers; idle
+begin(KEYS[1])
+-- The server's clock was set back, or another node's is behind: a sign of life that is still to come was the last one.
+for _, consumer in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. now(), '+inf')) do
+    redis.call('ZADD', KEYS[1], now(), consumer)
+end
 return redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now() - ARGV[1])
 """
 )

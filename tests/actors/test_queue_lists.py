@@ -72,6 +72,19 @@ async def test_what_a_silent_consumer_has_is_returned_before_all_others_in_its_o
     assert await lists.give_back("never seen", 60.0) == 0
 
 
+async def test_a_clock_that_is_set_back_keeps_nothing_with_who_is_gone(any_redis: Redis) -> None:
+    lists = QueueLists(any_redis, "q")
+    await lists.add(b"1")
+    await lists.take("dead", 1)
+    now = (await any_redis.zscore(lists.consumers, "dead")) or 0.0
+    await any_redis.zadd(lists.consumers, {"dead": now + 3_600_000})
+    assert await lists.silent(0.001) == []
+    with trio.fail_after(10):
+        while await lists.silent(0.001) != ["dead"]:
+            await trio.sleep(0.005)
+    assert await lists.give_back("dead", 0.001) == 1
+
+
 async def test_a_silent_consumer_is_forgotten_after_a_day_and_not_while_it_holds_something(any_redis: Redis) -> None:
     lists = QueueLists(any_redis, "q")
     await lists.add(b"1")
