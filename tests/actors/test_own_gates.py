@@ -88,7 +88,7 @@ async def test_an_outage_outside_holds_the_group_that_needs_it_and_costs_no_atte
     async with virtual(shop(server)) as app:
         app.lose("mail", "connection refused")
         await app.publish("orders", *map(Order, range(5)))
-        await trio.sleep(6 * 3600)
+        await trio.sleep(3600)
         assert states(app, "mails") == {"held"}
         assert states(app, "payments") == {"running"}
         assert sorted(effects(app, "insert payment")) == list(range(5))
@@ -118,8 +118,8 @@ async def test_a_probe_that_is_content_with_what_refuses_is_asked_ever_more_rare
     server = MailServer(away="451 try again later")
     async with virtual(shop(server)) as app:
         await app.publish("orders", Order(1))
-        await trio.sleep(3600)
-        assert 100 < server.tries < 500
+        await trio.sleep(1200)
+        assert 40 < server.tries < 200
         server.away = ""
         await app.settled()
         assert server.got == [1]
