@@ -52,7 +52,8 @@ class Queue:
             that out of the list. 0: this process puts jobs in, and takes none. Default 4.
         retry: how often, and after which pauses, its jobs are tried again. Default: as the settings say.
         timeout: seconds that a handler may take, where that is more than the setting ``delivery.handler_timeout``.
-        block: seconds that a wait for the next job takes at the most, before it is asked again. Costs no latency.
+        block: seconds that a wait for the next job takes at the most, before it is asked again. Costs a new job no
+            latency; one that was returned is taken after so long at the latest.
         requires: gates of the system's own, behind which the queue stands; see `Group.requires`.
         stream: what stands for the queue where events are decoded: its types are those that have handlers.
         group: what stands for it in the inbox and among the dead letters: ``queue NAME``.
