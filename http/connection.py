@@ -13,6 +13,9 @@ __all__ = ["CONNECTION", "Connection", "ConnectionContext"]
 CONNECTION = "penstock.connection"
 """Where in the scope's state the connection stands."""
 
+_LINGER = 2.0
+"""Seconds for which what comes is read and thrown away after an answer that ends the connection."""
+
 _SETTLE = 0.1
 """Seconds in which Hypercorn notices that a connection has ended."""
 
@@ -29,11 +32,15 @@ class Connection(trio.abc.HalfCloseableStream):
         self._stream = stream
         self.socket = stream.socket
         self.ended = trio.Event()
+        self._is_refused = False
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         data = b""
         try:
-            data = bytes(await self._stream.receive_some(max_bytes))
+            if self._is_refused:
+                await self._throw_away()
+            else:
+                data = bytes(await self._stream.receive_some(max_bytes))
         finally:
             if not data:
                 self.ended.set()
@@ -41,6 +48,13 @@ class Connection(trio.abc.HalfCloseableStream):
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         await self._stream.send_all(data)
+        self._is_refused = self._is_refused or _is_refusal(data)
+
+    async def _throw_away(self) -> None:
+        """Hypercorn leaves a connection open after a handshake that it refuses by itself, and forgets it."""
+        with trio.move_on_after(_LINGER):
+            while await self._stream.receive_some():
+                pass
 
     async def wait_send_all_might_not_block(self) -> None:
         await self._stream.wait_send_all_might_not_block()
@@ -64,6 +78,12 @@ class Connection(trio.abc.HalfCloseableStream):
         not read."""
         self.ended.set()
         self.socket.close()
+
+
+def _is_refusal(data: bytes | bytearray | memoryview) -> bool:
+    """Whether this is Hypercorn's own answer to what is no request, or no handshake: a bad request, without a word."""
+    head = bytes(data[:200]) if bytes(data[:13]) == b"HTTP/1.1 400 " else b""
+    return b"\r\ncontent-length: 0\r\n" in head and b"\r\nconnection: close\r\n" in head.lower()
 
 
 class ConnectionContext(WorkerContext):

@@ -274,6 +274,20 @@ async def test_who_says_too_much_and_goes_on_costs_no_memory_and_is_cut_off(serv
             tracemalloc.stop()
 
 
+@pytest.mark.parametrize("lacks", ["Sec-WebSocket-Version: 13\r\n", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"])
+async def test_a_handshake_that_is_none_ends_the_connection(serving: Any, lacks: str) -> None:
+    whole = (
+        "GET /echo HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+    )
+    async with serving(sockets) as server:
+        stream = await server.raw(whole.replace(lacks, "").encode())
+        with trio.fail_after(20):
+            answer = b"".join([data async for data in stream])
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        await stream.aclose()
+
+
 async def test_who_does_not_read_or_answer_does_not_hold_up_the_stop(serving: Any) -> None:
     async with serving(sockets, graceful_timeout=30.0) as server:
         async with connect(server.port, "/flood") as deaf, connect(server.port, "/echo") as silent:
