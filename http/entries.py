@@ -8,6 +8,7 @@ from quart import Blueprint
 from quart_trio.wrappers import TrioResponse
 
 from ..actors.entry_view import EntryView, GroupPlace
+from ..actors.handling import entry_order
 from ..actors.pending_view import ConsumerView
 from ..actors.replay_range import id_at
 from ..actors.stream_facts import EntryFacts, GroupFacts, StreamFacts
@@ -20,6 +21,9 @@ __all__ = ["entries"]
 
 ANSWER_WITHIN = 10.0
 """Seconds for an answer."""
+
+_EDGES = {"from": (2**64 - 1, 2**64 - 1), "to": (0, 0)}
+"""The ids that no other is behind, or before."""
 
 PAGE_LIMIT = 1_000
 """Entries in one answer; it may be a few more, see `range_of`."""
@@ -65,9 +69,12 @@ def _bound(deployment: RunningSystem, given: Given, name: str, default: str) -> 
         return default
     excluded = "(" if text.startswith("(") else ""
     try:
-        return excluded + id_at(text.removeprefix("("), deployment.settings.zone_info, last=name == "to")
+        bound = id_at(text.removeprefix("("), deployment.settings.zone_info, last=name == "to")
     except ValueError as error:
         wrong(f"{name}: {error}.")
+    if excluded and entry_order(bound) == _EDGES[name]:  # Redis takes it for a mistake, too
+        wrong(f"{name}: there can be no entry {'behind' if name == 'from' else 'before'} {text.removeprefix('(')}.")
+    return excluded + bound
 
 
 # What is answered ----------------------------------------------------------------------------------------------------

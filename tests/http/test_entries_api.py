@@ -185,11 +185,30 @@ async def test_what_is_no_event_is_shown_as_it_is(autojump_clock: trio.testing.M
 
 async def test_what_makes_no_sense_is_refused(autojump_clock: trio.testing.MockClock) -> None:
     async with _site() as site:
-        for query, expected in {"from=yesterday": 400, "limit=0": 400, "reverse=maybe": 400, "form=1": 400}.items():
+        for query, expected in {
+            "from=yesterday": 400,
+            "limit=0": 400,
+            "reverse=maybe": 400,
+            "form=1": 400,
+            "from=": 400,
+        }.items():
             assert (await site.ask(f"/api/v1/streams/{STREAM}/entries?{query}"))[0] == expected, query
         for path in ("entries", "info"):
             status, found = await site.ask(f"/api/v1/streams/nothing/{path}")
             assert (status, found["streams"]) == (404, [STREAM])
+
+
+async def test_bounds_that_nothing_is_beyond_are_refused_and_their_neighbours_are_not(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    last = 2**64 - 1
+    async with _site() as site:
+        for query in (f"from=({last}-{last}", "to=(0-0", "to=(0000-00"):
+            status, found = await site.ask(f"/api/v1/streams/{STREAM}/entries?{query}")
+            assert (status, found["type"]) == (400, "urn:penstock:problem:invalid-parameter")
+        for query in (f"from=({last}-{last - 1}", f"from={last}-{last}", "to=(0-1", "to=0-0", "from=9-0&to=3-0"):
+            status, found = await site.ask(f"/api/v1/streams/{STREAM}/entries?{query}")
+            assert (status, found["entries"]) == (200, [])
 
 
 async def test_info_has_what_redis_says(autojump_clock: trio.testing.MockClock) -> None:
