@@ -101,7 +101,8 @@ async def range_of(
         keys: of the partitions.
         first: the least id, ``-`` or, without it itself, ``(ID``.
         last: the greatest, likewise.
-        limit: how many; those of one and the same id in several partitions are never parted, so it may be a few more.
+        limit: how many; those of one and the same id in several partitions are never parted, so it may be a few more;
+            and fewer where they are large, a few MiB in all.
         reverse: the greatest first.
         group: say how each stands in it; a group that is not there was given nothing yet.
         reclaim_idle: seconds after which an entry that nobody touches is taken over.
@@ -110,13 +111,15 @@ async def range_of(
         redis.exceptions.RedisError: as the link says.
     """
     found: list[EntryView] = []
-    partitions, is_cut = [], False
+    partitions: list[str] = []
+    ends: list[tuple[int, int]] = []
     look = client.register_script(_RANGE)
     words: list[str | int] = [first, last, limit, int(reverse), *([] if group is None else [group])]
     for key in keys:
-        entries, delivered, pending = await asked(look, key, words)
+        entries, delivered, pending, more = await asked(look, key, words)
         held = {text_of(row[0]): row for row in pending}
-        is_cut = is_cut or len(entries) == limit
+        if more:
+            ends.append(entry_order(text_of(entries[-1][0])))
         if delivered:
             partitions.append(key)
         for raw_id, flat in entries:
@@ -124,10 +127,14 @@ async def range_of(
             place = None if group is None else _place(entry_id, text_of(delivered), held.get(entry_id), reclaim_idle)
             found.append(_entry(stream, key, entry_id, fields_of(flat), place))
     found.sort(key=lambda entry: entry_order(entry.entry_id), reverse=reverse)
+    if ends:  # what lies beyond would come before others that the partition which was cut still has
+        end = max(ends) if reverse else min(ends)
+        beyond = -1 if reverse else 1
+        found = [each for each in found if _compared(entry_order(each.entry_id), end) != beyond]
     taken = found[:limit]
     while taken and len(taken) < len(found) and found[len(taken)].entry_id == taken[-1].entry_id:
         taken.append(found[len(taken)])
-    is_cut = is_cut or len(taken) < len(found)
+    is_cut = bool(ends) or len(taken) < len(found)
     following = f"({taken[-1].entry_id}" if is_cut and taken else None
     return EntryRange(entries=tuple(taken), next=following, partitions=tuple(partitions))
 
@@ -168,6 +175,10 @@ def _place(entry_id: str, delivered: str, row: Sequence[Any] | None, reclaim_idl
     return GroupPlace(state=EntryState.ACK)
 
 
+def _compared(one: tuple[int, int], other: tuple[int, int]) -> int:
+    return (one > other) - (one < other)
+
+
 def _time_of(entry_id: str) -> datetime | None:
     try:
         return datetime.fromtimestamp(entry_order(entry_id)[0] / 1000, UTC)
@@ -176,15 +187,36 @@ def _time_of(entry_id: str) -> datetime | None:
 
 
 # KEYS[1]: the stream. ARGV: from, to, how many at the most, whether backwards, and, if one is asked for, a group.
-# Returns the entries, the last id that the group was given ('' if there is no such group), and the rows of XPENDING of
-# those of the entries that are pending in it. One question an entry: a range might be full of what is deleted.
+# Reads a few at a time, and ends behind 4 MiB: a thousand of the largest that somebody may publish would be too much
+# for Redis. Returns the entries, the last id that the group was given ('' if there is no such group), the rows of
+# XPENDING of those of the entries that are pending in it, and whether there may be more. One question an entry: a range
+# might be full of what is deleted.
 _RANGE: Final = """
-local key, group = KEYS[1], ARGV[5]
-local entries
-if ARGV[4] == '1' then
-    entries = redis.call('XREVRANGE', key, ARGV[2], ARGV[1], 'COUNT', ARGV[3])
-else
-    entries = redis.call('XRANGE', key, ARGV[1], ARGV[2], 'COUNT', ARGV[3])
+local key, group, reverse = KEYS[1], ARGV[5], ARGV[4] == '1'
+local first, last, left, most = ARGV[1], ARGV[2], tonumber(ARGV[3]), 4194304
+local entries, size, is_cut = {}, 0, 0
+while true do
+    local step = math.min(left, 10)
+    local found
+    if reverse then
+        found = redis.call('XREVRANGE', key, last, first, 'COUNT', step)
+    else
+        found = redis.call('XRANGE', key, first, last, 'COUNT', step)
+    end
+    for _, entry in ipairs(found) do
+        entries[#entries + 1] = entry
+        for _, word in ipairs(entry[2]) do size = size + #word end
+    end
+    left = left - #found
+    if #found < step then break end
+    local behind = entries[#entries][1]
+    if left == 0 or size >= most then
+        is_cut = 1
+        break
+    end
+    if behind == '18446744073709551615-18446744073709551615' then break end
+    if reverse then last = '(' .. behind else first = '(' .. behind end
+    if last == '(0-0' then break end
 end
 local delivered, pending = '', {}
 if group and redis.call('EXISTS', key) == 1 then
@@ -199,5 +231,5 @@ if delivered ~= '' then
         pending[#pending + 1] = redis.call('XPENDING', key, group, entry[1], entry[1], 1)[1]
     end
 end
-return {entries, delivered, pending}
+return {entries, delivered, pending, is_cut}
 """

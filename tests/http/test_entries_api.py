@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import quote
 
+import pytest
 import trio
 from attrs import frozen
 from quart_trio import QuartTrio
@@ -196,6 +197,31 @@ async def test_what_makes_no_sense_is_refused(autojump_clock: trio.testing.MockC
         for path in ("entries", "info"):
             status, found = await site.ask(f"/api/v1/streams/nothing/{path}")
             assert (status, found["streams"]) == (404, [STREAM])
+
+
+@pytest.mark.parametrize("reverse", ["false", "true"])
+async def test_large_entries_come_in_parts_and_none_is_left_out(
+    autojump_clock: trio.testing.MockClock, reverse: str
+) -> None:
+    async with _site(partitions=2) as site:
+        for number in range(60):
+            size = 300_000 if number % 3 else 3
+            await site.app.deployment.client().xadd(
+                f"{{{STREAM}:{number % 3 and 1}}}", {"x": "y" * size}, f"{number + 1}-0"
+            )
+        seen: list[str] = []
+        bound: dict[str, str] = {}
+        parts = 0
+        while True:
+            found = await site.entries(limit=50, reverse=reverse, **bound)
+            seen += [each["entryId"] for each in found["entries"]]
+            parts += 1
+            if found["next"] is None:
+                break
+            bound = {"to" if reverse == "true" else "from": found["next"]}
+    ids = [f"{number + 1}-0" for number in range(60)]
+    assert seen == (ids[::-1] if reverse == "true" else ids)
+    assert parts > 2
 
 
 async def test_bounds_that_nothing_is_beyond_are_refused_and_their_neighbours_are_not(
