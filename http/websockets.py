@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from contextlib import ExitStack
 
+import h11
 import trio
 
 from .access import ASGI, Message, Receive, Scope, Send
@@ -117,7 +118,9 @@ class _Socket:
             self._open = True
             if connection := self._connection():
                 connection.give_up_after(VANISHED)
-        elif kind == "websocket.http.response.start":
+            await self._accept(message)
+            return
+        if kind == "websocket.http.response.start":
             self._over = True
             message["headers"] = complete(message.get("headers", ()))
         elif kind == "websocket.close":
@@ -127,6 +130,14 @@ class _Socket:
                 return
             self._over = True
         await self._give(message)
+
+    async def _accept(self, message: Message) -> None:
+        try:
+            await self._give(message)
+        except h11.LocalProtocolError:  # Hypercorn has refused it by itself, and will not say that the client is gone
+            self._gone = True
+            detail = "The client has not waited for the answer to its handshake."
+            raise Problem(400, "bad-handshake", "Bad handshake", detail) from None
 
     async def cut_when_stuck(self, whole: trio.CancelScope) -> None:
         """Wait until a message has waited too long, then end the connection, or, where others share it, this alone."""

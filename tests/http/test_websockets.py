@@ -288,6 +288,23 @@ async def test_a_handshake_that_is_none_ends_the_connection(serving: Any, lacks:
         await stream.aclose()
 
 
+async def test_who_does_not_wait_for_the_answer_to_the_handshake_is_no_error_of_ours(
+    serving: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = (
+        "GET /echo HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+    )
+    async with serving(sockets) as server:
+        stream = await server.raw(asked.encode() + b"\x81\x82" + bytes(4) + b"hi")
+        with trio.fail_after(20):
+            answer = b"".join([data async for data in stream])
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        await stream.aclose()
+        await server.captured(1)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 async def test_who_does_not_read_or_answer_does_not_hold_up_the_stop(serving: Any) -> None:
     async with serving(sockets, graceful_timeout=30.0) as server:
         async with connect(server.port, "/flood") as deaf, connect(server.port, "/echo") as silent:
