@@ -38,7 +38,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import asynccontextmanager, nullcontext
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -48,6 +48,7 @@ import psycopg
 import redis.exceptions
 import trio
 
+from ..runtime.postgres import PostgresUnavailable
 from ..runtime.redis import AnyRedis
 from ..runtime.supervision import (
     Child,
@@ -359,15 +360,21 @@ class Deployment:
         """
         return self._redis.client()
 
-    def connection(self) -> AbstractAsyncContextManager[Connection[Any]]:
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection[Any]]:
         """A connection of the pool, in autocommit mode; ``connection.transaction()`` is for more than one statement.
 
         In memory its statements are answered by `MemoryStore.answer`.
 
         Raises:
-            PostgresUnavailable: the database is away.
+            PostgresUnavailable: the database is away, or its tables are not made yet.
         """
-        return self.backends.store.connection()
+        schema = self.gates["schema"]
+        if not schema.is_open:
+            why = f"its tables are not ready: {schema.cause}"
+            raise PostgresUnavailable(why, address=self.backends.postgres_address)
+        async with self.backends.store.connection() as connection:
+            yield connection
 
     # The parts, in the order in which they need each other ----------------------------------------------------------
 

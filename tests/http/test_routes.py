@@ -240,6 +240,16 @@ async def test_without_the_database_a_route_that_asks_it_says_so(autojump_clock:
         assert (await client.get("/healthz")).status_code == 200
 
 
+async def test_before_the_tables_are_made_a_route_that_asks_the_database_says_so(autojump_clock: MockClock) -> None:
+    """As somebody finds it who is there before the first start has come to its end."""
+    async with virtual(shop()) as app:
+        app.deployment.gates["schema"].shut("not migrated yet")
+        answer = await client_of(app.deployment).get("/rows")
+        told = await answer.get_data(as_text=True)
+        assert (answer.status_code, "database-away" in told, "not migrated yet" in told) == (503, True, True)
+        assert "Retry-After" in answer.headers
+
+
 async def test_without_redis_a_route_that_asks_it_says_so(autojump_clock: MockClock) -> None:
     async with virtual(shop()) as app:
         client = client_of(app.deployment)
