@@ -13,6 +13,9 @@ from penstock.runtime.testing import seed_scheduler
 
 _DEFAULT_SEED = 20_251_122
 
+_LONG_FIRST = ("chaos", "compose", "integration", "", "browser", "simulation")
+"""Folders of tests; the empty name is that of the files that are in none."""
+
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell has its background jobs ignore Ctrl-C, and whatever they start; here and there a test sends it.
@@ -30,6 +33,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_report_header(config: pytest.Config) -> str:
     return f"trio scheduler: --trio-seed={config.getoption('--trio-seed')}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The files that take longest first, so that no worker is left alone with one of them at the end."""
+    items.sort(key=lambda item: _rank(item.path.relative_to(config.rootpath).parts))
+
+
+def _rank(parts: tuple[str, ...]) -> int:
+    folder = parts[1] if len(parts) > 2 else ""
+    return _LONG_FIRST.index(folder) if folder in _LONG_FIRST else len(_LONG_FIRST)
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""Each example's own tests pass, run as its reader runs them."""
+"""The examples' own tests pass, run as their readers run them."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("test_*.py")))
-def test_the_tests_of_an_example_pass(name: str) -> None:
+def test_the_tests_of_the_examples_pass() -> None:
+    names = sorted(path.name for path in EXAMPLES.glob("test_*.py"))
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "trio_mode=true", name],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "trio_mode=true", *names],
         cwd=EXAMPLES,
         capture_output=True,
         text=True,
