@@ -5,10 +5,7 @@ The watchdog over each test is pytest-timeout's; its limit stands in pyproject.t
 
 from __future__ import annotations
 
-import os
-import shutil
 import signal
-import tempfile
 
 import pytest
 
@@ -23,16 +20,6 @@ _LONG_FIRST = ("chaos", "compose", "integration", "", "browser", "simulation")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell has its background jobs ignore Ctrl-C, and whatever they start; here and there a test sends it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-_IN_MEMORY, _ENOUGH = "/dev/shm", 8 * 2**30
-
-if "TMPDIR" not in os.environ and os.access(_IN_MEMORY, os.W_OK):
-    # The servers of the tests sync every write, as they do for users; on a disk most of the time would go into that.
-    room = min(shutil.disk_usage(_IN_MEMORY).free, os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    if room >= _ENOUGH:
-        os.environ["TMPDIR"] = _IN_MEMORY
-        tempfile.tempdir = None
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
