@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PROGRAM = Path(__file__).with_name("link_faults.py")
-_SECONDS = {"single": 10, "cluster": 14, "postgres": 8}
+_SECONDS = {"single": 6, "cluster": 8, "postgres": 5}
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for leaks in /proc")
 
 

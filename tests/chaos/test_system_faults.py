@@ -23,7 +23,7 @@ pytestmark = [
 @pytest.mark.parametrize("topology", _SEEDS)
 def test_what_was_accepted_has_one_end_and_one_effect_in_order(topology: str) -> None:
     faults = _FAULTS[topology]
-    command = [sys.executable, str(PROGRAM), f"--topology={topology}", "--processes=2", "--events=1500"]
+    command = [sys.executable, str(PROGRAM), f"--topology={topology}", "--processes=2", "--events=1000"]
     command += [f"--faults={faults}", f"--seconds={3 * faults}", f"--seed={_SEEDS[topology]}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         try:
