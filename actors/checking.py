@@ -14,8 +14,9 @@ import trio
 
 from ..runtime.redis import Redis, RedisOptions, open_client
 from ..runtime.telemetry import get_logger
-from .checks import Finding, Severity, access_findings, declared_findings, server_findings, skew_finding
+from .checks import access_findings, declared_findings, server_findings, skew_finding
 from .cluster_probe import ClusterProbe
+from .findings import Finding, Severity
 from .probes import RedisProbe, Unhealthy
 
 if TYPE_CHECKING:

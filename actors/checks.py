@@ -7,7 +7,6 @@ so nobody has to restart anything. The rest is a warning: in the log once, in ``
 
 from __future__ import annotations
 
-import enum
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -15,60 +14,24 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any, Final
 
 import redis.exceptions
-from attrs import frozen
 
 from ..runtime.redis import RedisUnavailable
 from ..runtime.redis.slots import slot_of
+from .findings import Finding, Severity
 from .probes import probe_key
 
 if TYPE_CHECKING:
     from ..runtime.redis import AnyRedis, Redis
     from .system import System
 
-__all__ = ["NAMES", "Finding", "Severity", "access_findings", "declared_findings", "server_findings", "skew_finding"]
+__all__ = ["access_findings", "declared_findings", "server_findings", "skew_finding"]
 
-
-class Severity(enum.StrEnum):
-    """What follows from a finding."""
-
-    GOOD = "good"
-    WARN = "warn"
-    """Somebody should mend it."""
-
-    REFUSE = "refuse"
-    """Events could be lost, or cannot be handled: nothing is done until it is mended."""
-
-
-NAMES: Final = ("version", "eviction", "append-only", "access", "clock", "slots", "groups")
-"""The checks, as the setting ``checks.allow`` names them."""
 
 OLDEST: Final = (6, 2)
 """The oldest Redis that knows the commands that we use: XAUTOCLAIM, exclusive ranges, XTRIM MINID, XADD NOMKSTREAM."""
 
 SKEW: Final = 1.0
 """Seconds by which clocks may differ: entry ids are Redis's time, and retention and replays compare them with ours."""
-
-
-@frozen(kw_only=True)
-class Finding:
-    """What a check has found.
-
-    Attributes:
-        name: of the check, one of `NAMES`.
-        where: the server, the stream or the group.
-        severity: what follows from it.
-        found: what was found, in words.
-        mend: what to do about it; empty if it is good.
-    """
-
-    name: str
-    where: str
-    severity: Severity
-    found: str
-    mend: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.found}" + (f"; {self.mend}" if self.mend else "")
 
 
 # The declaration -----------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import hashlib
 import json
 import os
@@ -20,9 +19,10 @@ from attrs import field, frozen
 
 from ..runtime.masking import mask_text
 from ..runtime.supervision import ErrorInfo
+from .letter_terms import Reason
 from .texts import cut_bytes, storable
 
-__all__ = ["DEAD_LETTER_MIRROR", "DeadLetter", "Reason", "fingerprint", "unpack_fields"]
+__all__ = ["DEAD_LETTER_MIRROR", "DeadLetter", "fingerprint", "unpack_fields"]
 
 DEAD_LETTER_MIRROR: Final = 10_000
 """About how many entries the stream is cut to that shows a stream's dead letters; the letters of record all stay."""
@@ -32,28 +32,6 @@ _TRACEBACK_LIMIT: Final = 16 * 1024
 
 _FRAMES: Final = 10
 """The innermost frames that tell one fault from another; a recursion's other thousand say nothing new."""
-
-
-class Reason(enum.StrEnum):
-    """Why an entry was given up."""
-
-    MAX_DELIVERIES = "max_deliveries"
-    """It failed as often as it may."""
-
-    PERMANENT = "permanent"
-    """It would fail again in the same way: an unknown type, invalid data, a constraint, or its handler says so."""
-
-    UNDECODABLE = "undecodable"
-    """Its fields are no event."""
-
-    TRIMMED = "trimmed"
-    """It was trimmed or deleted while it was pending: there is nothing left to handle."""
-
-    POISON = "poison"
-    """It killed the worker that handled it."""
-
-    EXPIRED = "expired"
-    """It was older than its type's `max_age` when its turn came, and was not handled."""
 
 
 def _message(text: str | None) -> str | None:

@@ -11,6 +11,9 @@ __all__ = ["DeclarationError", "check_async", "check_name", "is_async"]
 LONGEST_NAME: Final = 256
 """Characters of a name: two of them stand in one index of the database, which takes no more than 2,704 bytes."""
 
+MOST_PARTITIONS: Final = 16_384
+"""Partitions of a stream: a cluster has so many slots."""
+
 
 class DeclarationError(ValueError):
     """A declaration that cannot work; the text names the stream, the group and the handler."""

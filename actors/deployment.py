@@ -91,8 +91,8 @@ from .upkeep import Upkeep
 if TYPE_CHECKING:
     from ..runtime.postgres import Connection
     from .backends import Backends
-    from .checks import Finding
     from .cluster_view import ClusterView
+    from .findings import Finding
     from .handling import Unavailable
     from .losses import Loss
     from .member_table import MemberView

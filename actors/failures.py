@@ -13,8 +13,9 @@ from attrs import define, evolve, frozen
 from ..runtime.supervision import ErrorInfo
 from ..runtime.telemetry import get_logger
 from .blame import is_hopeless, parts_of
-from .dead_letter import DeadLetter, Reason
+from .dead_letter import DeadLetter
 from .event import Envelope
+from .letter_terms import Reason
 from .retry_table import RetryFailure, RetryOrigin, RetryRow
 from .retrying import RetryPolicy
 from .sorting import Handle, Verdict, key_of

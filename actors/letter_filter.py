@@ -10,13 +10,12 @@ from uuid import UUID
 from attrs import asdict, field, frozen
 from psycopg import sql
 
+from .letter_terms import STATUSES
+
 if TYPE_CHECKING:
     from .system import System
 
-__all__ = ["STATUSES", "LetterFilter"]
-
-STATUSES: Final = ("dead", "replaying", "replayed", "discarded")
-"""What may have become of a letter."""
+__all__ = ["LetterFilter"]
 
 _INT8: Final = 2**63
 

@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from attrs import field, frozen
 
 from ..runtime.settings import PostgresSettings, RedisSettings, above_zero, at_least
-from .checks import NAMES as CHECKS
+from .findings import NAMES as CHECKS
 from .schedule import Schedule
 from .stream_settings import StreamSettings
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
-from .dead_letter import Reason
 from .event import Envelope, InvalidEvent, Origin, SkippedEntry, UndecodableEntry
+from .letter_terms import Reason
 from .texts import storable
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import Any, Final
 from attrs import field, frozen
 
 from ..runtime.settings import above_zero, at_least
-from .system import MOST_PARTITIONS
+from .declarations import MOST_PARTITIONS
 
 __all__ = ["GroupSettings", "StreamSettings"]
 

@@ -23,7 +23,7 @@ from zlib import crc32
 from attrs import define, field, frozen, validators
 
 from .channels import Channel
-from .declarations import DeclarationError, check_async, check_name
+from .declarations import MOST_PARTITIONS, DeclarationError, check_async, check_name
 from .event import (
     JSON_CODEC,
     Codec,
@@ -43,9 +43,6 @@ if TYPE_CHECKING:
     from .queue import Queue
 
 __all__ = ["DeclarationError", "Group", "Handler", "Probe", "Stream", "System"]
-
-MOST_PARTITIONS: Final = 16_384
-"""Partitions of a stream: a cluster has so many slots."""
 
 H = TypeVar("H", bound=Callable[..., Awaitable[None]])
 

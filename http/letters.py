@@ -11,8 +11,8 @@ from uuid import UUID
 from quart import Blueprint
 from quart_trio.wrappers import TrioResponse
 
-from ..actors.dead_letter import Reason
-from ..actors.letter_filter import STATUSES, LetterFilter
+from ..actors.letter_filter import LetterFilter
+from ..actors.letter_terms import STATUSES, Reason
 from ..actors.letter_view import AuditEntry, Letter, LetterDetails, LetterGroup, LetterOrder, ReplayPreview
 from ..actors.letters import MOST, RATE, LetterDesk, LetterNotFound, LetterRefused, OrderNotFound
 from ..runtime.masking import MASK, mask_text

@@ -10,12 +10,12 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from ..actors.access import AccessCategory, AccessRecord, AccessSummary, CategoryChange
-from ..actors.checks import Finding
 from ..actors.claim_order import ClaimResult
 from ..actors.cluster_view import ClusterView
 from ..actors.conditional import ConditionNotMet
 from ..actors.delivery_view import DeliveryView
 from ..actors.event import Envelope
+from ..actors.findings import Finding
 from ..actors.ledger import Ledger
 from ..actors.letters import LetterDesk
 from ..actors.losses import Loss

@@ -12,7 +12,7 @@ import trio
 from quart import Blueprint
 from quart_trio.wrappers import TrioResponse
 
-from ..actors.checks import Finding
+from ..actors.findings import Finding
 from ..actors.loss_table import RecordedLoss
 from ..actors.pending_view import ConsumerView, EntryState, Pending, PendingEntry, state_of
 from ..actors.stream_view import GroupView, StreamView

@@ -5,7 +5,10 @@ The watchdog over each test is pytest-timeout's; its limit stands in pyproject.t
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -29,6 +32,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=_DEFAULT_SEED,
         help="seed of trio's scheduler, set before each test (default: %(default)s)",
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Where Python is told not to write bytecode, keep that of this run outside the tree.
+
+    The tests start hundreds of processes, and each would compile the whole project again.
+    """
+    if sys.dont_write_bytecode and not hasattr(config, "workerinput"):
+        kept = TemporaryDirectory(prefix="penstock-bytecode-", ignore_cleanup_errors=True)
+        config.add_cleanup(kept.cleanup)
+        os.environ["PYTHONPYCACHEPREFIX"] = kept.name
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def pytest_report_header(config: pytest.Config) -> str:

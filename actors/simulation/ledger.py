@@ -16,8 +16,9 @@ from uuid import UUID
 
 from attrs import define, field, frozen
 
-from ..dead_letter import DeadLetter, Reason
+from ..dead_letter import DeadLetter
 from ..handling import Entry, entry_order
+from ..letter_terms import Reason
 from ..sorting import Ignore, Verdict, sort_entry
 
 if TYPE_CHECKING:

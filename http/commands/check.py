@@ -15,9 +15,10 @@ from ...actors.backends import postgres_options
 from ...actors.capabilities import abilities_of, ask_versions
 from ...actors.channels import Channel
 from ...actors.checking import look_at_redis
-from ...actors.checks import Severity, declared_findings
+from ...actors.checks import declared_findings
 from ...actors.cluster_probe import ClusterProbe
 from ...actors.cluster_view import ClusterView, NodeView
+from ...actors.findings import Severity
 from ...actors.keeping import keeping_of
 from ...actors.probes import PostgresProbe, RedisProbe
 from ...actors.stream_table import made_otherwise

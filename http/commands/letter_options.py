@@ -9,8 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from ...actors.dead_letter import Reason
-from ...actors.letter_filter import STATUSES
+from ...actors.letter_terms import STATUSES, Reason
 
 __all__ = ["filters", "selection"]
 

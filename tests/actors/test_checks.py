@@ -12,11 +12,12 @@ from attrs import evolve, frozen
 
 from penstock.actors import checking
 from penstock.actors.checking import AGAIN, Checks, look_at_redis
-from penstock.actors.checks import Finding, Severity, access_findings, declared_findings, skew_finding
 from penstock.actors.checks import _append_only as append_only
 from penstock.actors.checks import _eviction as eviction
 from penstock.actors.checks import _version as version
+from penstock.actors.checks import access_findings, declared_findings, skew_finding
 from penstock.actors.event import event
+from penstock.actors.findings import Finding, Severity
 from penstock.actors.probes import RedisProbe, Unhealthy
 from penstock.actors.settings import CheckSettings
 from penstock.actors.system import System

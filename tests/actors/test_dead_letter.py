@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from penstock.actors.dead_letter import DeadLetter, Reason, fingerprint, unpack_fields
+from penstock.actors.dead_letter import DeadLetter, fingerprint, unpack_fields
+from penstock.actors.letter_terms import Reason
 
 
 def _caught(work: Any, *args: Any) -> Exception:

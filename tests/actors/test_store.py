@@ -14,7 +14,8 @@ import trio
 import trio.testing
 from attrs import frozen
 
-from penstock.actors.dead_letter import DeadLetter, Reason, unpack_fields
+from penstock.actors.dead_letter import DeadLetter, unpack_fields
+from penstock.actors.letter_terms import Reason
 from penstock.actors.store import InboxEntry, PostgresStore, Store, Transaction
 from penstock.actors.testing import Effect, MemoryStore
 from penstock.runtime.postgres import Pool, PostgresOptions, PostgresUnavailable

@@ -15,10 +15,10 @@ from uuid import UUID, uuid4
 import pytest
 from attrs import define, evolve
 
-from penstock.actors.checks import Finding, Severity
 from penstock.actors.dead_letter import DeadLetter
 from penstock.actors.declaring import declare_groups
 from penstock.actors.delivery_view import DeliveryView, DeliveryWatch, RetryView
+from penstock.actors.findings import Finding, Severity
 from penstock.actors.lease_table import LeaseView
 from penstock.actors.letter_view import LetterGroup, LetterOrder
 from penstock.actors.letters import LetterDesk

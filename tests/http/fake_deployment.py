@@ -22,12 +22,12 @@ from penstock.actors.access import (
     CategoryNotFound,
     CategorySummary,
 )
-from penstock.actors.checks import Finding
 from penstock.actors.claim_order import ClaimResult, KeeperHeld
 from penstock.actors.cluster_view import ClusterView
 from penstock.actors.conditional import ConditionNotMet
 from penstock.actors.delivery_view import DeliveryView
 from penstock.actors.event import Envelope, event
+from penstock.actors.findings import Finding
 from penstock.actors.ledger import Ledger
 from penstock.actors.letters import LetterDesk
 from penstock.actors.losses import Loss

@@ -11,8 +11,8 @@ import trio
 from attrs import frozen
 from quart_trio import QuartTrio
 
-from penstock.actors.checks import Finding, Severity
 from penstock.actors.event import event
+from penstock.actors.findings import Finding, Severity
 from penstock.actors.handling import Context
 from penstock.actors.losses import Loss
 from penstock.actors.settings import ActorSettings, HealthSettings
