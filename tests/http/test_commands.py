@@ -37,6 +37,28 @@ def _url(server: Any) -> str:
     return f"http://127.0.0.1:{server.port}"
 
 
+def test_a_command_that_asks_a_running_system_does_not_wait_for_what_only_that_system_needs() -> None:
+    asking = (
+        "dead_letters",
+        "entries",
+        "entry_orders",
+        "ledger",
+        "publish",
+        "queues",
+        "replay",
+        "retention",
+        "streams",
+        "tail",
+    )
+    program = (
+        "import sys\n"
+        f"import {', '.join(f'penstock.http.commands.{name}' for name in asking)}\n"
+        "print(*sorted({'trio', 'redis', 'psycopg', 'quart', 'hypercorn', 'structlog'} & {*sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
 # tree ----------------------------------------------------------------------------------------------------------------
 
 
