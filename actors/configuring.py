@@ -14,6 +14,7 @@ Nothing here starts or asks anything; but functions that the settings name are i
 from __future__ import annotations
 
 import inspect
+import json
 import typing
 from collections.abc import Callable
 from difflib import get_close_matches
@@ -45,7 +46,8 @@ def configured(system: System, settings: ActorSettings) -> System:
 
     Raises:
         DeclarationError: a handler cannot be imported or used, or what is set does not go with what is declared; the
-            text names the table and the key.
+            text names the table and the key. So it is for a further stream that nothing would use: beside streams that
+            are declared in code, its name is taken for a mistyped one.
     """
     if not settings.streams:
         return system
@@ -53,9 +55,26 @@ def configured(system: System, settings: ActorSettings) -> System:
     for key, chosen in settings.streams.items():
         stream = made.streams.get(key)
         if stream is None:
+            if system.streams and not _is_used(chosen):
+                raise DeclarationError(_mistyped(system, key))
             stream = made.stream(key)
         _configure_stream(made, stream, chosen, settings.delivery)
     return made
+
+
+def _is_used(chosen: StreamSettings) -> bool:
+    """Whether somebody publishes to, or reads, a stream that only the settings have."""
+    groups = chosen.groups.values()
+    return bool(chosen.events) or any(group.handlers or group.enabled is not False for group in groups)
+
+
+def _mistyped(system: System, key: str) -> str:
+    nearest = get_close_matches(key, system.streams, n=1)
+    meant = f"did you mean {nearest[0]!r}?" if nearest else f"declared are {', '.join(map(repr, system.streams))}."
+    return (
+        f"[streams.{json.dumps(key, ensure_ascii=False)}]: no stream of this name is declared in code; {meant} If a "
+        f"further stream is meant, say what it is for: name the event types that it carries (events = [...]) or a group"
+    )
 
 
 def _copy_of(stream: Stream) -> Stream:

@@ -33,7 +33,7 @@ def declared_system(place: str | None, settings: Settings) -> System:
         held = "nothing" if found is None else f"a {type(found).__name__}"
         raise CommandError(f"{place} is {held}, not a penstock System", 2)
     try:
-        made = configured(found, settings)
+        made = configured(_with_named(found, settings) if place is None else found, settings)
         made.check()
     except DeclarationError as error:
         raise CommandError(str(error), 2) from error
@@ -68,6 +68,15 @@ def _made_of(settings: Settings) -> System:
     if settings.migrations is not None and not settings.migrations.is_dir():
         raise CommandError(f"migrations: there is no directory {settings.migrations}", 2)
     return System(settings.name or MADE, migrations=settings.migrations)
+
+
+def _with_named(system: System, settings: Settings) -> System:
+    """The system with every stream that the settings name: where they alone make it, none has to say what it is for."""
+    made = system.with_streams(system.streams)
+    for key in settings.streams:
+        if key not in made.streams:
+            made.stream(key)
+    return made
 
 
 def load_object(place: str) -> tuple[ModuleType, object]:

@@ -232,8 +232,50 @@ def test_names_that_no_database_takes_are_refused(name: str) -> None:
             configured(System("shop"), settings)
 
 
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        StreamSettings(),
+        StreamSettings(max_len=100),
+        StreamSettings(partitions=4),
+        StreamSettings(groups={"payment": GroupSettings(enabled=False)}),
+    ],
+)
+def test_a_stream_beside_those_of_the_code_that_nothing_would_use_is_taken_for_a_mistyped_name(
+    chosen: StreamSettings,
+) -> None:
+    with pytest.raises(DeclarationError) as refused:
+        configured(shop(), ActorSettings(streams={"ordrs": chosen}))
+    assert str(refused.value).startswith('[streams."ordrs"]: no stream of this name is declared in code; did you mean')
+    assert "'orders'" in str(refused.value)
+    assert "events = [...]" in str(refused.value)
+    with pytest.raises(DeclarationError, match=r"declared are 'orders'\. If a further stream is meant"):
+        configured(shop(), ActorSettings(streams={"invoices": chosen}))
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        StreamSettings(events=["NOTED"]),
+        StreamSettings(groups={"ranking": GroupSettings()}),
+        StreamSettings(groups={"ranking": GroupSettings(handlers={"A": TAKES_DATA}, enabled=False)}),
+    ],
+)
+def test_a_further_stream_that_says_what_it_is_for_is_declared(chosen: StreamSettings) -> None:
+    settings = ActorSettings(streams={"ordrs": chosen})
+    once = configured(shop(), settings)
+    assert list(once.streams) == ["orders", "ordrs"]
+    assert list(configured(once, settings).streams) == ["orders", "ordrs"]
+
+
+def test_a_system_of_settings_alone_has_what_streams_they_name() -> None:
+    settings = ActorSettings(streams={"orders": StreamSettings(), "invoices": StreamSettings(max_len=100)})
+    once = configured(System("new"), settings)
+    assert list(configured(once, settings).streams) == ["orders", "invoices"]
+
+
 def test_a_stream_that_is_the_partition_of_another_is_refused() -> None:
-    made = configured(shop(), ActorSettings(streams={"{orders:1}": StreamSettings()}))
+    made = configured(shop(), ActorSettings(streams={"{orders:1}": StreamSettings(events=["NOTED"])}))
     with pytest.raises(DeclarationError, match=r"'orders' and '\{orders:1\}' would both be '\{orders:1\}'"):
         made.check()
 

@@ -105,6 +105,7 @@ def test_the_access_events_own_stream_is_set_where_it_is_named() -> None:
             'system = "declared_shop.py:system"\n[streams.order.groups.payment]\nbatch = 3\n',
             "stream 'orders' has a group of this name",
         ),
+        ('system = "declared_shop.py:system"\n[streams.ordrs]\nmax_len = 9\n', "did you mean 'orders'? If a further"),
     ],
 )
 def test_what_does_not_go_together_is_one_line_with_exit_code_2(text: str, problem: str) -> None:
