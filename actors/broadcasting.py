@@ -35,7 +35,7 @@ class Broadcasting:
     Args:
         client: the link to Redis.
         gate: while it is shut, nothing that was noted is sent.
-        trouble: told of every error of Redis, so that the gate can be shut at once.
+        trouble: told of every error of Redis that is not about one channel, so that the gate can be shut at once.
 
     Attributes:
         sent: messages that Redis has taken.
@@ -75,6 +75,8 @@ class Broadcasting:
     async def _send(self, notice: Notice) -> int:
         try:
             count: int = await self._client().publish(notice.channel, notice.text)
+        except redis.exceptions.NoPermissionError:
+            raise  # to this one channel: all else goes on, and the start-up checks name it
         except redis.exceptions.RedisError as error:
             self._trouble(error)
             raise

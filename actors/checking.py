@@ -14,10 +14,11 @@ import trio
 
 from ..runtime.redis import Redis, RedisOptions, open_client
 from ..runtime.telemetry import get_logger
-from .checks import access_findings, declared_findings, server_findings, skew_finding
+from .checks import declared_findings, server_findings, skew_finding
 from .cluster_probe import ClusterProbe
 from .findings import Finding, Severity
 from .probes import RedisProbe, Unhealthy
+from .rights import Needs, access_findings
 
 if TYPE_CHECKING:
     from ..runtime.postgres import Pool
@@ -40,21 +41,14 @@ def _now() -> datetime:
 
 
 async def look_at_redis(
-    probe: RedisProbe | ClusterProbe,
-    keys: Sequence[str],
-    wall: Callable[[], datetime] = _now,
-    *,
-    mirrors: Sequence[str] = (),
-    queues: Sequence[str] = (),
+    probe: RedisProbe | ClusterProbe, needs: Needs, wall: Callable[[], datetime] = _now
 ) -> list[Finding]:
     """One round of checks of the servers behind a probe that has just found them well.
 
     Args:
         probe: of a cluster, one that has run: each master that it saw is looked at.
-        keys: the streams' keys.
+        needs: what our user must have rights to.
         wall: our clock, aware.
-        mirrors: keys of the streams that show dead letters.
-        queues: names of the work queues.
 
     Raises:
         redis.exceptions.RedisError: as the link or a server says.
@@ -63,13 +57,13 @@ async def look_at_redis(
     if isinstance(probe, RedisProbe):
         async with open_client(probe.options, connect=probe.connect) as client:
             findings += await server_findings(client, probe.options.address, wall)
-            return [*findings, *await access_findings(client, keys, probe.options.address, mirrors, queues)]
+            return [*findings, *await access_findings(client, needs, probe.options.address)]
     for node in probe.view.masters if probe.view is not None else ():
         if not node.failed:
             async with _node(probe, probe.node_options(node.address)) as server:
                 findings += await server_findings(server, node.address, wall)
     async with open_client(probe.options, connect=probe.connect) as cluster:
-        return [*findings, *await access_findings(cluster, keys, probe.options.address, mirrors, queues)]
+        return [*findings, *await access_findings(cluster, needs, probe.options.address)]
 
 
 async def database_clock(pool: Pool) -> datetime:
@@ -106,11 +100,9 @@ class Checks:
         allow: Sequence[str] = (),
         wall: Callable[[], datetime] | None = None,
     ) -> None:
-        self._keys = [key for stream in system.streams.values() for key in stream.keys]
         self._probe: Callable[[], Awaitable[None]] = probe
-        mirrors = [stream.mirror_key for stream in system.streams.values() if stream.mirror and stream.groups]
         self._look: Callable[[], Awaitable[list[Finding]]] = partial(
-            look_at_redis, probe, self._keys, wall or _now, mirrors=mirrors, queues=list(system.queues)
+            look_at_redis, probe, Needs.of(system), wall or _now
         )
         self._gate = gate
         self._allow = frozenset(allow)

@@ -8,23 +8,22 @@ so nobody has to restart anything. The rest is a warning: in the log once, in ``
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, Final
 
 import redis.exceptions
 
-from ..runtime.redis import RedisUnavailable
 from ..runtime.redis.slots import slot_of
 from .findings import Finding, Severity
 from .probes import probe_key
 
 if TYPE_CHECKING:
-    from ..runtime.redis import AnyRedis, Redis
+    from ..runtime.redis import Redis
     from .system import System
 
-__all__ = ["access_findings", "declared_findings", "server_findings", "skew_finding"]
+__all__ = ["declared_findings", "server_findings", "skew_finding"]
 
 
 OLDEST: Final = (6, 2)
@@ -139,7 +138,16 @@ def _append_only(info: Mapping[str, Any], where: str) -> Finding:
 
 async def _clock(server: Redis, where: str, wall: Callable[[], datetime]) -> Finding:
     before = wall()
-    seconds, microseconds = await server.time()
+    try:
+        seconds, microseconds = await server.time()
+    except redis.exceptions.NoPermissionError:
+        return Finding(
+            name="clock",
+            where=where,
+            severity=Severity.WARN,
+            found="our user may not ask for its time, so that nobody knows whether its clock is ours",
+            mend="ACL SETUSER … +time",
+        )
     after = wall()
     theirs = datetime.fromtimestamp(int(seconds), UTC) + timedelta(microseconds=int(microseconds))
     return skew_finding(where, theirs, before, after)
@@ -158,126 +166,3 @@ def skew_finding(where: str, theirs: datetime, before: datetime, after: datetime
         found=f"its clock is {off:.1f} s {'behind' if early > late else 'ahead of'} ours",
         mend="let both hosts follow the same time servers (NTP)",
     )
-
-
-# Access --------------------------------------------------------------------------------------------------------------
-
-_GROUP: Final = "penstock-probe"
-"""A group that never exists: what is asked of it changes nothing."""
-
-
-def _questions(key: str) -> Sequence[tuple[str, tuple[str, ...]]]:
-    """Each command that is used on a stream, in a form that changes nothing; rights are looked at before all else."""
-    return (
-        ("XADD", (probe_key(key), "NOMKSTREAM", "*", "probe", "1")),
-        ("XADD", (key, "no-id", "probe", "1")),
-        ("XREADGROUP", ("GROUP", _GROUP, "probe", "COUNT", "1", "STREAMS", key, ">")),
-        ("XREAD", ("COUNT", "1", "STREAMS", key, "$")),
-        ("XRANGE", (key, "-", "+", "COUNT", "1")),
-        ("XACK", (key, _GROUP, "0-1")),
-        ("XPENDING", (key, _GROUP)),
-        ("XCLAIM", (key, _GROUP, "probe", "0", "0-1")),
-        ("XINFO", ("STREAM", key)),
-        ("XINFO", ("GROUPS", key)),
-        ("XINFO", ("CONSUMERS", key, _GROUP)),
-        ("XGROUP", ("CREATE", key, _GROUP, "no-id")),
-        ("XGROUP", ("SETID", key, _GROUP, "0")),
-        ("XGROUP", ("DELCONSUMER", key, _GROUP, "probe")),
-        ("XTRIM", (key, "MINID", "0")),
-        ("XLEN", (key,)),
-        ("EVAL", ("return redis.call('XLEN', KEYS[1])", "1", key)),
-        ("EVALSHA", ("0" * 40, "1", key)),
-    )
-
-
-def _questions_of_mirror(key: str) -> Sequence[tuple[str, tuple[str, ...]]]:
-    return ("XADD", (key, "no-id", "probe", "1")), ("XDEL", (key, "0-0"))
-
-
-def _questions_of_queue(name: str) -> Sequence[tuple[str, tuple[str, ...]]]:
-    """LPUSH and BLMOVE have no form that changes nothing; who may not run these two is told by the first error."""
-    lists, consumers = f"{{{name}}}:penstock-probe", f"{{{name}}}:consumers"
-    return (
-        ("LMOVE", (lists, lists, "RIGHT", "LEFT")),
-        ("LREM", (lists, "1", "probe")),
-        ("LRANGE", (lists, "0", "0")),
-        ("LINDEX", (lists, "0")),
-        ("LLEN", (lists,)),
-        ("ZADD", (consumers, "XX", "0", "penstock-probe")),
-        ("ZREM", (consumers, "penstock-probe")),
-        ("ZRANGE", (consumers, "0", "0")),
-        ("ZRANGEBYSCORE", (consumers, "0", "0")),
-        ("ZSCORE", (consumers, "penstock-probe")),
-        ("EVAL", ("return redis.call('LLEN', KEYS[1])", "1", lists)),
-        ("EVALSHA", ("0" * 40, "1", lists)),
-    )
-
-
-async def access_findings(
-    client: AnyRedis, keys: Sequence[str], where: str, mirrors: Sequence[str] = (), queues: Sequence[str] = ()
-) -> list[Finding]:
-    """Whether our user may do what has to be done; a command that is refused for another reason may.
-
-    Args:
-        client: the link.
-        keys: the streams' keys; without these rights nothing can be done.
-        where: the server's address.
-        mirrors: keys of the streams that show dead letters; without these rights they do not.
-        queues: names of the work queues; without these rights nothing can be done either.
-
-    Raises:
-        RedisUnavailable: the link is lost.
-    """
-    denied = await _denied_on(client, keys, _questions)
-    hidden = await _denied_on(client, mirrors, _questions_of_mirror)
-    untaken = await _denied_on(client, queues, _questions_of_queue)
-    found = []
-    if denied:
-        told = _told(denied)
-        found.append(Finding(name="access", where=where, severity=Severity.REFUSE, found=told, mend=_right(denied)))
-    if untaken:
-        told, mend = f"{_told(untaken)} (work queues)", _right(untaken, "+@list +@sortedset +time")
-        found.append(Finding(name="access", where=where, severity=Severity.REFUSE, found=told, mend=mend))
-    if hidden:
-        told = f"{_told(hidden)}, so dead letters are not shown there, and what is to show them stays in the outbox"
-        mend = f"{_right(hidden)}, or declare the stream with mirror=False"
-        found.append(Finding(name="access", where=where, severity=Severity.WARN, found=told, mend=mend))
-    if found:
-        return found
-    return [Finding(name="access", where=where, severity=Severity.GOOD, found="its user has all rights needed")]
-
-
-def _told(denied: Mapping[str, Sequence[str]]) -> str:
-    streams = sorted({key for keys in denied.values() for key in keys})
-    return f"our user may not run {', '.join(denied)} on {', '.join(streams)}"
-
-
-def _right(denied: Mapping[str, Sequence[str]], categories: str = "+@stream") -> str:
-    wanted = " ".join(f"+{command.lower().replace(' ', '|')}" for command in denied)
-    return f"ACL SETUSER … ~* {categories} +@scripting (or {wanted}, and their keys)"
-
-
-_Questions = Callable[[str], Sequence[tuple[str, tuple[str, ...]]]]
-
-
-async def _denied_on(client: AnyRedis, keys: Sequence[str], ask: _Questions) -> dict[str, list[str]]:
-    """By command, the keys on which our user may not run it."""
-    denied: dict[str, list[str]] = {}
-    for key in keys:
-        for command in await _denied(client, ask(key)):
-            denied.setdefault(command, []).append(key)
-    return denied
-
-
-async def _denied(client: AnyRedis, questions: Sequence[tuple[str, tuple[str, ...]]]) -> list[str]:
-    pipeline = client.pipeline(transaction=False)
-    for command, words in questions:
-        pipeline.execute_command(command, *words)
-    replies = await pipeline.execute(raise_on_error=False)
-    denied = []
-    for (command, words), reply in zip(questions, replies, strict=True):
-        if isinstance(reply, RedisUnavailable):
-            raise reply
-        if isinstance(reply, redis.exceptions.NoPermissionError) or str(reply).startswith("NOPERM"):
-            denied.append(f"{command} {words[0]}" if command in ("XINFO", "XGROUP") else command)
-    return list(dict.fromkeys(denied))

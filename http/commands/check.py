@@ -21,6 +21,7 @@ from ...actors.cluster_view import ClusterView, NodeView
 from ...actors.findings import Severity
 from ...actors.keeping import keeping_of
 from ...actors.probes import PostgresProbe, RedisProbe
+from ...actors.rights import Needs
 from ...actors.stream_table import made_otherwise
 from ...actors.system import Group, Stream, System
 from ...runtime.cli import CommandError, json_option, load_settings
@@ -218,11 +219,10 @@ async def _abilities(setting: str, probe: RedisProbe | ClusterProbe) -> list[Fin
 
 async def _start_up(system: System, probe: RedisProbe | ClusterProbe, settings: Settings) -> list[Finding]:
     """What keeps the gate ``redis`` shut, and what is not said of the server's data already."""
-    keys = [key for stream in system.streams.values() for key in stream.keys]
     found = [*declared_findings(system)]
     with trio.move_on_after(LIMIT):
         try:
-            found += await look_at_redis(probe, keys, queues=list(system.queues))
+            found += await look_at_redis(probe, Needs.of(system))
         except redis.exceptions.RedisError as error:
             return [Finding("start-up checks", True, f"not made: {error}")]
     told = []

@@ -317,7 +317,8 @@ async def test_what_was_missed_is_read_from_the_database_once_it_is_there(autoju
 
 async def test_a_channel_that_redis_refuses_holds_up_nothing_and_is_asked_for_again(autojump_clock: MockClock) -> None:
     async with InProcessRedis() as place:
-        place.fail_next("SUBSCRIBE", "NOPERM this user has no permissions to access one of the channels")
+        refusal = "NOPERM this user has no permissions to access one of the channels"
+        place.fail_next("SUBSCRIBE", refusal, times=2)  # to the start-up check, and to the channel itself
         async with servers(place, 1) as [(server, app)]:
             assert "NOPERM" in note(app)
             assert await app.deployment.broadcast(NEWS, 1) == 0

@@ -6,8 +6,10 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
 import trio
 from attrs import evolve
+from redis.exceptions import NoPermissionError
 
 from penstock.actors.backends import Backends
 from penstock.actors.channels import Broadcast, Gap
@@ -115,3 +117,12 @@ async def test_a_kill_a_slow_handler_and_a_forbidden_channel(make_valkey: Any) -
                 view = three.deployment.tree.snapshot().find("chat/actors/channels")
                 assert view is not None
                 assert "NOPERM" in view.note
+                (warning,) = [each for each in three.deployment.warnings() if each.name == "access"]
+                assert warning.mend.startswith("ACL SETUSER … &")
+                # To send is forbidden, too; that costs this message, and nothing else.
+                shut = three.shut()
+                for _ in range(3):
+                    with pytest.raises(NoPermissionError):
+                        await three.deployment.broadcast(NEWS, {})
+                assert three.deployment.gates["redis"].is_open
+                assert three.shut() == shut

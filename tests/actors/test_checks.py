@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,14 +11,16 @@ import trio
 from attrs import evolve, frozen
 
 from penstock.actors import checking
+from penstock.actors.channels import Channel
 from penstock.actors.checking import AGAIN, Checks, look_at_redis
 from penstock.actors.checks import _append_only as append_only
 from penstock.actors.checks import _eviction as eviction
 from penstock.actors.checks import _version as version
-from penstock.actors.checks import access_findings, declared_findings, skew_finding
+from penstock.actors.checks import declared_findings, skew_finding
 from penstock.actors.event import event
 from penstock.actors.findings import Finding, Severity
 from penstock.actors.probes import RedisProbe, Unhealthy
+from penstock.actors.rights import Needs, access_findings
 from penstock.actors.settings import CheckSettings
 from penstock.actors.system import System
 from penstock.runtime.postgres import PostgresUnavailable
@@ -129,17 +131,16 @@ def test_a_key_that_nothing_can_stand_beside_is_a_warning() -> None:
 # Rights
 
 
-async def _findings(
-    redis: Redis,
-    valkey: Any,
-    *rules: str,
-    key: str = "orders",
-    mirrors: Sequence[str] = (),
-    queues: Sequence[str] = (),
-) -> list[Finding]:
+async def _findings(redis: Redis, valkey: Any, *rules: str, key: str = "orders", **more: Any) -> list[Finding]:
     await redis.execute_command("ACL", "SETUSER", "app", "reset", "on", ">secret", *rules)
     async with Redis(evolve(valkey.options, username="app", password="secret")) as link:
-        return await access_findings(link, [key], "here", mirrors, queues)
+        return await access_findings(link, Needs(**{"keys": [key], **more}), "here")
+
+
+def _mended(finding: Finding, kind: str = "") -> list[str]:
+    """The rules that a finding says to set, without what it offers instead; those that begin with `kind`."""
+    rules, _, _ = finding.mend.removeprefix("ACL SETUSER … ").partition(" (or ")
+    return [rule for rule in rules.split() if rule.startswith(kind)]
 
 
 async def test_a_user_with_all_rights_may(redis: Redis, valkey: Any) -> None:
@@ -164,15 +165,78 @@ async def test_who_may_not_show_dead_letters_is_warned(redis: Redis, valkey: Any
     assert finding.severity is GOOD
 
 
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [("keys", ["{orders}:0", "orders", "}orders"]), ("mirrors", ["x:dead-letter"]), ("queues", ["jobs"])],
+)
+async def test_who_does_what_it_says_has_all_rights(redis: Redis, valkey: Any, kind: str, names: list[str]) -> None:
+    (finding,) = await _findings(redis, valkey, **{"keys": [], kind: names})
+    assert finding.severity is (WARN if kind == "mirrors" else REFUSE)
+    for rules in (
+        _mended(finding),
+        [*_mended(finding, "~"), *finding.mend.partition("(or ")[2].partition(")")[0].split()],
+    ):
+        (again,) = await _findings(redis, valkey, *rules, **{"keys": [], kind: names})
+        assert again.severity is GOOD
+
+
+QUEUE_RULES = ("~orders", "~{orders}:*", "+@stream", "+@scripting", "~{jobs}:*", "+@list", "+@sortedset", "+time")
+
+
 async def test_what_a_user_may_not_do_with_a_queue_is_named(redis: Redis, valkey: Any) -> None:
-    rules = ("~orders", "~{orders}:*", "+@stream", "+@scripting", "~{jobs}:*", "+@list", "+@sortedset")
-    (finding,) = await _findings(redis, valkey, *rules, queues=["jobs"])
+    (finding,) = await _findings(redis, valkey, *QUEUE_RULES, queues=["jobs"])
     assert finding.severity is GOOD
-    (finding,) = await _findings(redis, valkey, *rules, "-lmove", "-zadd", queues=["jobs"])
+    (finding,) = await _findings(redis, valkey, *QUEUE_RULES, "-lmove", "-zadd", "-time", queues=["jobs"])
     assert finding.severity is REFUSE
-    assert finding.found == "our user may not run LMOVE, ZADD on jobs (work queues)"
-    assert "+@list +@sortedset" in finding.mend
+    assert finding.found == "our user may not run LMOVE, ZADD, TIME on jobs (work queues)"
+    assert "~{jobs}:* +@list +@sortedset +@scripting +time (or +lmove +zadd +time)" in finding.mend
     assert await redis.keys("*") == []
+
+
+@pytest.mark.parametrize("command", ["LPUSH", "BLMOVE"])
+async def test_what_changes_a_queue_in_any_form_is_asked_for_too_and_changes_nothing(
+    redis: Redis, valkey: Any, command: str
+) -> None:
+    await redis.lpush("{jobs}:waiting", "1")
+    (finding,) = await _findings(redis, valkey, *QUEUE_RULES, queues=["jobs"])
+    assert finding.severity is GOOD
+    (finding,) = await _findings(redis, valkey, *QUEUE_RULES, f"-{command}", queues=["jobs"])
+    assert finding.found == f"our user may not run {command} on jobs (work queues)"
+    assert await redis.keys("*") == [b"{jobs}:waiting"]
+    assert await redis.lrange("{jobs}:waiting", 0, -1) == [b"1"]
+
+
+def _channels() -> list[Channel]:
+    async def hear(message: Any) -> None: ...
+
+    heard, pattern = Channel("news", handlers=[hear]), Channel("chat:*", pattern=True, handlers=[hear])
+    return [heard, pattern, Channel("orders-told")]
+
+
+async def test_a_channel_that_a_user_has_no_right_to_is_a_warning_and_nobody_hears_us_ask(
+    redis: Redis, valkey: Any
+) -> None:
+    rules = ("~orders", "~{orders}:*", "+@stream", "+@scripting")
+    async with redis.pubsub() as pubsub:
+        await pubsub.psubscribe("*")
+        (finding,) = await _findings(redis, valkey, *rules, channels=_channels())
+        assert finding.severity is WARN
+        assert "SUBSCRIBE, PSUBSCRIBE, PUBLISH on chat:*, news, orders-told" in finding.found
+        assert finding.mend.startswith("ACL SETUSER … &chat:* &news &orders-told +@pubsub (or +subscribe")
+        (finding,) = await _findings(redis, valkey, *rules, *_mended(finding), channels=_channels())
+        assert finding.severity is GOOD
+        (finding,) = await _findings(redis, valkey, *rules, "+@pubsub", "&news", "&chat:*", channels=_channels())
+        assert "may not run PUBLISH on orders-told" in finding.found
+        assert await pubsub.get(0) is None
+
+
+async def test_who_may_not_ask_for_the_time_is_looked_at_all_the_same(redis: Redis, valkey: Any) -> None:
+    rules = ("~orders", "~{orders}:*", "+@stream", "+@scripting", "+info")
+    await redis.execute_command("ACL", "SETUSER", "app", "reset", "on", ">secret", *rules)
+    options = evolve(valkey.options, username="app", password="secret")
+    found = await look_at_redis(RedisProbe(options, ["orders"]), Needs(keys=["orders"], queues=["jobs"]))
+    assert {each.name: each.severity for each in found}["clock"] is WARN
+    assert any("LMOVE" in each.found and each.severity is REFUSE for each in found)
 
 
 async def test_a_key_that_is_not_ours_is_noticed(redis: Redis, valkey: Any) -> None:
@@ -190,7 +254,7 @@ async def test_asking_changes_nothing(redis: Redis, valkey: Any, exists: bool) -
         await redis.xreadgroup("payment", "c", {"orders": ">"}, count=2)
     before = await redis.execute_command("XINFO", "STREAM", "orders", "FULL") if exists else None
     keys = await redis.keys()
-    await access_findings(redis, ["orders"], "here", ["orders:dead-letter", "orders"])
+    await access_findings(redis, Needs(keys=["orders"], mirrors=["orders:dead-letter", "orders"]), "here")
     assert await redis.keys() == keys
     if exists:
         assert await redis.execute_command("XINFO", "STREAM", "orders", "FULL") == before
@@ -200,7 +264,7 @@ async def test_a_round_on_a_real_server(redis: Redis, valkey: Any) -> None:
     await redis.config_set("maxmemory", 100_000_000)
     await redis.config_set("maxmemory-policy", "allkeys-lru")
     try:
-        found = await look_at_redis(RedisProbe(valkey.options, ["orders"]), ["orders"])
+        found = await look_at_redis(RedisProbe(valkey.options, ["orders"]), Needs(keys=["orders"]))
     finally:
         await redis.config_set("maxmemory-policy", "noeviction")
         await redis.config_set("maxmemory", 0)
@@ -332,8 +396,9 @@ async def test_a_database_that_is_away_is_no_finding(
 
 
 async def test_the_in_process_redis_answers_them(autojump_clock: trio.testing.MockClock) -> None:
+    needs = Needs(keys=["orders"], queues=["jobs"], channels=_channels())
     async with InProcessRedis() as server:
-        found = await look_at_redis(RedisProbe(RedisOptions(), [], server.connect), ["orders"])
+        found = await look_at_redis(RedisProbe(RedisOptions(), [], server.connect), needs)
     assert {finding.name for finding in found} == {"version", "eviction", "append-only", "clock", "access"}
     assert all(finding.severity is GOOD for finding in found if finding.name in ("version", "access"))
 

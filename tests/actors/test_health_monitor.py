@@ -422,6 +422,25 @@ async def test_a_missing_right_keeps_the_gate_shut_and_is_named_with_the_fix(aut
         assert [view.restarts for view in app.deployment.tree.snapshot().root.walk() if view.restarts] == []
 
 
+async def test_a_missing_right_to_a_queue_keeps_the_gate_shut_too(autojump_clock: MockClock) -> None:
+    system = orders()
+    jobs = system.queue("jobs")
+
+    @jobs.on(Order)
+    async def work(order: Order, context: Context) -> None: ...
+
+    async with virtual(system, settings=ActorSettings()) as app:
+        gate = app.deployment.gates["redis"]
+        with app.deployment.tree.subscribe() as events:
+            app.redis.fail_next("BLMOVE", "NOPERM this user has no permissions", times=100_000)
+            await trio.sleep(3600)
+            assert "our user may not run BLMOVE on jobs (work queues); ACL SETUSER … ~{jobs}:* +@list" in gate.cause
+            assert len([each for each in events.drain() if each.kind is LifecycleKind.GATE_SHUT]) == 1
+        app.redis.heal()
+        with trio.fail_after(12):
+            await gate.wait_open()
+
+
 async def test_a_key_that_is_no_stream_is_named_and_its_repair_noticed(autojump_clock: MockClock) -> None:
     async with virtual(orders(), settings=ActorSettings()) as app:
         client = app.deployment.client()
