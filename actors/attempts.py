@@ -6,8 +6,7 @@ acknowledged, or its row gone.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 from uuid import UUID
 
@@ -17,7 +16,6 @@ from attrs import define, evolve, field
 from .blame import Progress, Stage, away_of, is_sure
 from .calling import call_handlers, plan
 from .claims import Claims
-from .event import Envelope
 from .failures import Counts, Failures, Sentence
 from .handling import Context, Delivery, Entry
 from .once import Steps
@@ -27,17 +25,14 @@ from .sorting import Handle, Ignore, Refuse, Verdict, expired, key_of, verdict_o
 from .store import ABANDON_MARGIN, InboxEntry
 
 if TYPE_CHECKING:
+    from .assignment import Assignment
     from .channels import Notice
-    from .settings import DeliverySettings
-    from .store import Store, Transaction
-    from .system import Group, Stream
+    from .site import Site
+    from .store import Transaction
 
-__all__ = ["Attempts", "Publish"]
+__all__ = ["Attempts"]
 
 V = TypeVar("V", bound=Verdict)
-
-Publish = Callable[["Transaction", str, Sequence[Envelope]], Awaitable[None]]
-"""Puts events into the outbox, within a transaction."""
 
 
 class _Apart(Exception):
@@ -110,48 +105,22 @@ class Attempts:
     """See the module.
 
     Args:
-        stream: the declared stream.
-        group: the declared group.
-        partition: the key of the partition whose entries are handled.
-        store: where everything goes.
-        settings: time limits and policies.
-        failures: what failed attempts leave behind.
+        site: where everything goes, time limits and policies.
+        assignment: whose entries are handled.
         claims: the lease, and what is held against entries.
-        position: the group's position once entries are done; see `Backlog.position`.
-        publish: what `Context.publish` does.
-        redis_steps: what `Context.once_in_redis` does.
-        wall: what time it is, for events that expire.
-        consumer: the instance's name, for people.
     """
 
-    def __init__(
-        self,
-        stream: Stream,
-        group: Group,
-        partition: str,
-        store: Store,
-        settings: DeliverySettings,
-        failures: Failures,
-        claims: Claims,
-        *,
-        position: Callable[[Iterable[Entry]], str | None],
-        publish: Publish | None,
-        redis_steps: RedisSteps,
-        wall: Callable[[], datetime],
-        consumer: str,
-    ) -> None:
-        self._stream = stream
-        self._group = group
-        self._partition = partition
-        self._store = store
-        self._settings = settings
-        self._failures = failures
-        self._position = position
+    def __init__(self, site: Site, assignment: Assignment, claims: Claims) -> None:
+        self._site = site
+        self._stream = assignment.stream
+        self._group = assignment.group
+        self._partition = assignment.partition
+        self._store = site.store
+        self._consumer = site.instance
+        self._position = assignment.backlog.position
         self._claims = claims
-        self._publish = publish
-        self._redis_steps = redis_steps
-        self._wall = wall
-        self._consumer = consumer
+        self._failures = Failures(site, assignment)
+        self._redis_steps = RedisSteps(site.client, site.redis_gates, assignment.group.name)
 
     # An attempt -----------------------------------------------------------------------------------------------------
 
@@ -169,7 +138,7 @@ class Attempts:
         Raises:
             Exception: anything; nothing was committed then, unless the answer to the commit was lost.
         """
-        now, before = self._wall(), failed or {}
+        now, before = self._site.wall(), failed or {}
         verdicts = [self._verdict(entry) for entry in entries]
         verdicts = [each if each.entry.id in before else expired(each, now) or each for each in verdicts]
         limit = self._time_for(verdicts)
@@ -180,7 +149,7 @@ class Attempts:
                 sorted_ = _Sorted.of(await self._still_ours(transaction, verdicts), before)
                 sentences = await self._set_apart(transaction, sorted_, before, progress)
                 fresh = await self._first_time(transaction, sorted_.handles)
-                if fresh and limit > self._settings.handler_timeout:
+                if fresh and limit > self._site.settings.handler_timeout:
                     await transaction.expect_silence(limit + ABANDON_MARGIN)
                 progress.stage = Stage.HANDLING
                 steps = Steps(self._store.steps, self._group.name, self._stream.key)
@@ -294,12 +263,10 @@ class Attempts:
     def _context(
         self, transaction: Transaction, delivery: Delivery[object] | None, steps: Steps, notices: list[Notice]
     ) -> Context:
-        publish, made = self._publish, Context(
-            connection=transaction.connection, stream=self._stream.key, group=self._group.name, delivery=delivery
-        )  # fmt: skip
+        group, publish = self._group.name, self._site.publish
+        made = Context(connection=transaction.connection, stream=self._stream.key, group=group, delivery=delivery)
         made._steps, made._redis_steps, made._notices = steps, self._redis_steps, notices
-        if publish is not None:
-            made._publish = lambda stream, envelopes: publish(transaction, stream, envelopes)
+        made._publish = lambda stream, envelopes: publish(transaction, stream, envelopes, group)
         return made
 
     async def _close(
@@ -368,7 +335,7 @@ class Attempts:
     def _time_for(self, verdicts: Iterable[Verdict]) -> float:
         """Seconds for one transaction: the limit of all, or of the handler that may take longer."""
         own = (verdict.handler.timeout for verdict in verdicts if isinstance(verdict, Handle))
-        return max(self._settings.handler_timeout, *(limit for limit in own if limit is not None), 0.0)
+        return max(self._site.settings.handler_timeout, *(limit for limit in own if limit is not None), 0.0)
 
 
 def _can_fail_alone(fresh: Sequence[Handle], failed: Collection[str], *, ordered: bool) -> bool:

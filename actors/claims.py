@@ -11,13 +11,13 @@ import trio
 from attrs import field, frozen
 
 from .handling import Entry
-from .lease_table import Lease, LeaseLost
+from .lease_table import LeaseLost
 from .retry_table import RetryRow
 
 if TYPE_CHECKING:
-    from .settings import DeliverySettings
-    from .store import Store, Transaction
-    from .system import Group
+    from .assignment import Assignment
+    from .site import Site
+    from .store import Transaction
 
 __all__ = ["Claim", "Claims"]
 
@@ -52,26 +52,16 @@ class Claims:
     """See the module.
 
     Args:
-        group: the declared group.
-        partition: the key of the partition whose entries are handled.
-        store: where it is written.
-        settings: time limits.
-        fence: the lease of an ordered group, if it is in force; None for a shared group.
+        site: where it is written, and the time limits.
+        assignment: whose entries are handled.
     """
 
-    def __init__(
-        self,
-        group: Group,
-        partition: str,
-        store: Store,
-        settings: DeliverySettings,
-        fence: Callable[[], Lease | None] | None,
-    ) -> None:
-        self._group = group
-        self._partition = partition
-        self._store = store
-        self._settings = settings
-        self._fence = fence
+    def __init__(self, site: Site, assignment: Assignment) -> None:
+        self._group = assignment.group
+        self._partition = assignment.partition
+        self._store = site.store
+        self._settings = site.settings
+        self._fence = assignment.fence
         self._marked: set[str] = set()  # taken up by this process, and not ended
 
     async def hold_lease(self, transaction: Transaction) -> None:

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from ..runtime.mailbox import AskTimeout, MailboxClosed, PeerDied
 from ..runtime.supervision import ChildSpec
 from .claim_order import ClaimOrder, ClaimOutcome, ClaimResult, KeeperHeld
-from .group_tree import GroupTree, Site, group_id
+from .group_tree import GroupTree, group_id
 from .leasing import Leasing
 from .made_groups import MadeGroup
 from .membership import LEAVE_WITHIN, Membership
 from .queue_tree import QueueTree
+from .site import Site
 from .stopping import Stopping
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Awaitable, Callable, Sequence
-    from datetime import datetime
     from uuid import UUID
 
     from ..runtime.supervision import Gates
@@ -102,7 +103,7 @@ class ConsumeSide:
             publish=publishing.publish_within,
             broadcast=broadcast,
             chance=chance.random,
-            wall=wall,
+            wall=wall or (lambda: datetime.now(UTC)),
             read_within=redis.read_within,
             patience=PATIENCE if redis.cluster else 0.0,
             look=losses.look,

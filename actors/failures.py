@@ -5,7 +5,7 @@ Only the event's own fault comes here; `blame` has told it from outages.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from attrs import define, evolve, frozen
@@ -21,10 +21,10 @@ from .retrying import RetryPolicy
 from .sorting import Handle, Verdict, key_of
 
 if TYPE_CHECKING:
+    from .assignment import Assignment
     from .handling import Entry
-    from .settings import DeliverySettings
-    from .store import Store, Transaction
-    from .system import Group, Stream
+    from .site import Site
+    from .store import Transaction
 
 __all__ = ["Counts", "Failures", "HandlerExit", "PoisonousEvent", "Sentence"]
 
@@ -107,28 +107,17 @@ class Failures:
     """See the module.
 
     Args:
-        stream: the declared stream.
-        group: the declared group.
-        store: where rows and letters go.
-        settings: the policy of those that have none.
-        chance: random numbers in [0, 1) for the jitter.
-        consumer: the instance's name, for letters.
+        site: where rows and letters go, and the policy of those that have none.
+        assignment: whose entries have failed.
     """
 
-    def __init__(
-        self,
-        stream: Stream,
-        group: Group,
-        store: Store,
-        settings: DeliverySettings,
-        chance: Callable[[], float],
-        consumer: str,
-    ) -> None:
-        self._stream = stream
-        self._group = group
-        self._store = store
-        self._chance = chance
-        self._consumer = consumer
+    def __init__(self, site: Site, assignment: Assignment) -> None:
+        self._stream = assignment.stream
+        self._group = assignment.group
+        self._store = site.store
+        self._chance = site.chance
+        self._consumer = site.instance
+        settings = site.settings
         self._policy = RetryPolicy(
             deliveries=settings.max_deliveries, minimum=settings.retry_minimum, maximum=settings.retry_maximum
         )

@@ -17,40 +17,31 @@ to do what a stop takes (see `stopping`).
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Collection, Sequence
-from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
 import redis.exceptions
 import trio
-from attrs import field, frozen
+from attrs import frozen
 
 from ..runtime.mailbox import Mailbox
-from ..runtime.supervision import Body, Child, ChildSpec, Gates, Intensity, Restart, Strategy, Supervisor
+from ..runtime.supervision import Body, Child, ChildSpec, Intensity, Restart, Strategy, Supervisor
+from .assignment import Assignment
 from .backlog import Backlog
-from .broadcasting import to_nobody
 from .claim_order import ClaimOrder
-from .group_making import GroupMaking, look_away
+from .group_making import GroupMaking
 from .handler_pool import HandlerPool
-from .isolation import Isolation
 from .keeper import Keeper
 from .leasing import LEASE_GATE, Standing, Tenure
 from .listener import Listener
 from .ordered_reading import OrderedListener, owner_prefix
-from .stopping import DRAIN_WITHIN, Stopping
+from .stopping import DRAIN_WITHIN
 
 if TYPE_CHECKING:
-    from ..runtime.redis import AnyRedis
-    from .channels import Notice
-    from .event import Envelope
-    from .handling import Unavailable
-    from .lease_table import Lease
-    from .settings import DeliverySettings
-    from .store import Store, Transaction
+    from .site import Site
     from .system import Group, Stream
 
-__all__ = ["GroupTree", "Partition", "Site", "child_id", "group_id", "handler_pool"]
+__all__ = ["GroupTree", "Partition", "child_id", "group_id"]
 
 ORDERS = 16
 """Orders that may wait for a keeper."""
@@ -58,53 +49,6 @@ ORDERS = 16
 READ_AHEAD = 2
 """The backlogs of a group hold so many batches for each worker: one in work, one waiting. More is only more to give
 back."""
-
-
-@frozen(kw_only=True)
-class Site:
-    """What the actors of a group stand on.
-
-    Attributes:
-        client: the link to Redis.
-        store: where effects go.
-        gates: those of the tree.
-        settings: how events reach their handlers.
-        instance: the short stable id of the installation.
-        live_instances: the installations that are not known to be gone; None while nobody knows.
-        redis_trouble: told of every error of Redis.
-        reader_trouble: the same for who reads.
-        postgres_trouble: told of what keeps the database from working for us.
-        outside_trouble: told what a handler says is away behind a gate of the system's own.
-        publish: publishes to a stream within a handler's transaction, in the name of a group.
-        broadcast: sends what a handler wants to have broadcast, after its transaction.
-        chance: random numbers in [0, 1).
-        wall: what time it is; None: as the system's clock says.
-        read_within: seconds within which a read that blocks for so many seconds has an end.
-        patience: seconds for which a connection that breaks is no trouble yet.
-        look: notes what a stream has lost, before somebody reads on in it.
-        stopping: whether the process stops.
-        isolation: what all pools of the process keep suspects apart by.
-    """
-
-    client: Callable[[], AnyRedis]
-    store: Store
-    gates: Gates
-    settings: DeliverySettings
-    instance: str
-    live_instances: Callable[[], Collection[str] | None]
-    redis_trouble: Callable[[Exception], None]
-    reader_trouble: Callable[[Exception], None]
-    postgres_trouble: Callable[[Exception], None]
-    outside_trouble: Callable[[Unavailable], None] = lambda _: None
-    publish: Callable[[Transaction, str, Sequence[Envelope], str], Awaitable[None]]
-    broadcast: Callable[[Sequence[Notice]], Awaitable[None]] = to_nobody
-    chance: Callable[[], float]
-    wall: Callable[[], datetime] | None = None
-    read_within: Callable[[float], float]
-    patience: float
-    look: Callable[[str], Awaitable[object]] = look_away
-    stopping: Stopping = field(factory=Stopping)
-    isolation: Isolation = field(factory=Isolation)
 
 
 @frozen
@@ -190,15 +134,15 @@ class GroupTree:
         tenure = None
         if group.ordered:
             tenure = Tenure(group.name, key, backlog, site.gates.add(f"{LEASE_GATE}{name}", settle=0.0, shut=NOT_OURS))
-        pool = handler_pool(
-            site,
-            self._stream,
-            group,
-            backlog,
-            key,
+        assignment = Assignment(
+            stream=self._stream,
+            group=group,
+            partition=key,
+            backlog=backlog,
             fence=None if tenure is None else tenure.fence,
             limiter=self._limiter,
         )
+        pool = HandlerPool(site, assignment)
         return Partition(name, key, backlog, pool, tenure, Mailbox(f"keeper.{name}", ORDERS))
 
     def _children(self, partition: Partition) -> list[ChildSpec]:
@@ -315,45 +259,6 @@ NOT_OURS = "another process has it, or it is free"
 def group_id(group: Group, stream: Stream) -> str:
     """``GROUP@STREAM``, as the tree has it."""
     return child_id(f"{group.name}@{stream.key}")
-
-
-def handler_pool(
-    site: Site,
-    stream: Stream,
-    group: Group,
-    backlog: Backlog,
-    partition: str,
-    *,
-    fence: Callable[[], Lease | None] | None = None,
-    limiter: trio.CapacityLimiter | None = None,
-    acknowledge: Callable[[Sequence[str]], Awaitable[object]] | None = None,
-) -> HandlerPool:
-    """A handler pool on a site; see `HandlerPool` for the rest."""
-    return HandlerPool(
-        stream,
-        group,
-        backlog,
-        site.store,
-        site.client,
-        site.settings,
-        redis_gate=site.gates["redis"],
-        memory_gate=site.gates["redis-memory"],
-        postgres_gate=site.gates["postgres"],
-        redis_trouble=site.redis_trouble,
-        postgres_trouble=site.postgres_trouble,
-        outside_trouble=site.outside_trouble,
-        publish=lambda transaction, key, envelopes: site.publish(transaction, key, envelopes, group.name),
-        broadcast=site.broadcast,
-        consumer=site.instance,
-        chance=site.chance,
-        partition=partition,
-        fence=fence,
-        limiter=limiter,
-        acknowledge=acknowledge,
-        wall=site.wall,
-        stopping=site.stopping,
-        isolation=site.isolation,
-    )
 
 
 def child_id(name: str) -> str:

@@ -16,7 +16,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..runtime.supervision import ChildSpec, Strategy, Supervisor
-from .group_tree import Site, child_id, handler_pool
+from .assignment import Assignment
+from .group_tree import child_id
+from .handler_pool import HandlerPool
 from .queue_keeper import QueueKeeper
 from .queue_lists import QueueLists, are_moving
 from .queue_taker import QueueBacklog, Taker
@@ -25,6 +27,7 @@ from .stopping import DRAIN_WITHIN
 
 if TYPE_CHECKING:
     from .queue import Queue
+    from .site import Site
 
 __all__ = ["QueueTree"]
 
@@ -47,9 +50,14 @@ class QueueTree:
         self._consumer = site.instance
         # Nothing is taken to lie here: somebody else may be idle.
         self.backlog = QueueBacklog(queue.workers)
-        self.pool = handler_pool(
-            site, queue.stream, queue.group, self.backlog, queue.stream.key, acknowledge=self._finish
+        assignment = Assignment(
+            stream=queue.stream,
+            group=queue.group,
+            partition=queue.stream.key,
+            backlog=self.backlog,
+            acknowledge=self._finish,
         )
+        self.pool = HandlerPool(site, assignment)
 
     @property
     def name(self) -> str:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
 import trio
 from attrs import define, field, frozen
 
+from penstock.actors.assignment import Assignment
 from penstock.actors.backlog import Backlog
 from penstock.actors.event import Envelope, event
 from penstock.actors.handler_pool import HandlerPool
 from penstock.actors.handling import Entry
 from penstock.actors.settings import DeliverySettings
-from penstock.actors.store import Store
+from penstock.actors.site import Site
+from penstock.actors.store import Store, Transaction
 from penstock.actors.system import Group, Stream
 
 STREAM, GROUP, PLACE = "orders", "payments", "handler-pool"
@@ -55,6 +60,11 @@ class Acknowledging:
         return len(ids)
 
 
+async def publish_nothing(transaction: Transaction, stream: str, envelopes: Sequence[Envelope], group: str) -> None:
+    """Where no handler publishes."""
+    raise AssertionError(f"{group} publishes to {stream}")
+
+
 def pool_over(
     store: Store,
     stream: Stream,
@@ -62,25 +72,28 @@ def pool_over(
     backlog: Backlog,
     *,
     postgres_trouble: Callable[[Exception], None],
-    **more: Any,
+    chance: Callable[[], float] = random.random,
 ) -> HandlerPool:
-    gate: Any = OpenGate()
+    """A pool that works off `backlog`, with everything else of its process made up."""
     redis: Any = Acknowledging()
-    return HandlerPool(
-        stream,
-        group,
-        backlog,
-        store,
-        lambda: redis,
-        DeliverySettings(),
-        redis_gate=gate,
-        memory_gate=gate,
-        postgres_gate=gate,
+    gates: Any = defaultdict(OpenGate)
+    site = Site(
+        client=lambda: redis,
+        store=store,
+        gates=gates,
+        settings=DeliverySettings(),
+        instance="test",
+        live_instances=lambda: None,
         redis_trouble=lambda _: None,
+        reader_trouble=lambda _: None,
         postgres_trouble=postgres_trouble,
-        consumer="test",
-        **more,
+        publish=publish_nothing,
+        chance=chance,
+        wall=lambda: datetime.now(UTC),
+        read_within=lambda block: block,
+        patience=0.0,
     )
+    return HandlerPool(site, Assignment(stream=stream, group=group, partition=stream.key, backlog=backlog))
 
 
 def entry_of(stream: Stream, order: Order, entry_id: str, *, event_id: int, redelivered: bool) -> Entry:

@@ -82,7 +82,7 @@ async def _dies(cut: Cut, part: str, heir: str) -> None:
         (f"{GROUP}/taker", "a", 8),
         (f"{GROUP}/handler-pool/worker", "b", 5),
         (f"{GROUP}/handler-pool/worker", "a", 9),
-        ("HandlerPool._acknowledge", "b", 2),
+        ("Acknowledging.run", "b", 2),
     ],
 )
 def test_a_process_may_die_at_any_step(part: str, heir: str, stride: int) -> None:

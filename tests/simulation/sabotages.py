@@ -14,8 +14,8 @@ from penstock.actors.attempts import Attempts
 from penstock.actors.backlog import Backlog
 from penstock.actors.detours import Detours
 from penstock.actors.group_making import GroupMaking
-from penstock.actors.handler_pool import HandlerPool
 from penstock.actors.relay import Relay, _Burst
+from penstock.actors.settling import Settling
 from penstock.actors.testing.retries import MemoryRetries
 from penstock.actors.testing.store import MemoryTransaction
 
@@ -25,14 +25,14 @@ Sabotage = Callable[[], Any]
 @contextmanager
 def acknowledged_before_the_commit() -> Iterator[None]:
     """Entries are acknowledged when they are taken, as with Celery's default."""
-    real = HandlerPool._attempt
+    real = Settling._attempt
 
-    async def attempt(self: HandlerPool, part: Any, progress: Any) -> Any:
+    async def attempt(self: Settling, part: Any, progress: Any) -> Any:
         if part.entries[0].retry is None:
             self._backlog.done(part.entries)
         return await real(self, part, progress)
 
-    with patch.object(HandlerPool, "_attempt", attempt):
+    with patch.object(Settling, "_attempt", attempt):
         yield
 
 
@@ -90,14 +90,14 @@ def lost_groups_begin_at_the_end() -> Iterator[None]:
 @contextmanager
 def acknowledged_before_the_letter() -> Iterator[None]:
     """A failed event's entry is acknowledged before its row or its letter is committed."""
-    real = HandlerPool._attempt
+    real = Settling._attempt
 
-    async def attempt(self: HandlerPool, part: Any, progress: Any) -> Any:
+    async def attempt(self: Settling, part: Any, progress: Any) -> Any:
         if part.entries[0].retry is None:
             self._backlog.done([entry for entry in part.entries if entry.id in part.failed])
         return await real(self, part, progress)
 
-    with patch.object(HandlerPool, "_attempt", attempt):
+    with patch.object(Settling, "_attempt", attempt):
         yield
 
 

@@ -10,7 +10,7 @@ from unittest.mock import patch
 import trio
 from attrs import frozen
 
-from penstock.actors import attempts, blame, handler_pool
+from penstock.actors import attempts, blame, pool_outages
 from penstock.actors.event import event, event_type_of
 from penstock.actors.handling import Context
 from penstock.actors.simulation import tell_story
@@ -55,6 +55,6 @@ def test_every_promise_is_kept() -> None:
 
 def test_a_variant_that_blames_the_event_is_caught() -> None:
     with ExitStack() as broken:
-        for module in (attempts, blame, handler_pool):
+        for module in (attempts, blame, pool_outages):
             broken.enter_context(patch.object(module, "away_of", lambda error, gates: None))
         assert any(tell_story(GATED, seed).violations for seed in range(SEEDS))
