@@ -183,5 +183,5 @@ def _workers(system: System | None) -> int:
     """How many handlers may hold a connection at a time, also while they wait for something else."""
     if system is None:
         return 0
-    groups = [group for stream in system.streams.values() for group in stream.groups.values() if group.enabled]
+    groups = [group for stream in system.streams.values() for group in stream.read_here]
     return sum(group.workers for group in groups) + sum(queue.workers for queue in system.queues.values())

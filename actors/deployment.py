@@ -39,7 +39,7 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
@@ -73,9 +73,11 @@ from .consume_side import ConsumeSide
 from .delivery_view import DeliveryWatch
 from .event import Envelope
 from .health_monitor import HealthMonitor, Watch
+from .leasing import standings
 from .ledger import Ledger
 from .letter_orders import LetterOrders
 from .letters import LetterDesk
+from .membership import Membership
 from .migrating import MIGRATED_WITHIN, Migrating, migrate_all
 from .ownership import Ownership
 from .probes import StreamView, ask_outside
@@ -84,6 +86,8 @@ from .publish_side import PublishSide
 from .queue_side import QueueSide
 from .redis_side import RedisSide
 from .relay import OutboxView
+from .site import Site
+from .stopping import Stopping
 from .system import REDIS_GATES
 from .tailing import tail
 from .upkeep import Upkeep
@@ -180,9 +184,11 @@ class Deployment:
         self.producer = self.publishing.producer
         self.broadcasting = BroadcastSide(system, settings, backends.store, self.gates, self._redis)
         self.queueing = self._queue_side()
+        self._standings = standings(system, self.gates, settings.delivery)
+        self.membership = self._membership()
+        self._stopping = Stopping()
         self._consuming = self._consume_side(wall)
         self.pools, self.backlogs = self._consuming.pools, self._consuming.backlogs
-        self.membership = self._consuming.membership
         self.tree = Tree(self._root(front_ends), gates=self.gates, seed=seed)
 
     # For those who bring and show work ------------------------------------------------------------------------------
@@ -317,8 +323,8 @@ class Deployment:
     async def claim(
         self, keys: Sequence[str], group: str, ids: Sequence[str], *, idle: float, by: str
     ) -> list[ClaimResult]:
-        """Have this process take pending entries over now, and handle them; see `ConsumeSide.claim`."""
-        return await self._consuming.claim(keys, group, ids, idle=idle, by=by)
+        """Have this process take pending entries over now, and handle them; see `ClaimDesk.claim`."""
+        return await self._consuming.claims.claim(keys, group, ids, idle=idle, by=by)
 
     def streams(self) -> list[StreamView]:
         """The declared streams as they were last seen, in order of declaration; what was never seen is left out.
@@ -440,22 +446,40 @@ class Deployment:
             ownership=Ownership(self._redis.cluster_client) if self._redis.cluster is not None else None,
         )
 
-    def _consume_side(self, wall: Callable[[], datetime] | None) -> ConsumeSide:
-        return ConsumeSide(
-            self.system,
-            self.settings,
-            self.backends,
-            self.gates,
-            redis=self._redis,
-            postgres=self._postgres_watch,
-            outside_trouble=self._outside_trouble,
-            publishing=self.publishing,
-            broadcast=self.broadcasting.sending.send_noted,
-            losses=self.upkeep.losses,
+    def _membership(self) -> Membership:
+        return Membership(
+            self.backends.store,
+            self.settings.delivery,
+            system=self.system.name,
             instance=self.instance,
             process=self.process,
-            chance=self._random,
-            wall=wall,
+            groups=self._standings,
+            gate=self.gates["redis"],
+        )
+
+    def _consume_side(self, wall: Callable[[], datetime] | None) -> ConsumeSide:
+        return ConsumeSide(self.system, self._site(wall), self.membership, self._standings, self.process)
+
+    def _site(self, wall: Callable[[], datetime] | None) -> Site:
+        return Site(
+            client=self.client,
+            store=self.backends.store,
+            gates=self.gates,
+            settings=self.settings.delivery,
+            instance=self.instance,
+            live_instances=self.membership.live_instances,
+            redis_trouble=self._redis.trouble,
+            reader_trouble=self._redis.reader_trouble,
+            postgres_trouble=self._postgres_watch.trouble,
+            outside_trouble=self._outside_trouble,
+            publish=self.publishing.publish_within,
+            broadcast=self.broadcasting.sending.send_noted,
+            chance=self._random.random,
+            wall=wall or (lambda: datetime.now(UTC)),
+            read_within=self._redis.read_within,
+            patience=self._redis.patience,
+            look=self.upkeep.losses.look,
+            stopping=self._stopping,
         )
 
     # The tree -------------------------------------------------------------------------------------------------------
@@ -537,7 +561,7 @@ class Deployment:
                 if event.kind is LifecycleKind.CHILD_READY and name in watches:
                     watches[name].nudge()
                 if event.kind is LifecycleKind.TREE_STOPPING:
-                    self._consuming.stopping.begin()
+                    self._stopping.begin()
 
 
 def _gates(wall: Callable[[], datetime] | None, own: Iterable[str]) -> Gates:

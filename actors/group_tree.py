@@ -28,11 +28,12 @@ from ..runtime.mailbox import Mailbox
 from ..runtime.supervision import Body, Child, ChildSpec, Intensity, Restart, Strategy, Supervisor
 from .assignment import Assignment
 from .backlog import Backlog
+from .child_names import child_id, group_id
 from .claim_order import ClaimOrder
 from .group_making import GroupMaking
 from .handler_pool import HandlerPool
 from .keeper import Keeper
-from .leasing import LEASE_GATE, Standing, Tenure
+from .leasing import LEASE_GATE, Tenure
 from .listener import Listener
 from .ordered_reading import OrderedListener, owner_prefix
 from .stopping import DRAIN_WITHIN
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from .site import Site
     from .system import Group, Stream
 
-__all__ = ["GroupTree", "Partition", "child_id", "group_id"]
+__all__ = ["GroupTree", "Partition"]
 
 ORDERS = 16
 """Orders that may wait for a keeper."""
@@ -82,7 +83,6 @@ class GroupTree:
 
     Attributes:
         partitions: the group's part in each of the stream's partitions, in order.
-        standing: whether this process can handle its events.
     """
 
     def __init__(self, site: Site, stream: Stream, group: Group) -> None:
@@ -92,8 +92,6 @@ class GroupTree:
         # Created here and not by the pools: however many partitions there are, a group has its `workers`.
         self._limiter = trio.CapacityLimiter(group.workers)
         self.partitions = [self._partition(key) for key in stream.keys]
-        # As long as others wait for a process that is silent.
-        self.standing = Standing([site.gates[name] for name in group.requires], site.settings.lease_ttl)
 
     @property
     def group(self) -> str:
@@ -254,16 +252,6 @@ class GroupTree:
 
 
 NOT_OURS = "another process has it, or it is free"
-
-
-def group_id(group: Group, stream: Stream) -> str:
-    """``GROUP@STREAM``, as the tree has it."""
-    return child_id(f"{group.name}@{stream.key}")
-
-
-def child_id(name: str) -> str:
-    """The name as one of a child, which has no slash."""
-    return name.replace("/", "_")
 
 
 def _within(tenure: Tenure | None, body: Body) -> Body:

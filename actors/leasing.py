@@ -18,15 +18,17 @@ import trio
 from attrs import define, field, frozen
 
 from ..runtime.telemetry import get_logger
+from .child_names import group_id
 
 if TYPE_CHECKING:
-    from ..runtime.supervision import Child, Gate
+    from ..runtime.supervision import Child, Gate, Gates
     from .backlog import Backlog
     from .lease_table import Lease, LeaseView
     from .settings import DeliverySettings
     from .store import Store
+    from .system import System
 
-__all__ = ["LEASE_GATE", "Leasing", "Plan", "Standing", "Tenure", "plan"]
+__all__ = ["LEASE_GATE", "Leasing", "Plan", "Standing", "Tenure", "plan", "standings"]
 
 log = get_logger(__name__)
 
@@ -64,6 +66,17 @@ class Standing:
         elif self._shut_since is None:
             self._shut_since = now
         return self._shut_since is None or now - self._shut_since < self._patience
+
+
+def standings(system: System, gates: Gates, settings: DeliverySettings) -> dict[str, Standing]:
+    """The standing of this process in each ordered group that it reads, by the group's name (``GROUP@STREAM``)."""
+    return {
+        # As long as others wait for a process that is silent.
+        group_id(group, stream): Standing([gates[name] for name in group.requires], settings.lease_ttl)
+        for stream in system.streams.values()
+        for group in stream.read_here
+        if group.ordered
+    }
 
 
 @define(eq=False)

@@ -6,7 +6,7 @@ starts at ``$``. A group that is lost is made again, as far back as is needed fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import redis.exceptions
@@ -18,9 +18,8 @@ from .group_making import GroupMaking, text_of
 from .handling import entry_order
 
 if TYPE_CHECKING:
-    from ..runtime.redis import AnyRedis
     from ..runtime.supervision import Child
-    from .store import Store
+    from .site import Site
     from .system import Group, Stream
 
 __all__ = ["LOOK_EVERY", "MadeGroup"]
@@ -35,22 +34,14 @@ class MadeGroup:
     """The body of the child that makes one group in all partitions of its stream.
 
     Args:
-        client: the link to Redis.
-        store: knows how far a group of ours had come.
+        site: what it stands on; its store knows how far a group of ours had come.
         stream: the declared stream.
         group: the group, one of `Stream.made_only`.
-        trouble: told of every error of Redis.
     """
 
-    def __init__(
-        self,
-        client: Callable[[], AnyRedis],
-        store: Store,
-        stream: Stream,
-        group: Group,
-        trouble: Callable[[Exception], None],
-    ) -> None:
-        self._client, self._store, self._stream, self._group, self._trouble = client, store, stream, group, trouble
+    def __init__(self, site: Site, stream: Stream, group: Group) -> None:
+        self._client, self._store, self._trouble = site.client, site.store, site.redis_trouble
+        self._stream, self._group = stream, group
         self._seen: dict[str, str] = {}
         self._makings = {
             key: GroupMaking(key, group.name, group.start, lambda key=key: self._position(key))  # type: ignore[misc]

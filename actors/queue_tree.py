@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from ..runtime.supervision import ChildSpec, Strategy, Supervisor
 from .assignment import Assignment
-from .group_tree import child_id
+from .child_names import child_id
 from .handler_pool import HandlerPool
 from .queue_keeper import QueueKeeper
 from .queue_lists import QueueLists, are_moving

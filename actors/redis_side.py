@@ -41,6 +41,9 @@ REST_AT_MOST: Final = 1.0
 """Seconds between two probes of a Redis that may come back on another node: a failover takes one or two, and nobody
 tells us of its end."""
 
+PATIENCE: Final = 1.0
+"""Seconds for which a listener makes a connection to a cluster again before it calls that trouble."""
+
 
 class RedisSide:
     """See the module.
@@ -132,6 +135,11 @@ class RedisSide:
         """Seconds for which the server of a subscription may be gone before anybody notices, at the most."""
         options = self._backends.redis_options
         return 2 * (options if isinstance(options, RedisOptions) else options.node).response_timeout
+
+    @property
+    def patience(self) -> float:
+        """Seconds for which a reader's connection that breaks is no trouble yet: another node may be taking over."""
+        return PATIENCE if self.cluster else 0.0
 
     def read_within(self, block: float) -> float:
         """Seconds within which a blocking read has an end, whatever happens."""

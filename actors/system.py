@@ -168,6 +168,11 @@ class Stream:
         return (self.key,) if self.partitions == 1 else tuple(f"{{{self.key}:{n}}}" for n in range(self.partitions))
 
     @property
+    def read_here(self) -> list[Group]:
+        """The groups that this process reads."""
+        return [group for group in self.groups.values() if group.enabled]
+
+    @property
     def made_only(self) -> list[Group]:
         """The groups that this process makes in Redis, and does not read."""
         return [*[group for group in self.groups.values() if not group.enabled], *self.external.values()]

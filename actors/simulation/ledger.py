@@ -244,7 +244,7 @@ class Ledger:
                 data = self._holder(key)
                 if data is None:
                     continue
-                for group in [group for group in stream.groups.values() if group.enabled]:
+                for group in stream.read_here:
                     yield key, group, data.databases[0][key.encode()].value.group_get(group.name.encode())
 
     # The end --------------------------------------------------------------------------------------------------------
@@ -252,7 +252,7 @@ class Ledger:
     def balance(self) -> None:
         """Once all is quiet: every event has one end in each group, and none of them by somebody else's fault."""
         for event_id, stream in self._promised():
-            for group in [group for group in stream.groups.values() if group.enabled]:
+            for group in stream.read_here:
                 self._check_end(event_id, stream, group)
         for event_id in self.refused - set(self.accepted) - self.doubtful:
             if self._copies[event_id] or event_id in self._spooled:
