@@ -70,7 +70,7 @@ async def scenario(cut: Cut, part: str, gate: str) -> None:
     ("part", "gate"),
     [
         ("handler-pool", "postgres"),
-        ("_acknowledge", "postgres"),
+        ("Acknowledging.run", "postgres"),
         ("listener-1", "redis"),
         ("listener-1", "postgres"),
         ("_serve_captured", "redis"),
