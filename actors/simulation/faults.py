@@ -48,6 +48,9 @@ MOST_NODES: Final = 4
 
 COMMANDS: Final = ("XADD", "XREADGROUP", "XACK", "XINFO GROUPS", "XGROUP CREATE", "EVAL", "EVALSHA", "XREAD", "*")
 
+QUEUE_COMMANDS: Final = ("LPUSH", "BLMOVE", "LRANGE", "EVALSHA")
+"""That are refused, or cut off, too, where the system has queues."""
+
 
 def draw(world: World, node: Node) -> str:
     """Let something go wrong; what, for the story."""
@@ -67,10 +70,13 @@ def _victim(world: World) -> InProcessRedis:
     """The Redis server that it happens to; mostly one that matters."""
     if isinstance(world.redis, InProcessRedis):
         return world.redis
-    keys = [key for stream in world.system.streams.values() for key in stream.keys]
     if world.chance.random() < 0.7:
-        return world.redis.master_of(world.chance.choice(keys))
+        return world.redis.master_of(world.chance.choice(world.keys))
     return world.chance.choice(world.redis.nodes)
+
+
+def _commands(world: World, *commands: str) -> tuple[str, ...]:
+    return (*commands, *QUEUE_COMMANDS) if world.system.queues else commands
 
 
 # Processes -----------------------------------------------------------------------------------------------------------
@@ -171,7 +177,7 @@ def restart_redis(world: World, node: Node) -> str:
 
 def error(world: World, node: Node) -> str:
     """The next commands are refused in some way."""
-    command, refusal = world.chance.choice(COMMANDS), world.chance.choice(REFUSALS)
+    command, refusal = world.chance.choice(_commands(world, *COMMANDS)), world.chance.choice(REFUSALS)
     times = world.chance.choice([1, 1, 3, 20])
     _victim(world).fail_next(command, refusal, times=times)
     return f"Redis refuses {command} {times} times: {refusal}"
@@ -193,7 +199,7 @@ def wake(world: World, node: Node) -> str:
 
 def cut_after(world: World, node: Node) -> str:
     """The connection ends with one of the next commands, before or after its effect."""
-    command = world.chance.choice(["XADD", "XREADGROUP", "XACK", "EVALSHA", "EXEC"])
+    command = world.chance.choice(_commands(world, "XADD", "XREADGROUP", "XACK", "EVALSHA", "EXEC"))
     when = world.chance.choice(["before", "after"])
     number = world.chance.randint(1, 4)
     _victim(world).cut_after(number, "before" if when == "before" else "after", command=command)
@@ -238,7 +244,7 @@ def fail_over(world: World, node: Node) -> str:
     """A replica takes over."""
     if not isinstance(world.redis, InProcessCluster):
         return ""
-    key = world.chance.choice([key for stream in world.system.streams.values() for key in stream.keys])
+    key = world.chance.choice(world.keys)
     for replica in world.redis.replicas_of(world.redis.master_of(key))[:1]:
         world.redis.fail_over(replica)
         return f"the replica of the master of {key} takes over"
@@ -250,7 +256,7 @@ def migrate(world: World, node: Node) -> str:
     cluster = world.redis
     if not isinstance(cluster, InProcessCluster):
         return ""
-    slot = slot_of(world.chance.choice([key for stream in world.system.streams.values() for key in stream.keys]))
+    slot = slot_of(world.chance.choice(world.keys))
     others = [each for each in cluster.masters() if each is not cluster.master_of(slot)]
     if not others or slot in cluster._migrations:
         return ""

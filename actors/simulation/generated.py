@@ -1,4 +1,4 @@
-"""Events made up from the declared event classes, for systems that bring none of their own: a value for every type."""
+"""Events and jobs made up from the declared classes, for systems that bring none: a value for every type."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class CannotMake(ValueError):
 
 
 def make_publications(chance: random.Random, system: System, *, least: int = 10, most: int = 40) -> list[Publication]:
-    """Events for the streams of `system`, of every type that some group handles.
+    """Events for the streams of `system`, of every type that some group handles, and jobs for its queues.
 
     Raises:
-        CannotMake: see there; or no group has a handler.
+        CannotMake: see there; or no group and no queue has a handler.
     """
     places = [
         (stream.key, declared)
@@ -42,8 +42,10 @@ def make_publications(chance: random.Random, system: System, *, least: int = 10,
         for declared in stream.types.values()
         if any(declared.name in group.handlers for group in stream.groups.values())
     ]
+    taken = {name: queue for name, queue in system.queues.items() if queue.workers}
+    places += [(name, declared) for name, queue in taken.items() for declared in queue.stream.types.values()]
     if not places:
-        raise CannotMake(f"no group of the system {system.name!r} has a handler: there is nothing to simulate")
+        raise CannotMake(f"nothing in the system {system.name!r} has a handler: there is nothing to simulate")
     made = []
     for _ in range(chance.randint(least, most)):
         stream, declared = chance.choice(places)

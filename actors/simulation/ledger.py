@@ -20,13 +20,15 @@ from ..dead_letter import DeadLetter
 from ..handling import Entry, entry_order
 from ..letter_terms import Reason
 from ..sorting import Ignore, Verdict, sort_entry
+from .job_lists import JobLists
 
 if TYPE_CHECKING:
     from ...runtime.testing.redis_engine import Data
+    from ..queue import Job
     from ..system import Group, Stream, System
     from ..testing import MemoryStore
 
-__all__ = ["EFFECT", "Accepted", "Ledger", "Violation"]
+__all__ = ["EFFECT", "Accepted", "Ledger", "Violation", "event_id_of"]
 
 EFFECT: Final = "simulated effect"
 """The statement by which the simulation records that a handler was called in a transaction."""
@@ -65,13 +67,19 @@ class Ledger:
         failures: how often a handler has failed by itself, by group and event id.
         standstills: how often a process was frozen: the time of whatever was in work may have been over then, what is
             found after the handler, and counts as an attempt.
-        entries: the fields of every entry that was ever added, by the stream's key in Redis and entry id.
+        entries: the fields of every entry that was ever added, by the stream's key in Redis and entry id; and of every
+            job, by the queue's name and the id that its element is known by.
+        copies: how often each event was added.
+        spooled: the declared stream's key of each event that was ever committed in the outbox.
+        effects: how many each event has, by group and event id.
         trimmed: entries that a stranger has taken away.
         replayed: groups and events whose dead letters somebody has had tried again: they have lost their place.
         one_reader: whether each group has one process: where it has one listener, too, stored positions never pass what
             is unfinished. With several that read one stream, a position is that of the furthest.
         who: tells the id of the process whose task runs; None if it is nobody's.
         violations: what was broken, in order.
+        lists: the queues that some process takes jobs from.
+        streams: what is declared of every stream, and what stands for each of these queues, by name.
     """
 
     system: System
@@ -84,17 +92,24 @@ class Ledger:
     entries: dict[tuple[str, str], Mapping[bytes, bytes]] = field(factory=dict)
     trimmed: set[tuple[str, str]] = field(factory=set)
     replayed: set[tuple[str, UUID]] = field(factory=set)
+    copies: Counter[UUID] = field(factory=Counter)
+    spooled: dict[UUID, str] = field(factory=dict)
+    effects: Counter[tuple[str, UUID]] = field(factory=Counter)
     one_reader: bool = True
     who: Callable[[], UUID | None] = field(default=lambda: None)
     violations: list[str] = field(factory=list)
+    lists: JobLists = field(init=False)
+    streams: Mapping[str, Stream] = field(init=False)
     _data: list[Data] = field(factory=list)
-    _spooled: dict[UUID, str] = field(factory=dict)
     _displaced: set[UUID] = field(factory=set)  # of what was published twice, the second entry counts then
-    _copies: Counter[UUID] = field(factory=Counter)
     _order: dict[str, list[tuple[int, int]]] = field(factory=lambda: defaultdict(list))
     _proved: dict[tuple[str, str], tuple[int, int]] = field(factory=dict)
     _last_of: dict[tuple[str, str, str], tuple[int, UUID]] = field(factory=dict)
-    _effects: Counter[tuple[str, UUID]] = field(factory=Counter)
+
+    def __attrs_post_init__(self) -> None:
+        queues = {name: queue for name, queue in self.system.queues.items() if queue.workers}
+        self.lists = JobLists(queues)
+        self.streams = {**self.system.streams, **{name: queue.stream for name, queue in queues.items()}}
 
     def watch(self, data: Data) -> None:
         """See every command that runs on these data, and every commit in the store."""
@@ -114,6 +129,11 @@ class Ledger:
             self._added(data, words[0], reply)
         elif name == "xack" and isinstance(reply, int):
             self._acknowledged(words[0].decode(), words[1].decode(), [word.decode() for word in words[2:]])
+        elif name == "lpush" and isinstance(reply, int):
+            for job in self.lists.put_in(words[0], words[1:]):
+                self._entered(job.stream, job.id, job.fields or {})
+        elif name == "lrem" and isinstance(reply, int) and reply:
+            self._taken_off(self.lists.taken_off(words[0], words[2]))
 
     def _added(self, data: Data, key: bytes, entry_id: bytes) -> None:
         stream = self.system.stream_of(key.decode())
@@ -121,17 +141,26 @@ class Ledger:
             return  # a mirror, or somebody else's
         place = entry_order(entry_id.decode())
         values = data.databases[0][key].value._values_dict[place]
-        fields = self.entries[key.decode(), entry_id.decode()] = dict(zip(values[::2], values[1::2], strict=True))
         insort(self._order[key.decode()], place)
-        event_id = _event_id(fields)
+        self._entered(key.decode(), entry_id.decode(), dict(zip(values[::2], values[1::2], strict=True)))
+
+    def _entered(self, key: str, entry_id: str, fields: Mapping[bytes, bytes]) -> None:
+        self.entries[key, entry_id] = fields
+        event_id = event_id_of(fields)
         if event_id is not None:
-            self._copies[event_id] += 1
+            self.copies[event_id] += 1
 
     def _acknowledged(self, key: str, group: str, entry_ids: Sequence[str]) -> None:
         """Nothing is acknowledged before its effect is durable."""
         for entry_id in entry_ids:
             if (key, entry_id) in self.entries and not self.is_settled(key, group, entry_id):
                 self.broken(f"{group} acknowledges {entry_id} of {key}, of which nothing durable tells")
+
+    def _taken_off(self, job: Job | None) -> None:
+        """No job leaves its list before its effect is durable."""
+        if job is not None and not self.is_settled(job.stream, self.lists.queues[job.stream].group.name, job.id):
+            known_as = event_id_of(job.fields or {}) or job.id
+            self.broken(f"{known_as} is taken off the lists of {job.stream}, and nothing durable tells of it")
 
     # What is seen in the database -----------------------------------------------------------------------------------
 
@@ -143,20 +172,21 @@ class Ledger:
             if table is store.effect_table and row.statement == EFFECT:
                 self._took_effect(*row.values)
             elif table is store.outbox.table and row[0].event_id is not None and row[0].kind != "mirror":
-                self._spooled[row[0].event_id] = row[0].stream
+                self.spooled[row[0].event_id] = row[0].stream
             elif table is store.retries._table and row.row.event_id is not None:
-                self._check_fault(row.row.consumer_group, row.row.event_id, row.row.attempts, "to be retried")
+                self.check_fault(row.row.consumer_group, row.row.event_id, row.row.attempts, "to be retried")
         for (table, place), row in rows.items():
             if table is store.position_table and row is not None:
                 self._moved_to(place[0], place[1], row)
 
     def _took_effect(self, stream: str, group: str, event_id: UUID, key: str | None) -> None:
-        self._effects[group, event_id] += 1
-        if self._effects[group, event_id] > 1:
+        self.effects[group, event_id] += 1
+        if self.effects[group, event_id] > 1:
             self.broken(f"{event_id} has a second effect in {group}")
-        if not self.system.streams[stream].groups[group].ordered:
+        declared = self.streams[stream]
+        if not declared.groups[group].ordered:
             return
-        partition = self.system.streams[stream].partition(key, event_id)
+        partition = declared.partition(key, event_id)
         lease, owner = self.store.leases.table.rows.get((group, partition)), self.who()
         if owner is not None and (lease is None or lease.owner != owner):
             self.broken(f"{event_id} takes effect in {group} by a process that has lost {partition}")
@@ -169,6 +199,12 @@ class Ledger:
             self.broken(f"{group} handles {event_id} of key {key!r} after {before}, which was accepted later")
         else:
             self._last_of[line] = (accepted.number, event_id)
+
+    def check_fault(self, group: str, event_id: UUID, attempts: int, fate: str) -> None:
+        """Only the event's own fault costs it attempts."""
+        failures = self.failures[group, event_id]
+        if failures + self.standstills < attempts:
+            self.broken(f"{event_id} is {fate} in {group} after {attempts} attempts, and failed {failures} times")
 
     def _moved_to(self, group: str, key: str, position: str) -> None:
         """A position never passes an unfinished entry."""
@@ -189,9 +225,19 @@ class Ledger:
 
     # Questions ------------------------------------------------------------------------------------------------------
 
+    def stream_of(self, key: str) -> Stream | None:
+        """What is declared of a key in Redis, or stands for a queue of this name."""
+        queue = self.lists.queues.get(key)
+        return self.system.stream_of(key) if queue is None else queue.stream
+
+    @property
+    def progress(self) -> int:
+        """Grows with whatever becomes of an event: an effect, a failure, a dead letter."""
+        return self.effects.total() + self.failures.total() + len(self.store.letters)
+
     def verdict(self, key: str, group: str, entry_id: str) -> Verdict | None:
         """What a group is to do with an entry; None if it is none of ours."""
-        stream = self.system.stream_of(key)
+        stream = self.stream_of(key)
         if stream is None or group not in stream.groups:
             return None
         return sort_entry(Entry(key, entry_id, self.entries[key, entry_id], read_at=0.0), stream, stream.groups[group])
@@ -204,11 +250,12 @@ class Ledger:
         event_id = None if verdict.envelope is None else verdict.envelope.event_id
         if event_id is not None and (group, event_id) in self.store.inbox_table.rows:
             return True
-        if self._is_buried(group, key, entry_id) or self._has_retry(group, (key, entry_id), event_id):
+        if self.is_buried(group, key, entry_id) or self._has_retry(group, (key, entry_id), event_id):
             return True
         return event_id is not None and self._is_dead(group, event_id)
 
-    def _is_buried(self, group: str, key: str, entry_id: str) -> bool:
+    def is_buried(self, group: str, key: str, entry_id: str) -> bool:
+        """Whether this very entry has a dead letter in the group."""
         return (group, key, entry_id) in self.store.letter_table.rows
 
     def _is_dead(self, group: str, event_id: UUID) -> bool:
@@ -223,7 +270,8 @@ class Ledger:
         )
 
     def unfinished(self, *, unread: bool = True) -> str | None:
-        """Why it is not quiet yet; None if it is: nothing pending, in the outbox, to be retried, or `unread`."""
+        """Why it is not quiet yet; None if it is: nothing pending, in the outbox, to be retried, in a list, or
+        `unread`."""
         outbox = self.store.outbox.table.rows
         if outbox:
             return f"{len(outbox)} rows in the outbox"
@@ -236,7 +284,7 @@ class Ledger:
                 return f"{len(found.pel)} entries of {key} are pending in {group.name}: {sorted(found.pel)[0]}"
             if unread and found.stream._ids and found.stream._ids[-1] > found.last_delivered_key:
                 return f"{group.name} has not read {key} to its end"
-        return None
+        return self.lists.left(self._data)
 
     def _groups(self) -> Iterator[tuple[str, Group, Any]]:
         for stream in self.system.streams.values():
@@ -246,71 +294,6 @@ class Ledger:
                     continue
                 for group in stream.read_here:
                     yield key, group, data.databases[0][key.encode()].value.group_get(group.name.encode())
-
-    # The end --------------------------------------------------------------------------------------------------------
-
-    def balance(self) -> None:
-        """Once all is quiet: every event has one end in each group, and none of them by somebody else's fault."""
-        for event_id, stream in self._promised():
-            for group in stream.read_here:
-                self._check_end(event_id, stream, group)
-        for event_id in self.refused - set(self.accepted) - self.doubtful:
-            if self._copies[event_id] or event_id in self._spooled:
-                self.broken(f"{event_id} was refused, and is there")
-        self._check_losses()
-        for letter in self.store.letters:
-            if letter.event_id is not None and letter.reason is Reason.MAX_DELIVERIES:
-                self._check_fault(letter.consumer_group, letter.event_id, letter.deliveries, "dead")
-
-    def _promised(self) -> Iterator[tuple[UUID, Stream]]:
-        """Every event that somebody may rely on: accepted, committed in the outbox, or added."""
-        streams = {event_id: accepted.stream for event_id, accepted in self.accepted.items()}
-        streams |= self._spooled
-        for event_id, name in streams.items():
-            if name in self.system.streams:
-                yield event_id, self.system.streams[name]
-        for (key, _), fields in self.entries.items():
-            found, stream = _event_id(fields), self.system.stream_of(key)
-            if found is not None and found not in streams and stream is not None:
-                yield found, stream
-
-    def _check_end(self, event_id: UUID, stream: Stream, group: Group) -> None:
-        copies = [place for place, fields in self.entries.items() if _event_id(fields) == event_id]
-        if not copies:
-            self.broken(f"{event_id} was accepted for {stream.key}, and never came there")
-            return
-        verdicts = [self.verdict(key, group.name, entry_id) for key, entry_id in copies]
-        if all(isinstance(verdict, Ignore) for verdict in verdicts):
-            return
-        done = (group.name, event_id) in self.store.inbox_table.rows
-        end = (group.name, event_id)
-        letters = sum((letter.consumer_group, letter.event_id) == end for letter in self.store.letters)
-        dead = letters > 0
-        if letters > 1:
-            self.broken(f"{event_id} has {letters} dead letters in {group.name}")
-        taken = [place for place in copies if place in self.trimmed]
-        if not done and not dead and not taken and not any(self._is_buried(group.name, *place) for place in copies):
-            self.broken(f"{event_id} has come to no end in {group.name}: it is lost")
-        if done and self._effects[group.name, event_id] != 1:
-            self.broken(f"{event_id} is done in {group.name} with {self._effects[group.name, event_id]} effects")
-        if not done and self._effects[group.name, event_id]:
-            self.broken(f"{event_id} has an effect in {group.name}, and the inbox does not know it")
-        if done and dead:
-            self.broken(f"{event_id} has an effect and a dead letter in {group.name}")
-
-    def _check_losses(self) -> None:
-        """Nothing is told as lost where nobody took anything away."""
-        for loss, _ in self.store.losses.table.rows.values():
-            between = (entry_order(loss.after_id), entry_order(loss.before_id))
-            taken = [key for key, entry in self.trimmed if between[0] < entry_order(entry) < between[1]]
-            if taken.count(loss.stream) < (loss.entries or 0):
-                self.broken(f"{loss.entries} entries of {loss.stream} are told as lost for {loss.group}, and are not")
-
-    def _check_fault(self, group: str, event_id: UUID, attempts: int, fate: str) -> None:
-        """Only the event's own fault costs it attempts."""
-        failures = self.failures[group, event_id]
-        if failures + self.standstills < attempts:
-            self.broken(f"{event_id} is {fate} in {group} after {attempts} attempts, and failed {failures} times")
 
     def ends(self) -> dict[str, int]:
         """How many ends of each kind there are, over all groups."""
@@ -346,14 +329,15 @@ class Ledger:
         data.databases[0][key.encode()].value.delete([each.encode() for each in ids])
         places = [(key, each.encode().decode()) for each in ids]
         self.trimmed.update(places)
-        self._displaced.update(found for place in places if (found := _event_id(self.entries[place])) is not None)
+        self._displaced.update(found for place in places if (found := event_id_of(self.entries[place])) is not None)
         return f"somebody trims {len(ids)} entries of {key}"
 
     def _holder(self, key: str) -> Data | None:
         return next((each for each in self._data if key.encode() in each.databases[0]), None)
 
 
-def _event_id(fields: Mapping[bytes, bytes]) -> UUID | None:
+def event_id_of(fields: Mapping[bytes, bytes]) -> UUID | None:
+    """The id that an entry, or a job, says it has; None if it says none."""
     try:
         return UUID(fields[b"eventId"].decode())
     except (KeyError, ValueError):

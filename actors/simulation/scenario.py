@@ -1,4 +1,4 @@
-"""What is simulated: a system, the events that are published to it, and how much goes wrong."""
+"""What is simulated: a system, the events and jobs that are given to it, and how much goes wrong."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ SETTINGS: Final = ActorSettings(
 
 @frozen
 class Publication:
-    """An event to be published.
+    """An event to be published, or a job to be put in.
 
     Attributes:
-        stream: the declared stream's key.
-        envelope: the event, with its id and its key.
+        stream: the declared stream's key, or the queue's name.
+        envelope: the event or job, with its id and its key.
     """
 
     stream: str
@@ -42,7 +42,7 @@ class Scenario:
 
     Attributes:
         system: the declaration, fresh or not; it is not changed.
-        publications: the events of one story, in the order in which they are published.
+        publications: the events and jobs of one story, in the order in which they are given.
         begins: called before each story with its database, to say what statements find there (`MemoryStore.answer`),
             and to put something in memory in the place of what handlers use beside it.
         processes: how many processes share the work; None: one to three.

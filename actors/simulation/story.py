@@ -18,9 +18,12 @@ from ...runtime.testing.redis_cluster import InProcessCluster
 from ...runtime.testing.simulation import SimulatedProcess, Simulation
 from ...runtime.testing.virtual import run_virtual
 from .. import event
+from ..system import System
+from .balance import balance
 from .faults import draw
+from .publisher import Publisher
 from .scenario import Scenario
-from .world import QUIET_WITHIN, World
+from .world import World
 
 __all__ = ["Outcome", "tell_story"]
 
@@ -29,6 +32,10 @@ LONGEST: Final = 6 * 3600.0
 
 CHAOS_WITHIN: Final = 120.0
 """Seconds after which nothing further goes wrong, whatever was still to come."""
+
+QUIET_WITHIN: Final = 300.0
+"""Seconds, after the last fault has passed and the last event got further, within which all must have come to its end:
+and as many more as a handler may take, or its event waits for another attempt, by its own declaration."""
 
 STOPPED_WITHIN: Final = 60.0
 
@@ -45,7 +52,7 @@ class Outcome:
         violations: the promises that were broken; empty if all were kept.
         story: what happened, line by line.
         trace: a hash of every step; equal for equal seeds.
-        events: how many events were accepted.
+        events: how many events and jobs were accepted.
         faults: how many faults there were.
         steps: how many steps the tasks of the processes made.
         seconds: how long it took in virtual time.
@@ -121,7 +128,8 @@ class _Story:
         publications = list(world.scenario.publications(self._chance, world.system))
         publishers = self._chance.choice([1, 2, 3])
         for number in range(publishers):
-            nursery.start_soon(world.publish, f"publisher{number + 1}", publications[number::publishers])
+            publisher = Publisher(world, f"publisher{number + 1}")
+            nursery.start_soon(publisher.publish, publications[number::publishers])
 
     # Faults ---------------------------------------------------------------------------------------------------------
 
@@ -166,15 +174,19 @@ class _Story:
 
     async def _quiet(self) -> None:
         world = self._world
-        with trio.move_on_after(QUIET_WITHIN):
-            while (what := self._unfinished()) is not None:  # noqa: ASYNC110 - nobody tells when all is quiet
-                await trio.sleep(0.5)
+        within = QUIET_WITHIN + _longest_of(world.system)
+        progress, until = world.ledger.progress, trio.current_time() + within
+        while (what := self._unfinished()) is not None:
+            if trio.current_time() >= until:
+                world.ledger.broken(f"for {within:g} s nothing has gone wrong, and nothing further: {what}")
+                break
+            await trio.sleep(0.5)
+            if world.ledger.progress != progress:
+                progress, until = world.ledger.progress, trio.current_time() + within
+        else:
             world.tell("all is quiet")
             world.simulation.check()
-            world.ledger.balance()
-            return
-        world.ledger.broken(f"{QUIET_WITHIN:g} s after the last fault: {what}")
-        world.ledger.balance()
+        balance(world.ledger)
 
     def _unfinished(self) -> str | None:
         down = [node.name for node in self._world.nodes if not node.is_running and not node.gone]
@@ -233,6 +245,16 @@ class _Story:
             seconds=trio.current_time(),
             ends=world.ledger.ends(),
         )
+
+
+def _longest_of(system: System) -> float:
+    """Seconds that an attempt, and the pause before it, may take at the most, where a declaration says so."""
+    streams = [*system.streams.values(), *(queue.stream for queue in system.queues.values())]
+    groups = [group for stream in streams for group in stream.groups.values()]
+    handlers = [handler for group in groups for handler in group.handlers.values()]
+    policies = [*(group.retry for group in groups), *(handler.retry for handler in handlers)]
+    pause = max((policy.maximum for policy in policies if policy is not None), default=0.0)
+    return pause + max((handler.timeout or 0.0 for handler in handlers), default=0.0)
 
 
 def _is_late(error: ErrorInfo | None) -> bool:

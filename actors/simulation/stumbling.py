@@ -17,6 +17,7 @@ from attrs import define, evolve, field, frozen
 
 from ...runtime.postgres import PoolTimeout, PostgresUnavailable
 from ..handling import Context, Delivery, Permanent, Unavailable
+from ..queue import Queue
 from ..system import Group, Handler, Stream, System
 from .ledger import EFFECT, Ledger
 
@@ -78,7 +79,15 @@ class Stumbling:
         for key, stream in system.streams.items():
             groups = {name: self._group(stream, group) for name, group in stream.groups.items()}
             streams[key] = evolve(stream, groups=groups)
-        return system.with_streams(streams)
+        made = system.with_streams(streams)
+        made.queues = {name: self._queue(queue) for name, queue in system.queues.items()}
+        return made
+
+    def _queue(self, queue: Queue) -> Queue:
+        made = evolve(queue)  # with a stream and a group of its own, that have no handlers yet
+        made.stream.types.update(queue.stream.types)
+        made.group.handlers.update(self._group(queue.stream, queue.group).handlers)
+        return made
 
     def _group(self, stream: Stream, group: Group) -> Group:
         handlers = {name: self._handler(stream, group, handler) for name, handler in group.handlers.items()}

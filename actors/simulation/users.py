@@ -18,7 +18,8 @@ from .scenario import SETTINGS, Publication, Scenario
 __all__ = ["scenario_of"]
 
 Events = Callable[[random.Random], Iterable[tuple[str, object]]]
-"""``simulation_events(chance)``: pairs of a stream's key and an event: an object of an event class, or an envelope."""
+"""``simulation_events(chance)``: pairs of a stream's key, or a queue's name, and an object of an event class, or an
+envelope."""
 
 
 def scenario_of(

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from itertools import count
-from typing import Any, Final
 from uuid import UUID
 
 import psycopg
@@ -18,27 +15,20 @@ from ...runtime.postgres import PostgresUnavailable
 from ...runtime.redis import ClusterOptions, RedisOptions
 from ...runtime.testing.redis import EPOCH, InProcessRedis
 from ...runtime.testing.redis_cluster import InProcessCluster
-from ...runtime.testing.simulation import ProcessDied, SimulatedProcess, Simulation, current_process
+from ...runtime.testing.simulation import SimulatedProcess, Simulation, current_process
 from ..backends import HEALED_WITHIN, Backends
 from ..configuring import configured
 from ..deployment import Deployment
 from ..probes import Unhealthy
-from ..producer import Published, PublishFailed
 from ..retry_row import RetryOrigin, RetryRow
 from ..system import System
 from ..testing import MemoryStore
-from .ledger import Accepted, Ledger
+from .ledger import Ledger
 from .network import Line, lose_transactions
-from .scenario import Publication, Scenario
+from .scenario import Scenario
 from .stumbling import Stumbling
 
 __all__ = ["Node", "World"]
-
-QUIET_WITHIN: Final = 300.0
-"""Seconds, after the last fault has passed, within which everything must have come to its end."""
-
-PATIENCE: Final = 20.0
-"""Seconds that a publisher waits for an answer."""
 
 
 @define(eq=False)
@@ -138,6 +128,16 @@ class World:
         """The nodes that can be asked for something."""
         return [node for node in self.nodes if node.is_running]
 
+    @property
+    def keys(self) -> list[str]:
+        """The keys in Redis by which events and jobs come in."""
+        streams = [key for stream in self.system.streams.values() for key in stream.keys]
+        return [*streams, *(f"{{{name}}}:waiting" for name in self.system.queues)]
+
+    def wall(self) -> datetime:
+        """What time it is."""
+        return datetime.fromtimestamp(EPOCH, UTC) + timedelta(seconds=trio.current_time())
+
     def tell(self, line: str) -> None:
         """Add to the story."""
         self.simulation.tell(line)
@@ -166,7 +166,7 @@ class World:
             self.scenario.settings,
             backends,
             instance=node.name,
-            wall=_wall,
+            wall=self.wall,
             seed=self.chance.getrandbits(32),
             probes={gate: partial(self._probe_outside, gate) for gate in self.system.gates},
         )
@@ -291,99 +291,6 @@ class World:
             self.tell(f"the letters cannot be replayed: {error}")
         finally:
             self.replays -= 1
-
-    # Publishers -----------------------------------------------------------------------------------------------------
-
-    async def publish(self, name: str, publications: Sequence[Publication]) -> None:
-        """One publisher, who does not publish its next events before it knows of the last."""
-        chance = random.Random(f"publisher {self.seed} {name}")  # noqa: S311 - no secret
-        waiting, number = list(publications), count()
-        while waiting:
-            size, first = chance.choice([1, 1, 1, 2, 5]), [_made_now(waiting.pop(0))]
-            while waiting and len(first) < size and waiting[0].stream == first[0].stream:
-                first.append(_made_now(waiting.pop(0)))
-            await self._insist(name, first, chance, number)
-            if chance.random() < 0.5:
-                await trio.sleep(chance.choice([0.001, 0.03, 0.3, 2.0, 8.0]))
-            if chance.random() < 0.1:
-                await self._insist(name, first, chance, number)  # the same events once more: one effect
-
-    async def _insist(self, name: str, wanted: Sequence[Publication], chance: random.Random, number: Any) -> None:
-        """Publish until all are accepted, or given up; what comes later must wait, for the sake of its order."""
-        node = None
-        left = list(wanted)
-        for attempt in count():
-            node = node if node is not None and node.is_running and chance.random() < 0.9 else self._somebody(chance)
-            results = await self._ask(name, node, left) if node is not None else None
-            left = self._note(name, node, left, results, number)
-            if not left:
-                return
-            if chance.random() < 0.1 or (self.calm and attempt > 100):
-                self.ledger.refused.update(each.envelope.event_id for each in left)
-                return
-            await trio.sleep(chance.choice([0.05, 0.5, 1.0, 3.0]))
-
-    def _somebody(self, chance: random.Random) -> Node | None:
-        return chance.choice(self.running) if self.running else None
-
-    def _lineage(self, name: str, node: Node) -> str:
-        """What is in order among itself: what one publisher publishes through one life of one process."""
-        return f"{name} through {node.name}/{node.life}"
-
-    async def _ask(self, name: str, node: Node, left: Sequence[Publication]) -> list[Published | PublishFailed] | None:
-        """The results; None if nobody knows them: no answer, or a process that is no more."""
-        assert node.process is not None  # noqa: S101
-        assert node.deployment is not None  # noqa: S101
-        lineage = self._lineage(name, node)
-        for event_id in (each.envelope.event_id for each in left):
-            accepted = self.ledger.accepted.get(event_id)
-            if accepted is not None and accepted.lineage != lineage:
-                # Published once more, elsewhere, where nobody knows what waits there: it may overtake that.
-                self.ledger.accepted[event_id] = evolve(accepted, lineage=str(event_id))
-        with trio.move_on_after(PATIENCE):
-            try:
-                envelopes = [each.envelope for each in left]
-                return await node.process.call(node.deployment.publish, left[0].stream, envelopes)
-            except ProcessDied:
-                return None
-        return None
-
-    def _note(
-        self,
-        name: str,
-        node: Node | None,
-        left: Sequence[Publication],
-        results: Sequence[Published | PublishFailed] | None,
-        number: Any,
-    ) -> list[Publication]:
-        """Enter the results; what is still to be published."""
-        doubtful = self.ledger.doubtful
-        if results is None:
-            if node is not None:
-                doubtful.update(each.envelope.event_id for each in left)
-            return list(left)
-        rest = []
-        for each, result in zip(left, results, strict=True):
-            event_id = each.envelope.event_id
-            if isinstance(result, Published):
-                lineage = self._lineage(name, node) if node is not None else name
-                if event_id in doubtful and len(left) > 1:
-                    # It may have been added before what was accepted meanwhile: it has no place among the others.
-                    lineage = str(event_id)
-                self.ledger.accepted.setdefault(event_id, Accepted(each.stream, lineage, next(number)))
-            else:
-                if result.outcome_unknown:
-                    doubtful.add(event_id)
-                rest.append(each)
-        return rest
-
-
-def _made_now(publication: Publication) -> Publication:
-    return evolve(publication, envelope=evolve(publication.envelope, timestamp=_wall()))
-
-
-def _wall() -> datetime:
-    return datetime.fromtimestamp(EPOCH, UTC) + timedelta(seconds=trio.current_time())
 
 
 def _nothing(_: object) -> None:

@@ -45,8 +45,8 @@ def simulate(
 
     MODULE:SYSTEM is what `penstock run` takes; without it, it is what the settings name or make. What they set of its
     streams holds. Its handlers are called as they are, on servers that are cut, frozen, full and lost, in processes
-    that are killed at any await; what they write is remembered, and no SQL is run. Events are made up from the declared
-    event classes, unless the module (of the system, or of a handler that the settings name) has
+    that are killed at any await; what they write is remembered, and no SQL is run. Events and jobs are made up from the
+    declared event classes, unless the module (of the system, or of a handler that the settings name) has
     simulation_events(chance). The same seed is the same story. Exit code 0 if every seed kept every promise, else 1.
     """
     settings = load_settings(Settings)
@@ -148,11 +148,11 @@ class _Teller:
         except DeclarationError as error:
             raise CommandError(str(error), 2) from error
         try:
-            unknown = {each.stream for each in scenario.publications(chance, declared)} - set(declared.streams)
+            named = {each.stream for each in scenario.publications(chance, declared)}
         except CannotMake as error:
             raise CommandError(str(error), 2) from error
-        if unknown:
-            raise CommandError(f"simulation_events names no declared stream: {', '.join(sorted(unknown))}", 2)
+        if unknown := named - set(declared.streams) - set(declared.queues):
+            raise CommandError(f"simulation_events names no declared stream or queue: {', '.join(sorted(unknown))}", 2)
 
 
 def _hook(modules: Sequence[ModuleType], name: str) -> Callable[..., Any] | None:

@@ -14,6 +14,9 @@ from penstock.actors.attempts import Attempts
 from penstock.actors.backlog import Backlog
 from penstock.actors.detours import Detours
 from penstock.actors.group_making import GroupMaking
+from penstock.actors.queue_keeper import QueueKeeper
+from penstock.actors.queue_lists import QueueLists, Taken
+from penstock.actors.queue_taker import Taker
 from penstock.actors.relay import Relay, _Burst
 from penstock.actors.settling import Settling
 from penstock.actors.testing.retries import MemoryRetries
@@ -161,6 +164,50 @@ def publishes_are_believed() -> Iterator[None]:
         yield
 
 
+# Of work queues ------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def jobs_leave_the_list_when_they_are_taken() -> Iterator[None]:
+    """A job that is taken is nowhere but with its consumer, as with ``BRPOP``."""
+    take, wait = QueueLists.take, QueueLists.wait
+
+    async def take_away(self: QueueLists, consumer: str, count: int) -> Taken:
+        taken = await take(self, consumer, count)
+        await self.finish(consumer, [*taken.returned, *taken.fresh])
+        return taken
+
+    async def wait_and_take_away(self: QueueLists, consumer: str, block: float) -> bytes | None:
+        element = await wait(self, consumer, block)
+        await self.finish(consumer, [] if element is None else [element])
+        return element
+
+    with patch.object(QueueLists, "take", take_away), patch.object(QueueLists, "wait", wait_and_take_away):
+        yield
+
+
+@contextmanager
+def nobody_returns_jobs() -> Iterator[None]:
+    """What a dead consumer has taken stays with it."""
+
+    async def nothing(self: QueueKeeper) -> None:
+        return
+
+    with patch.object(QueueKeeper, "_return", nothing):
+        yield
+
+
+@contextmanager
+def nobody_looks_what_it_holds() -> Iterator[None]:
+    """A job whose taking was not answered stays with a consumer that does not know of it."""
+
+    async def nothing(self: Taker, lists: QueueLists) -> None:
+        return
+
+    with patch.object(Taker, "_look_back", nothing):
+        yield
+
+
 # Two that are not here, for they break no promise by themselves, and so cannot be caught:
 #
 # - Transactions that do not look at the lease. Whoever stood still longer than the lease has also stood still longer
@@ -180,3 +227,11 @@ SABOTAGES: tuple[Sabotage, ...] = (
     positions_run_ahead,
     publishes_are_believed,
 )
+
+QUEUE_SABOTAGES: tuple[Sabotage, ...] = (
+    acknowledged_before_the_commit,
+    jobs_leave_the_list_when_they_are_taken,
+    nobody_returns_jobs,
+    nobody_looks_what_it_holds,
+)
+"""Those that are for work queues, or for them, too."""

@@ -7,13 +7,14 @@ More of them: ``SIMULATION_SEEDS=10000 pytest tests/simulation``, or, on several
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import Final
 
 from simulation_shop import SHOP
 
-from penstock.actors.simulation import tell_story
+from penstock.actors.simulation import Outcome, Scenario, tell_story
 
-__all__ = ["check", "quarter"]
+__all__ = ["SEEDS", "check", "check_seeds", "quarter"]
 
 SEEDS: Final = int(os.environ.get("SIMULATION_SEEDS", "300"))
 CHUNK: Final = 15
@@ -26,11 +27,16 @@ def quarter(number: int) -> range:
 
 def check(first: int) -> None:
     """Tell the stories of a chunk; fails if a promise is broken, and says how to see it again."""
-    broken = []
-    for seed in range(first, min(first + CHUNK, SEEDS)):
-        outcome = tell_story(SHOP, seed)
+    check_seeds(SHOP, "simulation_shop.py:SHOP", range(first, min(first + CHUNK, SEEDS)))
+
+
+def check_seeds(scenario: Scenario, place: str, seeds: Iterable[int]) -> list[Outcome]:
+    """The same for the stories of a scenario, which is to be found at `place`; what they came to."""
+    outcomes = []
+    for seed in seeds:
+        outcomes.append(outcome := tell_story(scenario, seed))
         if outcome.violations:
             print(f"seed {seed}", *outcome.story, *(f"BROKEN: {each}" for each in outcome.violations), sep="\n  ")
-            print(f"again: penstock simulate tests/simulation/simulation_shop.py:SHOP --seed {seed}")
-            broken.append(seed)
-    assert broken == []
+            print(f"again: penstock simulate tests/simulation/{place} --seed {seed}")
+    assert [outcome.seed for outcome in outcomes if outcome.violations] == []
+    return outcomes

@@ -93,3 +93,13 @@ def test_what_cannot_be_made_up_is_asked_for(cls: type) -> None:
 def test_a_system_without_handlers_is_nothing_to_simulate() -> None:
     with pytest.raises(CannotMake, match="has a handler"):
         make_publications(random.Random(0), System("empty"))
+
+
+def test_jobs_are_made_up_for_queues() -> None:
+    system = System("images")
+
+    @system.queue("orders").on(Bought)
+    async def handle(value: Any, context: Context) -> None: ...
+
+    made = make_publications(random.Random(3), system)
+    assert {(each.stream, each.envelope.event_type) for each in made} == {("orders", "BOUGHT")}

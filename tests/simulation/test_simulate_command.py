@@ -115,11 +115,50 @@ def test_a_system_of_settings_alone_keeps_its_promises(tmp_path: Path) -> None:
     assert "nothing is declared of the data of 'ORDER'" in done.stderr
 
 
+QUEUE = """
+from attrs import frozen
+from penstock.actors.event import event
+from penstock.actors.system import System
+
+@event("RESIZE")
+@frozen
+class Resize:
+    image: str
+
+system = System("images")
+thumbnails = system.queue("thumbnails")
+
+@thumbnails.on(Resize)
+async def resize(job, context):
+    await context.connection.execute("insert")
+
+def simulation_events(chance):
+    yield "thumbnails", Resize("a.png")
+"""
+
+
+def test_a_work_queue_needs_nothing_more() -> None:
+    done = _run("docs/examples/thumbnails.py:system", "--first", "5", "--seeds", "2", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(done.stdout)
+    assert report["failed"] == []
+    assert report["events"] >= 20
+
+
+def test_jobs_of_ones_own_name_their_queue(tmp_path: Path) -> None:
+    (tmp_path / "images.py").write_text(QUEUE)
+    done = _run("images:system", "--seed", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ended done" in done.stdout
+
+
 def test_what_cannot_be_simulated_is_said_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "odd.py").write_text(BROKEN.replace("number: int", "number: complex").split("def simulation_events")[0])
+    (tmp_path / "lost.py").write_text(QUEUE.replace('yield "thumbnails"', 'yield "pictures"'))
     for place, told in [
         ("odd:system", "Order.number is of the type complex"),
         ("odd:nothing", "odd:nothing is nothing, not a penstock System"),
+        ("lost:system", "simulation_events names no declared stream or queue: pictures"),
         ("nowhere:system", "there is no module 'nowhere'"),
     ]:
         done = _run(place, "--seeds", "1", cwd=tmp_path)
