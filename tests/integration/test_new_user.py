@@ -32,8 +32,19 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--wheel-dir", str(wheels), str(checkout)]
     subprocess.run(build, check=True, env=quiet)
     (wheel,) = wheels.glob("*.whl")
-    venv.create(fresh, with_pip=True)
-    subprocess.run([str(fresh / "bin/pip"), "install", "-q", f"{wheel}[embedded]"], check=True, env=quiet)
+    venv.create(fresh)
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        str(fresh),
+        "install",
+        "-q",
+        "--no-compile",
+        f"{wheel}[embedded]",
+    ]
+    subprocess.run(install, check=True, env=quiet)
     yield fresh
     shutil.rmtree(fresh)
 
