@@ -1,21 +1,21 @@
 """The ledger: what came of an event, for each group that is declared to read its stream.
 
 PostgreSQL knows everything that was handled, failed, died or waits there (`penstock_fate` and `penstock_ledger` in the
-migrations answer in plain SQL). Of an event that stands in its stream, unread or in work, only Redis knows; that is
-looked up here, and put beside it.
+migrations answer in plain SQL). Of an event that stands in its stream, unread or in work, and of a job in the lists of
+its queue only Redis knows; that is looked up here, and put beside it.
 """
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
-from attrs import evolve, field, frozen
+from attrs import evolve
 
+from .fate import EventFate, Fate, LedgerLine
 from .handling import entry_order
+from .job_search import JobPlace, JobSearch
 from .ledger_search import GroupState, Place, Search
 from .outages import outages
 from .queue_lists import QueueLists
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..runtime.supervision import Gate
     from .system import Group, Stream, System
 
-__all__ = ["EventFate", "Fate", "Ledger", "LedgerLine"]
+__all__ = ["SCAN", "Ledger"]
 
 CHUNK: Final = 1_000
 """Events that are asked for in one statement."""
@@ -39,85 +39,6 @@ _IN_STREAM: Final = "in the stream"
 _PUBLISHED_AGAIN: Final = "its dead letter was published again"
 _UNTRACED: Final = (_IN_STREAM, _PUBLISHED_AGAIN)
 """Reasons of `penstock_fate` that say: ask Redis."""
-
-
-class Fate(enum.StrEnum):
-    """What came of an event in one group."""
-
-    DONE = "done"
-    """It was handled, or the group has nothing to do with it."""
-
-    RETRYING = "retrying"
-    """An attempt failed, or somebody ordered another; it will be tried again."""
-
-    DEAD = "dead"
-    """It was given up: there is a dead letter."""
-
-    EXPIRED = "expired"
-    """It was too old when its turn came: there is a dead letter, too."""
-
-    LOST = "lost"
-    """It was taken from the stream before the group had it."""
-
-    WAITING = "waiting"
-    """It is in the outbox, or in the stream."""
-
-    UNKNOWN = "unknown"
-    """There is no trace: it was never accepted here, or it is so old that retention has deleted what was known."""
-
-
-@frozen(kw_only=True)
-class EventFate:
-    """What came of one event in one group.
-
-    Attributes:
-        event_id: the event.
-        stream: the declared stream; None where nothing is known of the event.
-        consumer_group: the group; likewise.
-        fate: what came of it.
-        reason: why, in words.
-        partition: the key of the stream where its entry is or was.
-        entry_id: that entry.
-        since: when it came to that; aware.
-    """
-
-    event_id: UUID
-    stream: str | None = None
-    consumer_group: str | None = None
-    fate: Fate = field(converter=Fate)
-    reason: str
-    partition: str | None = None
-    entry_id: str | None = None
-    since: datetime | None = None
-
-
-@frozen(kw_only=True)
-class LedgerLine:
-    """How many events of one stream came to what in one group.
-
-    What is in Redis is counted by Redis: an entry whose acknowledgement is on its way is both done and in work.
-
-    Attributes:
-        done: handled, and still in the inbox (`retention.days`).
-        retrying: waiting for another attempt.
-        dead: dead letters that are not settled by a replay.
-        expired: of them, those that were too old; not counted in `dead`.
-        lost: entries that others trimmed (those that Redis could not count are one each), or that were deleted unread.
-        outbox: accepted, and on their way to Redis.
-        unread: in the stream, not given to the group yet; None: Redis is away, or cannot tell.
-        in_work: given to the group and not acknowledged; likewise.
-    """
-
-    stream: str
-    consumer_group: str
-    done: int = 0
-    retrying: int = 0
-    dead: int = 0
-    expired: int = 0
-    lost: int = 0
-    outbox: int = 0
-    unread: int | None = None
-    in_work: int | None = None
 
 
 _FATES: Final = "select * from penstock_fate(variadic %s::uuid[])"
@@ -167,15 +88,25 @@ class Ledger:
 
         Args:
             event_ids: any number; each is answered once, in this order.
-            scan: entries that are read at the most to find what PostgreSQL has no trace of.
+            scan: entries that are read at the most to find what PostgreSQL has no trace of, and as many jobs.
         """
         asked = list(dict.fromkeys(event_ids))
         found = await self._stored(asked)
         if self._redis_gate.is_open:
             found = await self._look_up(asked, found, scan)
+            found |= await self._in_queues([event_id for event_id in asked if not found.get(event_id)], scan)
         else:
             found = {event_id: [_away(fate) for fate in found.get(event_id, ())] for event_id in asked}
         return [fate for event_id in asked for fate in found.get(event_id) or [self._no_trace(event_id)]]
+
+    async def _in_queues(self, event_ids: Sequence[UUID], scan: int) -> dict[UUID, list[EventFate]]:
+        """The fates of those that are jobs which nobody has finished."""
+        if not event_ids or not self._system.queues:
+            return {}
+        places = await JobSearch(self._client(), self._system).scan(event_ids, scan)
+        # What was in work when PostgreSQL was asked first may be over by now, whether it still stands in a list or not.
+        stored = await self._stored(event_ids)
+        return {**{event_id: [_waiting(event_id, place)] for event_id, place in places.items()}, **stored}
 
     def _no_trace(self, event_id: UUID) -> EventFate:
         reason = "no trace of it" if self._redis_gate.is_open else f"no trace of it in PostgreSQL; {_AWAY}"
@@ -313,6 +244,18 @@ def _fate(row: Sequence[Any]) -> EventFate:
         partition=partition,
         entry_id=entry_id,
         since=since,
+    )
+
+
+def _waiting(event_id: UUID, place: JobPlace) -> EventFate:
+    return EventFate(
+        event_id=event_id,
+        stream=place.queue.name,
+        consumer_group=place.queue.group.name,
+        fate=Fate.WAITING,
+        reason=place.where,
+        partition=place.queue.name,
+        entry_id=place.job.id,
     )
 
 

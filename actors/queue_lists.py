@@ -283,10 +283,18 @@ class QueueLists:
             oldest=_made_at(first) or _made_at(second),
         )
 
+    async def known(self) -> list[str]:
+        """The consumers that are not forgotten: nobody else has anything."""
+        return [text_of(each) for each in await self._client.zrange(self.consumers, 0, -1)]
+
+    async def page(self, key: str, first: int, count: int) -> list[bytes]:
+        """Up to `count` jobs of one of the lists, from the left: those that came last; `first` as LRANGE takes it."""
+        found: list[bytes] = await self._client.lrange(key, first, first + count - 1)
+        return found
+
     async def count(self) -> int:
         """How many jobs there are, wherever they are."""
-        names = [text_of(each) for each in await self._client.zrange(self.consumers, 0, -1)]
-        keys = (self.waiting, self.returned, *map(self.taken, names))
+        keys = (self.waiting, self.returned, *map(self.taken, await self.known()))
         return sum([int(await self._client.llen(key)) for key in keys])
 
     async def _run(self, script: str, keys: Sequence[str], *words: bytes | str | int) -> Any:

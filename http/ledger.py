@@ -8,7 +8,8 @@ from uuid import UUID
 from quart import Blueprint
 from quart_trio.wrappers import TrioResponse
 
-from ..actors.ledger import SCAN, EventFate, LedgerLine
+from ..actors.fate import EventFate, LedgerLine
+from ..actors.ledger import SCAN
 from ..runtime.masking import mask_text
 from .asking import asking, given_body, given_query, wrong
 from .replies import json_reply

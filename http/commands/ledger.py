@@ -35,8 +35,8 @@ _SHOWN = 1_000
 @click.option("--summary", is_flag=True, help="How many events of each stream and group came to what.")
 @click.option("--open", "open_only", is_flag=True, help="Show only what is not done.")
 @click.option("--check", is_flag=True, help="Exit code 1 unless every event is done in every group.")
-@click.option("--scan", type=click.IntRange(0), metavar="N", help="Entries that are read at the most to find an event "
-              "that nobody has handled.")  # fmt: skip
+@click.option("--scan", type=click.IntRange(0), metavar="N", help="Entries, and jobs, that are read at the most to "
+              "find what nobody has handled.")  # fmt: skip
 @url_option
 @json_option
 def ledger(
@@ -53,7 +53,7 @@ def ledger(
 
     done: handled, or nothing to do for the group. retrying: an attempt failed, another will come. dead, expired: it was
     given up; see 'penstock dead-letters'. lost: it was taken from its stream before the group had it. waiting: in the
-    outbox, or in its stream. unknown: there is no trace of it.
+    outbox, in its stream, or in its work queue. unknown: there is no trace of it.
     """
     remote = remote_of(url)
     if summary:

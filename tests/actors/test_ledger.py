@@ -13,13 +13,17 @@ from uuid import uuid4 as new_event_id
 import pytest
 from attrs import define, field, frozen
 
+from penstock.actors import job_search
 from penstock.actors.dead_letter import DeadLetter
 from penstock.actors.declaring import declare_groups
 from penstock.actors.deletion_table import Deletion
 from penstock.actors.event import Envelope, event
+from penstock.actors.fate import EventFate, Fate
 from penstock.actors.handling import Context
-from penstock.actors.ledger import EventFate, Fate, Ledger
+from penstock.actors.ledger import Ledger
 from penstock.actors.outbox_table import OutboxRow
+from penstock.actors.queue import element_of
+from penstock.actors.queue_lists import QueueLists
 from penstock.actors.retry_table import RetryOrigin, RetryRow
 from penstock.actors.store import InboxEntry, PostgresStore
 from penstock.actors.system import System
@@ -446,6 +450,81 @@ async def test_what_is_handled_between_the_two_looks_is_done(books: Books, monke
 
     monkeypatch.setattr(books.ledger, "_stored", and_then_it_is_handled)
     assert (await books.of(event_id))["billing"] == ("done", "handled")
+
+
+# Jobs -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def jobs(books: Books) -> QueueLists:
+    """The lists of a queue that the system has, too."""
+
+    @books.system.queue("reports").on(Placed)
+    async def write(job: Placed, context: Context) -> None: ...
+
+    return QueueLists(books.redis, "reports")
+
+
+def _job(event_id: UUID) -> bytes:
+    return element_of(Envelope(event_type="PLACED", event_id=event_id, data={"n": 1}))
+
+
+async def test_a_job_waits_wherever_it_stands(books: Books, jobs: QueueLists) -> None:
+    await declare_groups(books.pool, books.system)
+    first, second = new_event_id(), new_event_id()
+    await jobs.add(_job(first))
+    await jobs.add(b"no job")
+    await jobs.add(_job(second))
+    group = "queue reports"
+    assert await books.of(first) == {group: ("waiting", "in the queue, not taken yet")}
+    await jobs.take("one", 1)
+    assert await books.of(first) == {group: ("waiting", "taken by one, and in work")}
+    assert await books.of(second) == {group: ("waiting", "in the queue, not taken yet")}
+    await jobs.give_back("one", 0.0)
+    returned = "in the queue again; the consumer that had taken it is gone"
+    assert await books.of(first) == {group: ("waiting", returned)}
+    await books.handle(group, first, "1-1", stream="reports")
+    assert await books.of(first) == {group: ("done", "handled")}, "though it still stands there"
+    [fate] = await books.ledger.fates([second])
+    assert (fate.stream, fate.partition) == ("reports", "reports")
+    assert await books.fates_of(new_event_id()) == {None: "unknown"}
+
+
+async def test_a_long_queue_is_read_page_by_page_as_far_as_it_may(
+    books: Books, jobs: QueueLists, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_search, "PAGE", 10)
+    event_ids = [new_event_id() for _ in range(35)]
+    for event_id in event_ids:
+        await jobs.add(_job(event_id))
+    assert {fate.fate for fate in await books.ledger.fates(event_ids)} == {Fate.WAITING}
+    assert await books.fates_of(event_ids[0]) == {"queue reports": "waiting"}
+    told = await books.ledger.fates(event_ids, scan=12)
+    assert [fate.fate for fate in told] == [Fate.UNKNOWN] * 23 + [Fate.WAITING] * 12, "the last ones stand first"
+
+
+@pytest.mark.parametrize("end", ["done", "given back", "returned"])
+async def test_a_job_that_moves_while_it_is_looked_for_is_found(
+    books: Books, jobs: QueueLists, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """It is taken when the lists are read in which it was; and then it is done, or goes back to one of them."""
+    await declare_groups(books.pool, books.system)
+    event_id = new_event_id()
+    await jobs.add(_job(event_id))
+    await jobs.take("one", 1)
+    known = QueueLists.known
+
+    async def and_then_it_moves(self: QueueLists) -> list[str]:
+        found = await known(self)
+        if end == "done":
+            await books.handle("queue reports", event_id, "1-1", stream="reports")
+            await self.finish("one", [_job(event_id)])
+        else:
+            await (self.leave("one", 60.0) if end == "given back" else self.give_back("one", 0.0))
+        return found
+
+    monkeypatch.setattr(QueueLists, "known", and_then_it_moves)
+    assert await books.fates_of(event_id) == {"queue reports": "done" if end == "done" else "waiting"}
 
 
 async def test_while_redis_is_away_postgres_answers_alone_and_says_so(books: Books) -> None:

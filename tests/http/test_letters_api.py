@@ -14,7 +14,8 @@ from uuid import UUID, uuid4
 import pytest
 
 from penstock.actors.dead_letter import DEAD_LETTER_MIRROR
-from penstock.actors.ledger import SCAN, Fate
+from penstock.actors.fate import Fate
+from penstock.actors.ledger import SCAN
 from penstock.actors.letter_terms import Reason
 from penstock.actors.letters import MOST, RATE
 from penstock.actors.store import InboxEntry
