@@ -20,6 +20,7 @@ from ..runtime.redis import RedisStalled, RedisUnavailable
 from ..runtime.telemetry import get_logger
 from .group_making import BREATH, text_of
 from .handling import Entry, entry_order
+from .read_size import ReadSize
 
 if TYPE_CHECKING:
     from ..runtime.redis import AnyRedis, ClusterConnection, DedicatedRedis
@@ -33,9 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["Listener", "Patience", "wait_room"]
 
 log = get_logger(__name__)
-
-COUNT = 100
-"""Entries a read at the most: the knee of the measured curve."""
 
 LOOK_BACK = 30.0
 """Seconds between two looks at its own history: a stranded entry is late by so much, and a look costs one read."""
@@ -116,6 +114,7 @@ class Listener:
         self._making = making
         self._trouble = trouble
         self._patience = Patience(patience)
+        self._size = ReadSize()
 
     async def __call__(self, child: Child) -> None:
         """Read until cancelled. What was read and is not acknowledged stays pending, and is read again at the start.
@@ -174,17 +173,23 @@ class Listener:
             log.info("took up its own history", stream=self._stream, consumer=self._consumer, entries=found)
 
     async def _read(self, connection: Connection, after: str, block: int | None) -> list[Entry]:
-        reply = await connection.xreadgroup(
-            self._group.name,
-            self._consumer,
-            {self._stream: after},
-            count=max(1, min(COUNT, self._backlog.room)),
-            block=block,
-        )
-        return [
+        try:
+            reply = await connection.xreadgroup(
+                self._group.name,
+                self._consumer,
+                {self._stream: after},
+                count=self._size.count(self._backlog.room),
+                block=block,
+            )
+        except BaseException:
+            self._size.failed()
+            raise
+        entries = [
             Entry(self._stream, text_of(entry_id), fields, consumer=self._consumer, redelivered=after != ">")
             for entry_id, fields in _entries(reply)
         ]
+        self._size.took(entries)
+        return entries
 
 
 def _entries(reply: Any) -> list[tuple[bytes, Mapping[bytes, bytes] | None]]:

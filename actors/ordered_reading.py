@@ -27,8 +27,9 @@ from ..runtime.telemetry import get_logger
 from .group_making import BREATH, text_of
 from .handling import Entry, entry_order
 from .lease_table import LeaseLost
-from .listener import COUNT, Patience, wait_room
+from .listener import Patience, wait_room
 from .pending import fields_of
+from .read_size import ReadSize
 
 if TYPE_CHECKING:
     from ..runtime.redis import AnyRedis, ClusterConnection, DedicatedRedis
@@ -149,6 +150,7 @@ class OrderedListener:
         self._backlog = tenure.backlog
         self._trouble = trouble
         self._patience = Patience(patience)
+        self._size = ReadSize()
 
     async def __call__(self, child: Child) -> None:
         """Read until cancelled. What was read and is not acknowledged stays pending, for the next owner if not for us.
@@ -214,9 +216,13 @@ class OrderedListener:
 
     async def _read(self, connection: Connection, lease: Lease, after: str, seen: str, child: Child) -> _Answer:
         """One call of the script; does not return if we have been replaced."""
-        count = max(1, min(COUNT, self._backlog.room))
+        count = self._size.count(self._backlog.room)
         words = (self._group.name, owner_prefix(self._group), lease.epoch, count, after, seen)
-        reply: Any = await Script(connection, READ)([self._stream], words)
+        try:
+            reply: Any = await Script(connection, READ)([self._stream], words)
+        except BaseException:
+            self._size.failed()
+            raise
         child.progress()
         status, last = text_of(reply[0]), text_of(reply[3])
         if status == "replaced":
@@ -239,6 +245,7 @@ class OrderedListener:
             )
             for entry_id, fields in reply[2]
         )
+        self._size.took(entries)
         return _Answer(status, gone, entries, last)
 
     async def _wait_turn(self, child: Child) -> None:

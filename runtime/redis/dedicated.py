@@ -15,10 +15,10 @@ from .backoff import Backoff
 from .commands import Commands, shape
 from .errors import NotSent, OutcomeUnknown, RedisClosed, RedisStalled, RedisUnavailable
 from .link import OnTrouble
-from .mux import GRACE
 from .options import RedisOptions
 from .retry import READS, SCRIPTS, Retry
 from .routing import block_of, check_dedicated, command_name, reads_from_now
+from .silence import Silence
 from .wire import STREAM_ERRORS, Connect, Wire, describe, open_wire
 
 __all__ = ["DedicatedRedis"]
@@ -164,30 +164,37 @@ class DedicatedRedis(Commands):
         self, wire: Wire, payload: bytes, count: int, raw: frozenset[int], block: float | None
     ) -> list[Any]:
         """Send, and receive in time. Raises RedisStalled."""
-        options, start = self.options, trio.current_time()
+        options, silence = self.options, Silence()
         limit = options.response_timeout if block is None else block + options.block_margin
-        first = _NOTHING
-        with trio.CancelScope(deadline=start + limit) as sending:
+        with trio.CancelScope(deadline=trio.current_time() + limit) as sending:
 
             def taken() -> None:
-                nonlocal start
-                start = trio.current_time()
-                sending.deadline = start + limit
+                silence.end()
+                sending.deadline = trio.current_time() + limit
 
             await wire.send(payload, taken)
-            if block is None:
-                first = await _receive_by(start + options.stall_after, wire, 0 in raw)
-                if first is _NOTHING:
-                    self._on_trouble(RedisStalled(options.address, f"no byte for {options.stall_after:g} s"))
-        if first is _NOTHING:
-            first = await _receive_by(start + limit, wire, 0 in raw)
-        replies = [first]
-        while replies[-1] is not _NOTHING and len(replies) < count:
-            replies.append(await _receive_by(trio.current_time() + limit, wire, len(replies) in raw))
-        if replies[-1] is _NOTHING:
+        if sending.cancelled_caught:
+            raise RedisStalled(options.address, f"nothing of it taken for {limit:g} s")
+        if block is not None:
+            # So long it may well be silent, and nobody need look.
+            silence.end(trio.current_time() + block)
+        return [await self._next(wire, number in raw, silence, block) for number in range(count)]
+
+    async def _next(self, wire: Wire, raw: bool, silence: Silence, block: float | None) -> Any:
+        """The next reply. Raises RedisStalled; where it is no BLOCK that is silent, trouble is reported before."""
+        options = self.options
+        limit = options.response_timeout if block is None else options.block_margin
+        reply = _NOTHING
+        if block is None and options.stall_after < limit:
+            reply = await _receive(wire, raw, silence, options.stall_after)
+            if reply is _NOTHING:
+                self._on_trouble(RedisStalled(options.address, f"no byte for {options.stall_after:g} s"))
+        if reply is _NOTHING:
+            reply = await _receive(wire, raw, silence, limit)
+        if reply is _NOTHING:
             blocking = "" if block is None else f" (BLOCK {block:g} s)"
-            raise RedisStalled(options.address, f"no byte for {limit:g} s{blocking}")
-        return replies
+            raise RedisStalled(options.address, f"no byte for {limit + (block or 0.0):g} s{blocking}")
+        return reply
 
     async def _give_up(self, trouble: RedisUnavailable) -> None:
         """Report, at once, and close: whatever the report does, nobody else may get the reply that is to come."""
@@ -203,14 +210,15 @@ class DedicatedRedis(Commands):
             await wire.aclose()
 
 
-async def _receive_by(deadline: float, wire: Wire, raw: bool) -> Any:
-    """The next reply, or _NOTHING when the deadline passes first.
+async def _receive(wire: Wire, raw: bool, silence: Silence, limit: float) -> Any:
+    """The next reply, or _NOTHING when no byte has come for `limit` seconds.
 
-    When our own event loop was busy over the deadline, what came meanwhile still counts.
+    However long it is, and however long our own event loop takes for something else: see `Silence`.
     """
-    with trio.CancelScope(deadline=deadline):
-        return await wire.receive(raw=raw)
-    if trio.current_time() - deadline > GRACE:
-        with trio.move_on_after(GRACE):
-            return await wire.receive(raw=raw)
-    return _NOTHING
+    while True:
+        with trio.CancelScope(deadline=silence.next_look(limit)):
+            return await wire.receive(raw=raw, heard=silence.end)
+        if wire.has_news():
+            silence.end()
+        if silence.exceeds(limit):
+            return _NOTHING

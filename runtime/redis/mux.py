@@ -28,13 +28,10 @@ from attrs import define
 from . import _compat
 from .errors import NotSent, OutcomeUnknown, RedisClosed, RedisStalled, RedisUnavailable
 from .options import RedisOptions
+from .silence import Silence
 from .wire import STREAM_ERRORS, Wire, describe
 
-__all__ = ["GRACE", "Mux"]
-
-GRACE = 0.05
-"""Seconds that a reader gets when a deadline was noticed later than this: our own event loop was the silent one."""
-
+__all__ = ["Mux"]
 
 _PING: Final = _compat.pack_command(("PING",))
 
@@ -90,7 +87,7 @@ class Mux:
         self._due = 0  # replies of all that is queued or pending
         self._idle_writer: trio.lowlevel.Task | None = None
         self._idle_watchdog: trio.lowlevel.Task | None = None
-        self._quiet_since = trio.current_time()
+        self._silence = Silence()
         self._scope = trio.CancelScope()
         self._broken: RedisUnavailable | None = None
         self._retired = False
@@ -210,12 +207,9 @@ class Mux:
                     await self._wait_for_work()
                 data = self._take_queue()
                 if data:
-                    await self._wire.send(data, self._show_life)
+                    await self._wire.send(data, self._silence.end)
         except STREAM_ERRORS as error:
             self._break(error)
-
-    def _show_life(self) -> None:
-        self._quiet_since = trio.current_time()
 
     async def _wait_for_work(self) -> None:
         def cancel(_: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
@@ -248,7 +242,7 @@ class Mux:
                 data = await wire.read()
                 if not data:
                     raise EOFError
-                self._quiet_since = trio.current_time()
+                self._silence.end()
                 reader.feed(data)  # type: ignore[arg-type]  # the stub forgets bytearray
                 self._deliver_all(reader)
         except (EOFError, redis.exceptions.InvalidResponse, *STREAM_ERRORS) as error:
@@ -289,36 +283,29 @@ class Mux:
     @trio.lowlevel.enable_ki_protection
     async def _watch(self) -> None:
         """Report silence after `stall_after`, end the connection after `response_timeout`. No timer for each call."""
-        limits, reported = self._options, None
+        limits, silence, reported = self._options, self._silence, None
         while True:
             if not self._pending:
                 await self._wait_for_pending()
                 continue
-            quiet_since = self._quiet_since
             # The shorter of the two may well be the time-out: then there is nothing to report before it.
             first = min(limits.stall_after, limits.response_timeout)
-            limit = limits.response_timeout if reported == quiet_since else first
-            # In steps, so that a new silence after a reported one is seen in its own time.
-            step = min(quiet_since + limit, trio.current_time() + first)
-            await self._let_pass(step)
-            if self._quiet_since != quiet_since or not self._pending or step < quiet_since + limit:
+            limit = limits.response_timeout if reported == silence.turn else first
+            await trio.sleep_until(silence.next_look(limit))
+            await trio.lowlevel.checkpoint()  # a reader that the same tick woke has run now
+            if self._wire.has_news():
+                silence.end()
+            if not silence.exceeds(limit) or not self._pending:
                 continue
-            silence = RedisStalled(limits.address, f"no byte for {limit:g} s, commands under way: {self.pending}")
+            stall = RedisStalled(limits.address, f"no byte for {limit:g} s, commands under way: {self.pending}")
             if limit >= limits.response_timeout:
-                self._break(silence)
+                self._break(stall)
                 return
-            reported = quiet_since
-            self._on_stall(silence)
-
-    async def _let_pass(self, deadline: float) -> None:
-        """Sleep until the deadline, and then let the reader take what came while our own event loop was busy."""
-        await trio.sleep_until(deadline)
-        if trio.current_time() - deadline > GRACE:
-            await trio.sleep(GRACE)
-        await trio.lowlevel.checkpoint()  # a reader that the same tick woke has run now
+            reported = silence.turn
+            self._on_stall(stall)
 
     def _start_silence(self) -> None:
-        self._quiet_since = trio.current_time()
+        self._silence.end()
         if self._idle_watchdog is not None:
             trio.lowlevel.reschedule(self._idle_watchdog)
             self._idle_watchdog = None

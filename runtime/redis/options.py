@@ -60,7 +60,7 @@ class RedisOptions:
         decode_responses: replies as str (UTF-8) instead of bytes.
         connect_timeout: for connecting, TLS and the handshake together.
         response_timeout: no byte from the server for so long while commands are under way, and none of a long one taken
-            by it: the connection is dead.
+            by it: the connection is dead. Turns in which our own event loop is busy do not count, here and below.
         stall_after: no byte for so long while commands are under way: reported as trouble; the connection stays.
         health_check_interval: an idle shared connection is pinged after so long, so that one that has died without a
             word (a firewall forgot it) is known before a command needs it; 0: never. TCP's own keep-alive is slower.

@@ -19,9 +19,9 @@ from .backoff import Backoff
 from .errors import RedisStalled, RedisUnavailable
 from .link import OnTrouble
 from .messages import SUBSCRIBE, UNSUBSCRIBE, Gap, Loss, Owner, Topic, TopicKind
-from .mux import GRACE
 from .options import RedisOptions
 from .replies import Kind, classify
+from .silence import Silence
 from .wire import READ_SIZE, STREAM_ERRORS, Wire, describe
 
 __all__ = ["Session", "State"]
@@ -93,7 +93,7 @@ class Session:
         self._held_bytes = 0
         self._deferrals: trio.Nursery | None = None
         # Signs of life.
-        self._quiet_since = self._since
+        self._silence = Silence()
         self._asked_at = self._since
         self._proven_at = self._since  # the server had answered everything asked until then
         self._paused = False
@@ -141,7 +141,7 @@ class Session:
     def _request(self, topic: Topic | None, *, subscribes: bool) -> None:
         now = trio.current_time()
         if not self._pending:
-            self._quiet_since = now
+            self._silence.end()
         command = _Command(topic, subscribes, now)
         if topic is None:
             self._outbox.append(_PING)
@@ -177,7 +177,7 @@ class Session:
                 data = await stream.receive_some(READ_SIZE)
                 if not data:
                     raise EOFError
-                self._quiet_since = trio.current_time()
+                self._silence.end()
                 reader.feed(data)  # type: ignore[arg-type]  # the stub forgets bytearray
         except (EOFError, redis.exceptions.InvalidResponse, *STREAM_ERRORS) as error:
             self._break(error)
@@ -194,7 +194,7 @@ class Session:
             await self._go_on.wait()
         if self._paused:
             self._paused = False
-            self._quiet_since = trio.current_time()  # the silence was ours
+            self._silence.end()  # it was ours
             self._watchdog_wake.set()
 
     def _take_all(self) -> None:
@@ -323,7 +323,7 @@ class Session:
     # -- signs of life, and the end
 
     async def _watch(self) -> None:
-        limits, reported = self._options, None
+        limits, silence, reported = self._options, self._silence, None
         while True:
             self._watchdog_wake = trio.Event()
             if self._paused:
@@ -334,19 +334,19 @@ class Session:
                 if not self._pending and not self._paused and not self._watchdog_wake.is_set():
                     self._request(None, subscribes=False)
             else:
-                quiet_since = self._quiet_since
-                limit = limits.response_timeout if reported == quiet_since else limits.stall_after
-                # In steps, so that a new silence after a reported one is seen in its own time.
-                due = min(quiet_since + limit, trio.current_time() + limits.stall_after)
-                await _let_pass(due)
-                if self._quiet_since != quiet_since or self._paused or not self._pending or due < quiet_since + limit:
+                limit = limits.response_timeout if reported == silence.turn else limits.stall_after
+                await trio.sleep_until(silence.next_look(limit))
+                await trio.lowlevel.checkpoint()  # a reader that the same tick woke has run now
+                if self._wire.has_news() and not self._paused:
+                    silence.end()
+                if not silence.exceeds(limit) or self._paused or not self._pending:
                     continue
-                silence = RedisStalled(limits.address, f"no byte for {limit:g} s")
-                if reported == quiet_since:
-                    self._break(silence)
+                stall = RedisStalled(limits.address, f"no byte for {limit:g} s")
+                if reported == silence.turn:
+                    self._break(stall)
                     return
-                reported = quiet_since
-                self._state.on_trouble(silence)
+                reported = silence.turn
+                self._state.on_trouble(stall)
 
     def _break(self, error: BaseException) -> None:
         """The connection is of no use any more. Note what is lost, and tell, in this tick."""
@@ -383,14 +383,6 @@ class Session:
         for topic, command in latest.items():
             if not command.subscribes:
                 self._owner.released(topic)
-
-
-async def _let_pass(deadline: float) -> None:
-    """Sleep, and then let the reader take what came while our own event loop was busy."""
-    await trio.sleep_until(deadline)
-    if trio.current_time() - deadline > GRACE:
-        await trio.sleep(GRACE)
-    await trio.lowlevel.checkpoint()
 
 
 _PING: Final = pack_command(("PING",))

@@ -26,7 +26,10 @@ from .options import RedisOptions
 __all__ = ["READ_SIZE", "STREAM_ERRORS", "Connect", "Wire", "connector", "describe", "open_wire"]
 
 Connect = Callable[[], Awaitable[trio.abc.Stream]]
-"""Opens the byte stream to the server: the seam for tests, tunnels and, later, cluster nodes."""
+"""Opens the byte stream to the server: the seam for tests, tunnels and, later, cluster nodes.
+
+Its `receive_some` must lose nothing when it is cancelled, as those of trio do not.
+"""
 
 READ_SIZE = 65536
 STREAM_ERRORS = (trio.BrokenResourceError, trio.ClosedResourceError, OSError)
@@ -85,10 +88,12 @@ class Wire:
             with suppress(BlockingIOError):
                 return os.read(self._plain.fileno(), READ_SIZE)
 
-    async def receive(self, *, raw: bool = False) -> Any:
+    async def receive(self, *, raw: bool = False, heard: Callable[[], None] | None = None) -> Any:
         """The next reply; an error reply comes as an exception *object*, and so does one that is no UTF-8.
 
-        `raw` leaves its strings as bytes.
+        Args:
+            raw: leave its strings as bytes.
+            heard: called each time when bytes have come.
 
         May be cancelled and called again: bytes that have come are kept. Raises EOFError at the end of the stream,
         redis.exceptions.InvalidResponse for what is no RESP, and STREAM_ERRORS.
@@ -104,14 +109,18 @@ class Wire:
                 data = await self.read()
                 if not data:
                     raise EOFError
+                if heard is not None:
+                    heard()
                 self.reader.feed(data)  # type: ignore[arg-type]  # the stub forgets bytearray
             elif not isinstance(reply, hiredis.PushNotification):
                 return reply
 
     def is_stale(self) -> bool:
         """Whether the peer closed, or said something nobody asked for, while the wire was idle. Does not block."""
-        if self.reader.has_data():
-            return True
+        return bool(self.reader.has_data()) or self.has_news()
+
+    def has_news(self) -> bool:
+        """Whether bytes, or the end, wait in the socket for somebody to read them. Does not block."""
         raw = _socket_of(self.stream)
         if raw is None:
             return False

@@ -149,6 +149,8 @@ class Lagging(trio.abc.HalfCloseableStream):
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream
+        self._held: bytes | bytearray = b""
+        self._due = 0.0
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         await self._stream.send_all(data)
@@ -160,9 +162,11 @@ class Lagging(trio.abc.HalfCloseableStream):
         raise NotImplementedError
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        data = await self._stream.receive_some(max_bytes)
-        if data.startswith(b"%1"):
-            await trio.sleep(0.5)
+        if not self._held:
+            self._held = await self._stream.receive_some(max_bytes)
+            self._due = trio.current_time() + (0.5 if self._held.startswith(b"%1") else 0.0)
+        await trio.sleep_until(self._due)  # cancelled, it has lost nothing
+        data, self._held = self._held, b""
         return data
 
     async def aclose(self) -> None:
