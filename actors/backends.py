@@ -7,7 +7,6 @@ deployment on top is the same.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from datetime import datetime
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
@@ -92,21 +91,6 @@ class Backends:
     servers: tuple[ChildSpec, ...] = ()
     on_postgres_trouble: Callable[[Exception], None] = field(default=_ignore)
     on_postgres_slow: Callable[[float], None] = field(default=_ignore)
-
-    async def pool_time(self) -> datetime:
-        """What time it is by the database's clock; aware.
-
-        Raises:
-            PostgresUnavailable: it is away.
-            RuntimeError: there is none.
-        """
-        if self.pool is None:
-            raise RuntimeError("there is no real database behind this system")
-        async with self.pool.connection() as connection:
-            row = await (await connection.execute("select clock_timestamp()")).fetchone()
-        assert row is not None  # noqa: S101 - it always has one
-        found: datetime = row[0]
-        return found
 
     @classmethod
     def of(cls, settings: ActorSettings, directory: DataDirectory, system: System | None = None) -> Self:

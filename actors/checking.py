@@ -98,19 +98,17 @@ class Checks:
         gate: Gate,
         *,
         allow: Sequence[str] = (),
-        wall: Callable[[], datetime] | None = None,
+        wall: Callable[[], datetime] = _now,
     ) -> None:
         self._probe: Callable[[], Awaitable[None]] = probe
-        self._look: Callable[[], Awaitable[list[Finding]]] = partial(
-            look_at_redis, probe, Needs.of(system), wall or _now
-        )
+        self._look: Callable[[], Awaitable[list[Finding]]] = partial(look_at_redis, probe, Needs.of(system), wall)
         self._gate = gate
         self._allow = frozenset(allow)
         self._declared = declared_findings(system)
         self._found: list[Finding] = []
         self._database: list[Finding] = []
         self._database_at = -math.inf
-        self._wall = wall or _now
+        self._wall = wall
         self._told: set[tuple[str, str, Severity]] = set()
         self._at = -math.inf
         self._are_made = True

@@ -1,116 +1,43 @@
-"""A running event system: the supervision tree that a declaration stands for, and what others may ask of it.
-
-    event-system (rest_for_one)
-    ├── servers (one_for_one)       only with embedded servers
-    │   ├── redis-server
-    │   └── postgres-server
-    ├── links (one_for_one)
-    │   ├── redis
-    │   └── postgres
-    ├── actors (one_for_one)
-    │   ├── health-monitor          opens and shuts the gates redis and postgres
-    │   ├── migrations              requires postgres; opens the gate schema
-    │   ├── producer
-    │   ├── outbox-relay            requires redis, postgres, schema
-    │   ├── channels                only with broadcast channels; requires redis; see `listening`
-    │   ├── membership              requires postgres, schema
-    │   ├── leases                  only with ordered groups; requires redis, postgres, schema
-    │   ├── EVENT_GROUP@EVENT_STREAM (rest_for_one), one for each group; see `group_tree`
-    │   │   ├── keeper              requires postgres, schema
-    │   │   ├── handler-pool        requires postgres, schema
-    │   │   └── listener-1, …       requires redis, postgres, schema
-    │   ├── GROUP@STREAM            one for each group that is only made here; requires redis, postgres, schema
-    │   ├── queue NAME (rest_for_one), one for each work queue; see `queue_tree`
-    │   │   ├── keeper              requires postgres, schema
-    │   │   ├── handler-pool        requires postgres, schema
-    │   │   └── taker               requires redis, postgres, schema
-    │   ├── replays                 requires redis, postgres, schema
-    │   ├── trimmer                 requires redis
-    │   ├── dead-letters            requires postgres, schema; works off the orders to replay them
-    │   └── retention               requires redis, postgres, schema
-    └── http                        last in, first out
-
-Whatever stands later in it needs what stands before it, so that the reverse order of the stop takes first those who
-bring work, and last those who carry it away.
-"""
+"""A running event system: it runs the supervision tree (see `system_tree`), and answers what others ask of it."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager, nullcontext
-from datetime import UTC, datetime
-from functools import partial
+from contextlib import AbstractAsyncContextManager
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
-import psycopg
-import redis.exceptions
 import trio
 
-from ..runtime.postgres import PostgresUnavailable
-from ..runtime.redis import AnyRedis
-from ..runtime.supervision import (
-    Child,
-    ChildSpec,
-    Gates,
-    Intensity,
-    Journal,
-    LifecycleKind,
-    Restart,
-    Strategy,
-    Supervisor,
-    Tree,
-)
-from ..runtime.telemetry import get_logger
+from ..runtime.supervision import ChildSpec, Tree
 from .access_repository import AccessRepository
-from .broadcast_side import BroadcastSide
-from .checking import database_clock
-from .claim_order import ClaimResult
-from .conditional import ConditionNotMet
 from .configuring import configured
-from .consume_side import ConsumeSide
 from .delivery_view import DeliveryWatch
-from .event import Envelope
-from .health_monitor import HealthMonitor, Watch
-from .leasing import standings
 from .ledger import Ledger
-from .letter_orders import LetterOrders
-from .letters import LetterDesk
-from .membership import Membership
-from .migrating import MIGRATED_WITHIN, Migrating, migrate_all
-from .ownership import Ownership
-from .probes import StreamView, ask_outside
-from .producer import Published, PublishFailed
-from .publish_side import PublishSide
-from .queue_side import QueueSide
-from .redis_side import RedisSide
-from .relay import OutboxView
-from .site import Site
-from .stopping import Stopping
-from .system import REDIS_GATES
+from .system_tree import SystemTree
 from .tailing import tail
-from .upkeep import Upkeep
 
 if TYPE_CHECKING:
     from ..runtime.postgres import Connection
+    from ..runtime.redis import AnyRedis
     from .backends import Backends
+    from .claim_order import ClaimResult
     from .cluster_view import ClusterView
+    from .conditional import ConditionNotMet
+    from .event import Envelope
     from .findings import Finding
-    from .handling import Unavailable
     from .losses import Loss
     from .member_table import MemberView
+    from .outgoing import Published, PublishFailed
     from .queue_lists import QueueView
+    from .relay import OutboxView
     from .settings import ActorSettings
+    from .stream_view import StreamView
     from .system import Probe, System
 
-__all__ = ["Deployment", "migrate_all"]
-
-log = get_logger(__name__)
-
-ANSWER_WITHIN = 0.6
-"""Seconds that PostgreSQL has for a probe while a statement takes suspiciously long: a healthy one took 0.24 s at the
-most on a machine that was six times overloaded, and a frozen one is noticed within a second."""
+__all__ = ["Deployment"]
 
 
 class Deployment:
@@ -134,6 +61,7 @@ class Deployment:
         membership: who else is there.
         gates: ``redis``, ``redis-memory`` (shut while Redis is full: nothing is published, all else goes on),
             ``postgres`` and ``schema``, and those of the system's own.
+        watches: who probes what is behind ``redis``, ``postgres`` and those of the system's own, by gate.
         tree: the supervision tree.
         publishing: the producer, the outbox and its relay.
         broadcasting: who sends to broadcast channels, and listens to them.
@@ -144,6 +72,7 @@ class Deployment:
         checks: the start-up checks, and what they found.
         upkeep: what keeps streams and tables in order: retention, the loss detector.
         backends: as given.
+        access: the access log; None without a real database.
         letters: the desk of dead letters; None without a real database.
         ledger: what came of events; None without a real database.
         delivery: how delivery stands; None without a real database.
@@ -161,42 +90,42 @@ class Deployment:
         seed: int | None = None,
         probes: Mapping[str, Probe] | None = None,
     ) -> None:
-        self.system = system = configured(system, settings)
-        system.check()
+        self.system = configured(system, settings)
+        self.system.check()
         self.settings = settings
         self.backends = backends
         self.instance = instance
         self.process = uuid4() if seed is None else _repeatable_uuid(f"{instance}/{seed}")
-        self._random = random.Random(seed)  # noqa: S311 - jitter, no secret
-        self.gates = _gates(wall, system.gates)
-        pool = backends.pool
-        self._access = AccessRepository(pool, settings.zone_info) if pool else None
-        self.letters = LetterDesk(pool, system) if pool else None
-        self.ledger = Ledger(pool, system, self.client, self.gates["redis"]) if pool else None
-        self.delivery = self._delivery_watch()
-        self._streams: dict[str, StreamView] = {}
-        self.upkeep = self._upkeep(wall)
-        self._redis = RedisSide(system, settings, backends, self.gates, chance=self._random, wall=wall)
-        self._redis_watch, self.checks = self._redis.watch, self._redis.checks
-        self._postgres_watch = self._watch_on_postgres()
-        self._own_watches = self._watches_on_own({**system.gates, **(probes or {})})
-        self.publishing = self._publish_side()
-        self.producer = self.publishing.producer
-        self.broadcasting = BroadcastSide(system, settings, backends.store, self.gates, self._redis)
-        self.queueing = self._queue_side()
-        self._standings = standings(system, self.gates, settings.delivery)
-        self.membership = self._membership()
-        self._stopping = Stopping()
-        self._consuming = self._consume_side(wall)
-        self.pools, self.backlogs = self._consuming.pools, self._consuming.backlogs
-        self.tree = Tree(self._root(front_ends), gates=self.gates, seed=seed)
+        self._parts = parts = SystemTree(
+            self.system,
+            settings,
+            backends,
+            instance=instance,
+            process=self.process,
+            chance=random.Random(seed),  # noqa: S311 - jitter, no secret
+            wall=wall,
+            probes={**self.system.gates, **(probes or {})},
+        )
+        self.gates, self.watches, self.checks = parts.gates, parts.watches, parts.redis.checks
+        self.publishing, self.producer = parts.publishing, parts.publishing.producer
+        self.broadcasting, self.queueing = parts.broadcasting, parts.queueing
+        self.membership, self.pools, self.backlogs = parts.membership, parts.consuming.pools, parts.consuming.backlogs
+        self.upkeep, self.letters = parts.upkeep, parts.letters
+        self.access: AccessRepository | None = None
+        self.ledger: Ledger | None = None
+        self.delivery: DeliveryWatch | None = None
+        if backends.pool is not None and parts.letters is not None:
+            self.access = AccessRepository(backends.pool, settings.zone_info)
+            self.ledger = Ledger(backends.pool, self.system, self.client, self.gates["redis"])
+            self.delivery = DeliveryWatch(self.system, backends.pool, backends.store, parts.letters, self.process)
+        self.tree = Tree(parts.supervisor(front_ends(self)), gates=self.gates, seed=seed)
 
     # For those who bring and show work ------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Run the system until `Tree.stop`; see `Tree.run` for errors and cancellation."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._follow)
+            nursery.start_soon(self._parts.follow, self.tree)
             try:
                 await self.tree.run()
             finally:
@@ -315,23 +244,18 @@ class Deployment:
         async for entry in tail(self.client(), self.system.streams[stream], last_id):
             yield entry
 
-    @property
-    def access(self) -> AccessRepository | None:
-        """The access log; None without a real database."""
-        return self._access
-
     async def claim(
         self, keys: Sequence[str], group: str, ids: Sequence[str], *, idle: float, by: str
     ) -> list[ClaimResult]:
         """Have this process take pending entries over now, and handle them; see `ClaimDesk.claim`."""
-        return await self._consuming.claims.claim(keys, group, ids, idle=idle, by=by)
+        return await self._parts.consuming.claims.claim(keys, group, ids, idle=idle, by=by)
 
     def streams(self) -> list[StreamView]:
         """The declared streams as they were last seen, in order of declaration; what was never seen is left out.
 
         A stream with several partitions has a view for each.
         """
-        return [self._streams[key] for key in self._partitions() if key in self._streams]
+        return self.upkeep.seen()
 
     async def look(self) -> list[StreamView]:
         """The declared streams as they are now, as `streams` gives them.
@@ -342,9 +266,7 @@ class Deployment:
             RuntimeError: the link's actor is not running.
             redis.exceptions.RedisError, psycopg.Error: as the links say.
         """
-        for key in self._partitions():
-            self._streams[key] = await self.upkeep.look(key)
-        return self.streams()
+        return await self.upkeep.look_at_all()
 
     def members(self) -> Sequence[MemberView]:
         """The processes, of this and other systems on the same database, as they were last seen. Never blocks."""
@@ -356,7 +278,8 @@ class Deployment:
 
     def cluster(self) -> ClusterView | None:
         """The Redis Cluster as it was last seen; None where there is none, or it was not seen yet."""
-        return None if self._redis.cluster is None else self._redis.cluster.view
+        probe = self._parts.redis.cluster
+        return None if probe is None else probe.view
 
     def client(self) -> AnyRedis:
         """The link to Redis.
@@ -364,10 +287,9 @@ class Deployment:
         Raises:
             RuntimeError: its actor is not running.
         """
-        return self._redis.client()
+        return self._parts.redis.client()
 
-    @asynccontextmanager
-    async def connection(self) -> AsyncIterator[Connection[Any]]:
+    def connection(self) -> AbstractAsyncContextManager[Connection[Any]]:
         """A connection of the pool, in autocommit mode; ``connection.transaction()`` is for more than one statement.
 
         In memory its statements are answered by `MemoryStore.answer`.
@@ -375,202 +297,7 @@ class Deployment:
         Raises:
             PostgresUnavailable: the database is away, or its tables are not made yet.
         """
-        schema = self.gates["schema"]
-        if not schema.is_open:
-            why = f"its tables are not ready: {schema.cause}"
-            raise PostgresUnavailable(why, address=self.backends.postgres_address)
-        async with self.backends.store.connection() as connection:
-            yield connection
-
-    # The parts, in the order in which they need each other ----------------------------------------------------------
-
-    def _delivery_watch(self) -> DeliveryWatch | None:
-        pool = self.backends.pool
-        if pool is None or self.letters is None:
-            return None
-        return DeliveryWatch(self.system, pool, self.backends.store, self.letters, self.process)
-
-    def _upkeep(self, wall: Callable[[], datetime] | None) -> Upkeep:
-        return Upkeep(
-            self.system,
-            self.settings,
-            self.backends,
-            self.client,
-            self.gates,
-            instance=self.instance,
-            made_room=lambda: self._redis_watch.nudge(),
-            wall=wall,
-        )
-
-    def _watch_on_postgres(self) -> Watch:
-        backends = self.backends
-        watch = Watch(self.gates["postgres"], backends.probe_postgres, self.settings.health, backends.postgres_address)
-        backends.on_postgres_trouble = watch.trouble
-        backends.on_postgres_slow = lambda _: watch.doubt(ANSWER_WITHIN)
-        return watch
-
-    def _watches_on_own(self, probes: Mapping[str, Probe]) -> dict[str, Watch]:
-        return {
-            name: Watch(self.gates[name], partial(ask_outside, name, probe), self.settings.health, name)
-            for name, probe in probes.items()
-        }
-
-    def _outside_trouble(self, error: Unavailable) -> None:
-        if error.gate not in REDIS_GATES:
-            self._own_watches[error.gate].trouble(error)
-        elif isinstance(error.__cause__, redis.exceptions.RedisError):
-            # As of a link: a handler's keys may be on another node than our streams.
-            self._redis.link_trouble(error.__cause__)
-
-    def _publish_side(self) -> PublishSide:
-        return PublishSide(
-            self.system,
-            self.settings,
-            self.backends.store,
-            self.client,
-            self.gates,
-            self._redis.trouble,
-            instance=self.instance,
-            believes_late=not self._redis.may_move,
-            ownership=Ownership(self._redis.cluster_client) if self._redis.cluster is not None else None,
-        )
-
-    def _queue_side(self) -> QueueSide:
-        return QueueSide(
-            self.system,
-            self.client,
-            self.gates["redis"],
-            self._redis.trouble,
-            self.settings.delivery,
-            address=self.backends.redis_options.address,
-            ownership=Ownership(self._redis.cluster_client) if self._redis.cluster is not None else None,
-        )
-
-    def _membership(self) -> Membership:
-        return Membership(
-            self.backends.store,
-            self.settings.delivery,
-            system=self.system.name,
-            instance=self.instance,
-            process=self.process,
-            groups=self._standings,
-            gate=self.gates["redis"],
-        )
-
-    def _consume_side(self, wall: Callable[[], datetime] | None) -> ConsumeSide:
-        return ConsumeSide(self.system, self._site(wall), self.membership, self._standings, self.process)
-
-    def _site(self, wall: Callable[[], datetime] | None) -> Site:
-        return Site(
-            client=self.client,
-            store=self.backends.store,
-            gates=self.gates,
-            settings=self.settings.delivery,
-            instance=self.instance,
-            live_instances=self.membership.live_instances,
-            redis_trouble=self._redis.trouble,
-            reader_trouble=self._redis.reader_trouble,
-            postgres_trouble=self._postgres_watch.trouble,
-            outside_trouble=self._outside_trouble,
-            publish=self.publishing.publish_within,
-            broadcast=self.broadcasting.sending.send_noted,
-            chance=self._random.random,
-            wall=wall or (lambda: datetime.now(UTC)),
-            read_within=self._redis.read_within,
-            patience=self._redis.patience,
-            look=self.upkeep.losses.look,
-            stopping=self._stopping,
-        )
-
-    # The tree -------------------------------------------------------------------------------------------------------
-
-    def _root(self, front_ends: Callable[[Deployment], Sequence[ChildSpec]]) -> Supervisor:
-        children: list[ChildSpec] = []
-        if self.backends.servers:
-            # A server that somebody keeps killing is not a bug of ours: a generous budget.
-            children.append(Supervisor("servers", self.backends.servers, intensity=Intensity(30, 60.0)).spec())
-        children.append(Supervisor("links", self._links()).spec())
-        children.append(Supervisor("actors", self._actors()).spec())
-        children.extend(front_ends(self))
-        return Supervisor(self.system.name, children, strategy=Strategy.REST_FOR_ONE)
-
-    def _links(self) -> Iterable[ChildSpec]:
-        yield ChildSpec(id="redis", body=self._redis.hold)
-        if self.backends.pool is not None:
-            yield ChildSpec(id="postgres", body=self._hold_postgres)
-
-    async def _hold_postgres(self, child: Child) -> None:
-        assert self.backends.pool is not None  # noqa: S101 - only then is this child declared
-        async with self.backends.pool, self.backends.notes or nullcontext():
-            child.note(self.backends.postgres_address)
-            child.started()
-            await trio.sleep_forever()
-
-    def _actors(self) -> Iterable[ChildSpec]:
-        watches = [self._redis_watch, self._postgres_watch, *self._own_watches.values()]
-        monitor = HealthMonitor(watches, self._observe, self.settings.health.observe_every)
-        yield ChildSpec(id="health-monitor", body=monitor, opens=tuple(watch.gate.name for watch in watches))
-        yield ChildSpec(
-            id="migrations",
-            body=Migrating(self.system, self.backends, self.gates["schema"], self._redis.misdeclared),
-            restart=Restart.TRANSIENT,
-            requires=("postgres",),
-            opens=("schema",),
-            start_within=MIGRATED_WITHIN,
-        )
-        yield from self.publishing.children()
-        yield from self.broadcasting.children()
-        yield from self._consuming.children()
-        if self.letters is not None:
-            orders = LetterOrders(
-                self.system,
-                self.backends.store,
-                self.letters,
-                self.client,
-                redis_gate=self.gates["redis"],
-                redis_trouble=self._redis.trouble,
-            )
-            yield ChildSpec(id="dead-letters", body=orders, requires=("postgres", "schema"))
-        yield from self.upkeep.children()
-
-    # What is seen ---------------------------------------------------------------------------------------------------
-
-    async def _observe(self) -> None:
-        """Look at the streams, where Redis is there to be asked, into the outbox, and at the database's clock."""
-        await self.publishing.observe()
-        if self.backends.pool is not None and self.gates["postgres"].is_open:
-            clock = partial(database_clock, self.backends.pool)
-            await self.checks.look_at_database(self.backends.postgres_address, clock)
-        if not self.gates["redis"].is_open:
-            return
-        for key in self._partitions():
-            try:
-                self._streams[key] = await self.upkeep.look(key)
-            except (redis.exceptions.RedisError, psycopg.Error) as error:
-                log.debug("stream not observed", stream=key, error=str(error))
-
-    def _partitions(self) -> list[str]:
-        return [key for stream in self.system.streams.values() for key in stream.keys]
-
-    async def _follow(self) -> None:
-        """Probe at once when one of our own servers is back; let all groups drain together when the tree stops."""
-        watches = {"redis-server": self._redis_watch, "postgres-server": self._postgres_watch}
-        with self.tree.subscribe() as events:
-            async for event in events:
-                name = event.path.rpartition("/")[2]
-                if event.kind is LifecycleKind.CHILD_READY and name in watches:
-                    watches[name].nudge()
-                if event.kind is LifecycleKind.TREE_STOPPING:
-                    self._stopping.begin()
-
-
-def _gates(wall: Callable[[], datetime] | None, own: Iterable[str]) -> Gates:
-    gates = Gates(Journal(wall))
-    for name in ("redis", "postgres", *own):
-        gates.add(name, shut="not probed yet")
-    gates.add("redis-memory", settle=0.0)
-    gates.add("schema", settle=0.0, shut="not migrated yet")
-    return gates
+        return self._parts.postgres.connection()
 
 
 def _repeatable_uuid(of: str) -> UUID:

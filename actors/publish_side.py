@@ -25,10 +25,9 @@ from .sending import Sender
 from .spooling import Spool
 
 if TYPE_CHECKING:
-    from ..runtime.redis import AnyRedis
     from ..runtime.supervision import Gates
     from .event import Envelope
-    from .ownership import Ownership
+    from .redis_side import RedisSide
     from .settings import ActorSettings
     from .store import Store, Transaction
     from .system import System
@@ -51,12 +50,9 @@ class PublishSide:
         system: what was declared.
         settings: what was set.
         store: whose outbox it is.
-        client: gives the link to Redis.
         gates: the deployment's.
-        trouble: told of every error of Redis.
+        redis: its link, and who is told of its errors.
         instance: who we are, for IDMP and for people.
-        believes_late: see `Sender`.
-        ownership: see `Sender`.
 
     Attributes:
         producer: the actor.
@@ -70,17 +66,23 @@ class PublishSide:
         system: System,
         settings: ActorSettings,
         store: Store,
-        client: Callable[[], AnyRedis],
         gates: Gates,
-        trouble: Callable[[Exception], None],
+        redis: RedisSide,
         *,
         instance: str,
-        believes_late: bool,
-        ownership: Ownership | None,
     ) -> None:
+        ownership, both = redis.ownership(), (gates["redis"], gates["redis-memory"])
+
         def way(trouble: Callable[[Exception], None]) -> Sender:
-            both = (gates["redis"], gates["redis-memory"])
-            return Sender(client, both, trouble, f"penstock:{instance}", believes_late, ownership, self.capabilities)
+            return Sender(
+                redis.client,
+                both,
+                trouble,
+                f"penstock:{instance}",
+                believes_late=not redis.may_move,
+                ownership=ownership,
+                capabilities=self.capabilities,
+            )
 
         self._system = system
         self._store = store
@@ -88,8 +90,8 @@ class PublishSide:
         self._detours = Detours()
         self._waiting: tuple[OutboxView, ...] = ()
         self._count_at = -math.inf
-        self.capabilities = Capabilities(client)
-        sender = way(trouble)
+        self.capabilities = Capabilities(redis.client)
+        sender = way(redis.trouble)
         self._spool = Spool(store, (gates["postgres"], gates["schema"]), self._detours, instance)
         self.producer = Producer(
             system.streams,
@@ -100,7 +102,7 @@ class PublishSide:
             buffer=settings.capture.buffer,
             hedge_after=settings.publish.hedge_after,
         )
-        relaying = way(lambda error: None if _is_of_one_stream(error) else trouble(error))
+        relaying = way(lambda error: None if _is_of_one_stream(error) else redis.trouble(error))
         self.relay = Relay(
             system,
             store,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -15,10 +14,9 @@ from .queue import element_of
 from .queue_lists import QueueLists, QueueView
 
 if TYPE_CHECKING:
-    from ..runtime.redis import AnyRedis
-    from ..runtime.supervision import Gate
-    from .ownership import Ownership
-    from .settings import DeliverySettings
+    from ..runtime.supervision import Gates
+    from .redis_side import RedisSide
+    from .settings import ActorSettings
     from .system import System
 
 __all__ = ["QueueSide"]
@@ -29,32 +27,19 @@ class QueueSide:
 
     Args:
         system: what was declared.
-        client: the link to Redis.
-        gate: ``redis``: while it is shut, nothing is tried.
-        trouble: told of every error of Redis.
-        settings: of delivery.
-        address: of Redis, for errors.
-        ownership: who is asked on a cluster whether an acknowledgement counts.
+        settings: what was set.
+        gates: the deployment's: while ``redis`` is shut, nothing is tried.
+        redis: its link, and who is told of its errors.
     """
 
-    def __init__(
-        self,
-        system: System,
-        client: Callable[[], AnyRedis],
-        gate: Gate,
-        trouble: Callable[[Exception], None],
-        settings: DeliverySettings,
-        *,
-        address: str,
-        ownership: Ownership | None,
-    ) -> None:
+    def __init__(self, system: System, settings: ActorSettings, gates: Gates, redis: RedisSide) -> None:
         self._system = system
-        self._client = client
-        self._gate = gate
-        self._trouble = trouble
-        self._idle = settings.reclaim_idle
-        self._address = address
-        self._ownership = ownership
+        self._client = redis.client
+        self._gate = gates["redis"]
+        self._trouble = redis.trouble
+        self._idle = settings.delivery.reclaim_idle
+        self._address = redis.address
+        self._ownership = redis.ownership()
 
     async def enqueue(self, queue: str, job: object) -> UUID:
         """See `Deployment.enqueue`."""

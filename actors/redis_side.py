@@ -25,6 +25,7 @@ from ..runtime.telemetry import get_logger
 from .checking import Checks
 from .cluster_probe import ClusterProbe, probe_of
 from .health_monitor import Watch
+from .ownership import Ownership
 from .probes import Unhealthy
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class RedisSide:
         backends: what the deployment stands on.
         gates: the deployment's.
         chance: of all jitter.
-        wall: where dates come from; None for the real clock.
+        wall: where dates come from.
 
     Attributes:
         checks: the start-up checks, and what they found.
@@ -70,7 +71,7 @@ class RedisSide:
         gates: Gates,
         *,
         chance: random.Random,
-        wall: Callable[[], datetime] | None,
+        wall: Callable[[], datetime],
     ) -> None:
         self._backends, self._gates, self._random = backends, gates, chance
         self._client: AnyRedis | None = None
@@ -99,8 +100,16 @@ class RedisSide:
             raise RuntimeError("the link to Redis is not up; the actor links/redis holds it")
         return self._client
 
-    def cluster_client(self) -> RedisCluster:
-        """The link to a cluster, where there is one."""
+    @property
+    def address(self) -> str:
+        """Of Redis, for people; without secrets."""
+        return self._backends.redis_options.address
+
+    def ownership(self) -> Ownership | None:
+        """Who is asked on a cluster whether an acknowledgement counts; None where there is none."""
+        return None if self.cluster is None else Ownership(self._cluster_client)
+
+    def _cluster_client(self) -> RedisCluster:
         client = self.client()
         assert isinstance(client, RedisCluster)  # noqa: S101 - asked only where the options are a cluster's
         return client

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+import psycopg
+import redis.exceptions
 import trio
 
 from ..runtime.supervision import ChildSpec
+from ..runtime.telemetry import get_logger
 from .deletions import Deletions
 from .entry_view import EntryRange, range_of
 from .losses import LossDetector
@@ -20,18 +22,18 @@ from .stream_view import GroupView, StreamView, observe
 from .trimmer import Trimmer
 
 if TYPE_CHECKING:
-    from ..runtime.redis import AnyRedis
+    from datetime import datetime
+
     from ..runtime.supervision import Gates
     from .backends import Backends
     from .loss_table import RecordedLoss
+    from .redis_side import RedisSide
     from .settings import ActorSettings
     from .system import Stream, System
 
 __all__ = ["Upkeep"]
 
-
-def _now() -> datetime:
-    return datetime.now(UTC)
+log = get_logger(__name__)
 
 
 class Upkeep:
@@ -41,11 +43,10 @@ class Upkeep:
         system: what was declared.
         settings: what was set.
         backends: what the deployment stands on.
-        client: gives the link to Redis.
         gates: the deployment's.
+        redis: its link, and who is told when a full one may take entries again.
         instance: who we are, for records.
-        made_room: called when a full Redis may take entries again.
-        wall: where dates come from; None for the real clock.
+        wall: where dates come from.
 
     Attributes:
         losses: finds what others trimmed unread.
@@ -60,14 +61,15 @@ class Upkeep:
         system: System,
         settings: ActorSettings,
         backends: Backends,
-        client: Callable[[], AnyRedis],
         gates: Gates,
+        redis: RedisSide,
         *,
         instance: str,
-        made_room: Callable[[], None],
-        wall: Callable[[], datetime] | None,
+        wall: Callable[[], datetime],
     ) -> None:
+        client = redis.client
         self._system, self._client, self._store, self._gates = system, client, backends.store, gates
+        self._seen: dict[str, StreamView] = {}
         self._settings = settings.retention
         self.reclaim_idle = settings.delivery.reclaim_idle
         self.losses = LossDetector(client, backends.store)
@@ -75,7 +77,7 @@ class Upkeep:
         self.replays = Replays(system, client, backends.store)
         self.retention: Retention | None = None
         self._trimmer = Trimmer(
-            system, client, gates["redis-memory"], settings.retention, made_room=made_room, wall=wall or _now
+            system, client, gates["redis-memory"], settings.retention, made_room=redis.watch.nudge, wall=wall
         )
         if settings.retention.enabled and backends.pool is not None:
             self.retention = Retention(
@@ -104,6 +106,29 @@ class Upkeep:
         if self._gates["postgres"].is_open and self._gates["schema"].is_open:
             return await self.losses.look(key)
         return await observe(self._client(), key, trio.current_time())
+
+    def seen(self) -> list[StreamView]:
+        """The declared streams as they were last seen; see `Deployment.streams`."""
+        return [self._seen[key] for key in self._partitions() if key in self._seen]
+
+    async def look_at_all(self) -> list[StreamView]:
+        """The declared streams as they are now; see `Deployment.look`."""
+        for key in self._partitions():
+            self._seen[key] = await self.look(key)
+        return self.seen()
+
+    async def observe(self) -> None:
+        """Look at the declared streams, where Redis is there to be asked. Raises nothing for Redis and PostgreSQL."""
+        if not self._gates["redis"].is_open:
+            return
+        for key in self._partitions():
+            try:
+                self._seen[key] = await self.look(key)
+            except (redis.exceptions.RedisError, psycopg.Error) as error:
+                log.debug("stream not observed", stream=key, error=str(error))
+
+    def _partitions(self) -> list[str]:
+        return [key for stream in self._system.streams.values() for key in stream.keys]
 
     async def pending(
         self, keys: Sequence[str], group: str, *, limit: int = 100, consumer: str | None = None, idle: float = 0.0

@@ -8,7 +8,7 @@ import click
 import trio
 
 from ...actors.backends import Backends, postgres_options
-from ...actors.deployment import migrate_all
+from ...actors.migrating import migrate_all
 from ...actors.probes import PostgresProbe
 from ...actors.store import PostgresStore
 from ...actors.system import System

@@ -9,7 +9,8 @@ import click
 import trio
 
 from ...actors.backends import Backends
-from ...actors.deployment import Deployment, migrate_all
+from ...actors.deployment import Deployment
+from ...actors.migrating import migrate_all
 from ...actors.system import System
 from ...runtime.cli import CommandError, load_settings
 from ...runtime.embedded import DataDirectory, DataDirectoryError, EmbeddedServerError

@@ -46,7 +46,7 @@ async def scenario(cut: Cut, part: str, gate: str) -> None:
     envelopes = [Envelope(event_type="ORDER", data={"number": number}) for number in range(7)]
     async with virtual(orders()) as app:
         deployment = app.deployment
-        watch = deployment._redis_watch if gate == "redis" else deployment._postgres_watch
+        watch = deployment.watches[gate]
         with cut.calling(lambda: watch.trouble(ConnectionError("cut")), at=part):
             accepted = []
             for batch in (envelopes[:4], envelopes[2:]):

@@ -188,7 +188,7 @@ async def test_a_nudge_brings_the_listener_back_within_two_seconds(autojump_cloc
         await trio.sleep(600)
         world.redis.restore()
         back_at = trio.current_time()
-        world.deployment._redis_watch.nudge()
+        world.deployment.watches["redis"].nudge()
         await world.state("listener-1", "running")
         assert trio.current_time() - back_at < 2
 

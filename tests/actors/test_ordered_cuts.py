@@ -40,7 +40,7 @@ def orders() -> System:
 async def scenario(cut: Cut, part: str, gate: str) -> None:
     async with virtual(orders()) as app:
         deployment = app.deployment
-        watch = deployment._redis_watch if gate == "redis" else deployment._postgres_watch
+        watch = deployment.watches[gate]
         with cut.calling(lambda: watch.trouble(ConnectionError("cut")), at=part):
             for number in range(2):
                 await app.publish(STREAM, Order("a", number), Order("b", number))

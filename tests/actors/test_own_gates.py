@@ -198,14 +198,14 @@ async def test_a_gate_that_is_shut_in_one_process_leaves_the_work_to_the_other(
         first = two[1] if ordered and gates[1].is_open else two[0]
         await first.publish("orders", *map(Order, range(50)))
         first.lose("mail", "no way to it")
-        first.deployment._own_watches["mail"].nudge()
+        first.deployment.watches["mail"].nudge()
         with trio.fail_after(180):
             while len(server.got) < 50:
                 await trio.sleep(1)
         # While no process can, nobody holds what another might take.
         for made in two:
             made.lose("mail", "no way to it")
-            made.deployment._own_watches["mail"].nudge()
+            made.deployment.watches["mail"].nudge()
         await trio.sleep(60)
         assert not any(gate.is_open for gate in gates)
         await first.publish("orders", *map(Order, range(50, 60)))
@@ -380,7 +380,7 @@ async def test_a_probe_that_hangs_shuts_its_gate(autojump_clock: MockClock) -> N
     async with virtual(system) as app:
         made = Deployment(system, ActorSettings(), app._backends, instance="i2", probes={"mail": trio.sleep_forever})
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(made._own_watches["mail"].run)
+            nursery.start_soon(made.watches["mail"].run)
             await trio.sleep(20)
             assert "no answer within" in made.gates["mail"].cause
             nursery.cancel_scope.cancel()

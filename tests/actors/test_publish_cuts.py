@@ -35,7 +35,7 @@ async def scenario(cut: Cut, part: str, gate: str) -> None:
     """Two bursts that Redis answers late, one that it refuses, what goes behind, and a cut."""
     async with virtual(shop()) as app:
         deployment = app.deployment
-        watch = deployment._redis_watch if gate == "redis" else deployment._postgres_watch
+        watch = deployment.watches[gate]
         accepted: list[int] = []
 
         async def publish(*numbers: int) -> None:

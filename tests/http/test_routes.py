@@ -294,7 +294,7 @@ async def test_a_gate_of_the_systems_own_is_shown_and_does_not_make_the_process_
         client = client_of(app.deployment)
         assert (await client.get("/readyz")).status_code == 200
         app.lose("mail", "connection refused")
-        app.deployment._own_watches["mail"].nudge()
+        app.deployment.watches["mail"].nudge()
         await app.deployment.gates["mail"].wait_shut()
         await trio.sleep(0.1)
         answer = await client.get("/readyz")

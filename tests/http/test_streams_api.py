@@ -119,7 +119,7 @@ async def test_while_redis_is_away_older_figures_say_so(autojump_clock: trio.tes
 async def test_before_anything_was_seen_there_is_a_reason(autojump_clock: trio.testing.MockClock) -> None:
     async with _site() as site:
         site.app.redis.refuse()
-        site.app.deployment._streams.clear()
+        site.app.deployment.upkeep._seen.clear()
         _, found = await site.ask("/api/v1/streams")
     assert (found["streams"], found["stale"].endswith("Nothing was seen before.")) == ([], True)
 
