@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import cast
 
 import trio
@@ -15,11 +16,12 @@ from .boundary import Boundary
 from .entries import entries
 from .entry_orders import entry_orders
 from .health import health, live, tail, tree_events
+from .hosts import AllowedHosts
 from .ingest import ingest
 from .ledger import ledger
 from .letters import letters
 from .live import LiveFeed
-from .origin import refuse_other_sites, refuse_sockets_of_other_sites
+from .origin import refuse_other_hosts, refuse_other_sites, refuse_sockets_of_other_sites
 from .page import page
 from .problems import install
 from .queues import queues
@@ -84,9 +86,12 @@ def create_app(deployment: RunningSystem, settings: HttpSettings, *, draining: t
     ):
         app.register_blueprint(routes)
     _add_own(app, deployment)
+    allowed = AllowedHosts.of(settings.allowed_hosts, settings.bind)
     app.before_request(_note_method_name)
+    app.before_request(partial(_refuse_other_hosts, allowed))
     app.before_request(refuse_other_sites)
     app.before_websocket(_note_method_name_of_socket)
+    app.before_websocket(partial(_refuse_sockets_for_other_hosts, allowed))
     app.before_websocket(refuse_sockets_of_other_sites)
     inside = cast("ASGI", app.asgi_app)
     boundary = Boundary(inside, WebSockets(inside, settings.topic_clients, app.draining))
@@ -104,6 +109,14 @@ def _add_own(app: HttpApp, deployment: RunningSystem) -> None:
             if rule.endpoint.startswith(f"{made.name}.") and rule.rule in taken:
                 raise ValueError(f"the route {rule.rule} of {made.name!r} is taken, by {taken[rule.rule]}")
         taken |= {rule.rule: rule.endpoint for rule in app.url_map.iter_rules()}
+
+
+async def _refuse_other_hosts(allowed: AllowedHosts) -> None:
+    refuse_other_hosts(request, allowed)
+
+
+async def _refuse_sockets_for_other_hosts(allowed: AllowedHosts) -> None:
+    refuse_other_hosts(websocket, allowed)
 
 
 async def _note_method_name() -> None:

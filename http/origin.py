@@ -3,6 +3,8 @@
 There is no log-in, and a browser lets any page send requests to an address on loopback. What such a page may not read
 it could still bring about: a dead letter discarded, say. A browser says where a request comes from, so this is refused.
 A WebSocket is refused whatever it is for: there, a browser would let the page read, too.
+
+That holds as long as a page of another site is of another origin: see `hosts`.
 """
 
 from __future__ import annotations
@@ -10,13 +12,25 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 from quart import request, websocket
+from quart.wrappers.base import BaseRequestWebsocket
 from werkzeug.datastructures import Headers
 
+from .hosts import AllowedHosts
 from .problems import Problem
 
-__all__ = ["refuse_other_sites", "refuse_sockets_of_other_sites"]
+__all__ = ["refuse_other_hosts", "refuse_other_sites", "refuse_sockets_of_other_sites"]
 
 _SAFE = ("GET", "HEAD", "OPTIONS")
+
+
+def refuse_other_hosts(asked: BaseRequestWebsocket, allowed: AllowedHosts) -> None:
+    """Raise a 421 `Problem` if a request, or a WebSocket, names a host that we do not answer for (RFC 9110, 7.4)."""
+    host = asked.headers.get("Host")
+    server = asked.scope.get("server")
+    if not allowed.accept(host, None if server is None else server[0]):
+        named = "names no host" if host is None else f"is for the host {host[:100]!r}"
+        detail = f"The request {named}. If this server is to answer, add that to the setting http.allowed_hosts."
+        raise Problem(421, "misdirected-request", "Misdirected request", detail)
 
 
 async def refuse_other_sites(*, always: bool = False) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from attrs import field, frozen
 
 from ..runtime.settings import above_zero, at_least, zero_or_more
+from .hosts import check_hosts
 
 __all__ = ["HttpSettings"]
 
@@ -15,6 +16,10 @@ __all__ = ["HttpSettings"]
 def _binds(value: str | Iterable[str]) -> tuple[str, ...]:
     """One address may stand without brackets."""
     return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _hosts(value: str | Iterable[str] | None) -> tuple[str, ...] | None:
+    return None if value is None else _binds(value)
 
 
 def _check_binds(instance: object, attribute: Any, value: tuple[str, ...]) -> None:
@@ -42,6 +47,10 @@ class HttpSettings:
     Attributes:
         bind: the addresses it listens on, each `host:port`, `[ipv6]:port`, `unix:PATH` or `fd://NUMBER`; loopback only
             unless you say otherwise, for there is no log-in.
+        allowed_hosts: the hosts that a request may name, without a port; `".example.com"` stands for a domain and all
+            below it, `"*"` for any. `localhost`, loopback addresses and the very address that the connection came to
+            are allowed in any case. Not set: no others, if all addresses of `bind` are loopback or unix sockets, and
+            else any.
         body_limit: bytes that a request's body may have; more is answered with 413.
         body_timeout: seconds within which a request's body must have come; later is answered with 408.
         max_items: events that one request may carry; more is answered with 413.
@@ -54,6 +63,7 @@ class HttpSettings:
     """
 
     bind: tuple[str, ...] = field(default=("127.0.0.1:47170",), converter=_binds, validator=_check_binds)
+    allowed_hosts: tuple[str, ...] | None = field(default=None, converter=_hosts, validator=check_hosts)
     body_limit: int = field(default=10_000_000, validator=at_least(1))
     body_timeout: float = field(default=30.0, validator=above_zero)
     max_items: int = field(default=10_000, validator=at_least(1))

@@ -90,7 +90,7 @@ class Load:
                 event_id = str(uuid4())
                 body = json.dumps(access_event("bench", event_id)).encode()
                 head = (
-                    f"POST /api/v1/streams/{STREAM}/events HTTP/1.1\r\nHost: bench\r\n"
+                    f"POST /api/v1/streams/{STREAM}/events HTTP/1.1\r\nHost: localhost\r\n"
                     f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
                 )
                 await stream.send_all(head.encode() + body)

@@ -191,7 +191,7 @@ async def test_a_client_that_leaves_is_recorded_without_a_status(serving: Any) -
         server.deployment.publish = hang
         body = json.dumps({"eventType": "X", "data": {}}).encode()
         head = (
-            "POST /api/v1/streams/anything/events HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            "POST /api/v1/streams/anything/events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\n\r\n"
         )
         stream = await server.raw(head.encode() + body)

@@ -20,6 +20,7 @@ from penstock.runtime.supervision import ChildSpec, StartFailed, Supervisor, Tre
 
 ANYTHING = "/api/v1/streams/anything/events"
 JSON = {"Content-Type": "application/json"}
+HOST = "Host: localhost\r\n"
 EVENT = b'{"eventType":"X","data":{}}'
 
 
@@ -55,7 +56,7 @@ async def test_a_body_of_20_mb_is_413_soon_and_the_client_can_read_that(serving:
 
 async def test_the_413_is_sent_before_the_body_has_ended(serving: Any) -> None:
     async with serving(body_limit=1000) as server:
-        head = f"POST {ANYTHING} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 5000\r\n\r\n"
+        head = f"POST {ANYTHING} HTTP/1.1\r\n{HOST}Content-Type: application/json\r\nContent-Length: 5000\r\n\r\n"
         stream = await server.raw(head.encode() + b"x" * 100)
         with trio.fail_after(1):
             assert (await stream.receive_some(4096)).startswith(b"HTTP/1.1 413 ")
@@ -64,7 +65,7 @@ async def test_the_413_is_sent_before_the_body_has_ended(serving: Any) -> None:
 
 async def test_a_body_that_does_not_come_is_408(serving: Any) -> None:
     async with serving(body_timeout=0.2) as server:
-        head = f"POST {ANYTHING} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n"
+        head = f"POST {ANYTHING} HTTP/1.1\r\n{HOST}Content-Type: application/json\r\nContent-Length: 50\r\n\r\n"
         stream = await server.raw(head.encode() + b'{"eve')
         with trio.fail_after(3):
             assert (await stream.receive_some(4096)).startswith(b"HTTP/1.1 408 ")
@@ -74,9 +75,7 @@ async def test_a_body_that_does_not_come_is_408(serving: Any) -> None:
 @pytest.mark.parametrize("path", ["/healthz", "/", "/nope", "/api/v1/live"])
 async def test_head_has_the_head_and_no_body_and_the_connection_goes_on(serving: Any, path: str) -> None:
     async with serving() as server:
-        request = (
-            f"HEAD {path} HTTP/1.1\r\nHost: x\r\n\r\nGET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-        )
+        request = f"HEAD {path} HTTP/1.1\r\n{HOST}\r\nGET /healthz HTTP/1.1\r\n{HOST}Connection: close\r\n\r\n"
         stream = await server.raw(request.encode())
         got = b""
         with trio.fail_after(5):
@@ -100,7 +99,7 @@ async def test_an_abandoned_request_is_cancelled_and_recorded(serving: Any) -> N
                 cancelled.set()
 
         server.deployment.publish = publish
-        head = f"POST {ANYTHING} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(EVENT)}"
+        head = f"POST {ANYTHING} HTTP/1.1\r\n{HOST}Content-Type: application/json\r\nContent-Length: {len(EVENT)}"
         stream = await server.raw(f"{head}\r\n\r\n".encode() + EVENT)
         await began.wait()
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closes with a reset
@@ -112,7 +111,7 @@ async def test_an_abandoned_request_is_cancelled_and_recorded(serving: Any) -> N
 
 
 UPGRADE = (
-    b"GET /x HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: upgrade\r\nSec-WebSocket-Version: 13\r\n"
+    b"GET /x HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: upgrade\r\nSec-WebSocket-Version: 13\r\n"
     b"Sec-WebSocket-Key: YWJjZGVmZ2hpamtsbW5vcA==\r\n\r\n"
 )
 HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -124,23 +123,23 @@ NO_ASCII = b"\0\0\0\x04\0\0\0\0\0\0\0\x0a\x01\x05\0\0\0\x01\x82\x86\x04\x03/b\xc
     "garbage",
     [
         b"\x00\xff\x16\x03\x01 nothing\r\n\r\n",
-        b"GET ?x HTTP/1.1\r\nHost: a\r\n\r\n",
-        b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n",
-        b"CONNECT h:1 HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET ?x HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"CONNECT h:1 HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"GET /%ff%00 HTTP/1.1\r\nHost: \xff\r\n\r\n",
-        b"POST " + ANYTHING.encode() + b" HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"POST " + ANYTHING.encode() + b" HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
         b"GET /" + b"a" * 100_000,
         UPGRADE + b"\xff\xff\xff",
         HTTP2 + b"\x00" * 100,
         HTTP2 + NO_ASCII,
         HTTP2[:20],
-        b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: h2c\r\nConnection: upgrade\r\nHTTP2-Settings: !!\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: h2c\r\nConnection: upgrade\r\nHTTP2-Settings: !!\r\n\r\n",
     ],
 )
 async def test_a_broken_client_harms_nobody_but_itself(serving: Any, garbage: bytes) -> None:
     """Some of these end Hypercorn's own server, with all of its connections."""
     async with serving() as server:
-        bystander = await server.raw(b"GET /api/v1/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        bystander = await server.raw(b"GET /api/v1/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert (await bystander.receive_some(100)).startswith(b"HTTP/1.1 200")
         stream = await server.raw(garbage)
         with trio.move_on_after(0.5):
@@ -174,8 +173,8 @@ async def test_a_websocket_where_none_is_is_refused_and_recorded(serving: Any) -
 
 async def test_event_streams_end_at_once_when_the_front_end_drains(serving: Any) -> None:
     async with serving(graceful_timeout=30.0) as server:
-        live = await server.raw(b"GET /api/v1/live HTTP/1.1\r\nHost: x\r\n\r\n")
-        tail = await server.raw(b"GET /api/v1/streams/anything/tail HTTP/1.1\r\nHost: x\r\n\r\n")
+        live = await server.raw(b"GET /api/v1/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        tail = await server.raw(b"GET /api/v1/streams/anything/tail HTTP/1.1\r\nHost: localhost\r\n\r\n")
         for stream in (live, tail):
             assert (await stream.receive_some(100)).startswith(b"HTTP/1.1 200")
         began = trio.current_time()
@@ -226,7 +225,7 @@ async def test_a_request_that_does_not_end_is_cut_after_its_time(serving: Any) -
             await trio.sleep_forever()
 
         server.deployment.publish = never
-        head = f"POST {ANYTHING} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(EVENT)}"
+        head = f"POST {ANYTHING} HTTP/1.1\r\n{HOST}Content-Type: application/json\r\nContent-Length: {len(EVENT)}"
         stream = await server.raw(f"{head}\r\n\r\n".encode() + EVENT)
         await began.wait()
         server.deployment.tree.stop("the test wants it")
@@ -238,7 +237,7 @@ async def test_a_request_that_does_not_end_is_cut_after_its_time(serving: Any) -
 async def test_a_client_that_does_not_read_does_not_hold_up_the_stop(serving: Any) -> None:
     """Hypercorn shields what it sends from cancellation."""
     async with serving(graceful_timeout=0.3) as server:
-        stream = await server.raw(b"GET /api/v1/streams/anything/tail?after=0 HTTP/1.1\r\nHost: x\r\n\r\n")
+        stream = await server.raw(b"GET /api/v1/streams/anything/tail?after=0 HTTP/1.1\r\nHost: localhost\r\n\r\n")
         large = Envelope(event_type="X", data={"text": "x" * 8_000_000})
         await server.deployment.publish("anything", [large, large])
         await trio.sleep(0.3)  # for a send that will never be done there is no event
@@ -251,7 +250,7 @@ async def test_a_client_that_does_not_read_does_not_hold_up_the_stop(serving: An
 
 async def test_connections_without_a_request_are_closed_at_once_by_the_drain(serving: Any) -> None:
     async with serving(graceful_timeout=30.0) as server:
-        used = await server.raw(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        used = await server.raw(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert (await used.receive_some(4096)).startswith(b"HTTP/1.1 200")
         fresh = await server.raw(b"")
         began = trio.current_time()
@@ -299,7 +298,7 @@ async def test_several_addresses_and_a_unix_socket_that_goes_with_the_front_end(
     async with serving(bind=(f"unix:{path}", "127.0.0.1:0")) as server:
         assert (await server.request("GET", "/healthz"))[0] == 200
         stream = await trio.open_unix_socket(path)
-        await stream.send_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        await stream.send_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert (await stream.receive_some(100)).startswith(b"HTTP/1.1 200")
         await stream.aclose()
         first, _ = await server.captured(2)

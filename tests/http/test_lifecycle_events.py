@@ -216,7 +216,7 @@ def _parsed(block: bytes) -> tuple[str, str, dict[str, Any]]:
 
 
 async def _listen(server: Any, *headers: str, query: str = "") -> _Listener:
-    lines = [f"GET /api/v1/tree/events{query} HTTP/1.1", "Host: x", *headers, "", ""]
+    lines = [f"GET /api/v1/tree/events{query} HTTP/1.1", "Host: localhost", *headers, "", ""]
     listener = _Listener(await server.raw("\r\n".join(lines).encode()))
     with trio.fail_after(5):
         while b"retry: 1000\n\n" not in listener.got:
@@ -308,7 +308,7 @@ async def test_a_place_is_free_again_when_its_client_has_left(serving: Any) -> N
         await listener.stream.aclose()
         with trio.fail_after(5):
             while True:
-                stream = await server.raw(b"GET /api/v1/tree/events HTTP/1.1\r\nHost: x\r\n\r\n")
+                stream = await server.raw(b"GET /api/v1/tree/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
                 if (await stream.receive_some(100)).startswith(b"HTTP/1.1 200"):
                     break
                 await stream.aclose()

@@ -165,7 +165,7 @@ async def _read(stream: Any, wanted: bytes) -> bytes:
 
 async def test_over_http_the_states_are_server_sent_events(serving: Any) -> None:
     async with serving() as server:
-        stream = await server.raw(b"GET /api/v1/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        stream = await server.raw(b"GET /api/v1/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
         got = await _read(stream, b"\n\n\r\n")
         got += await _read(stream, b"event: state")
         assert b"content-type: text/event-stream; charset=utf-8" in got
@@ -186,7 +186,7 @@ async def test_a_tail_shows_what_comes_and_goes_on_where_the_client_left(serving
             json.dumps(body).encode(),
             {"Content-Type": "application/json"},
         )
-        head = b"GET /api/v1/streams/anything/tail?after=0 HTTP/1.1\r\nHost: x\r\n"
+        head = b"GET /api/v1/streams/anything/tail?after=0 HTTP/1.1\r\nHost: localhost\r\n"
         stream = await server.raw(head + b"Last-Event-ID: 1700000000000-2\r\n\r\n")
         got = await _read(stream, b'"n":2')
         assert b'"n":1' not in got

@@ -277,7 +277,7 @@ async def test_who_says_too_much_and_goes_on_costs_no_memory_and_is_cut_off(serv
 @pytest.mark.parametrize("lacks", ["Sec-WebSocket-Version: 13\r\n", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"])
 async def test_a_handshake_that_is_none_ends_the_connection(serving: Any, lacks: str) -> None:
     whole = (
-        "GET /echo HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        "GET /echo HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
         "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
     )
     async with serving(sockets) as server:
@@ -292,7 +292,7 @@ async def test_who_does_not_wait_for_the_answer_to_the_handshake_is_no_error_of_
     serving: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     asked = (
-        "GET /echo HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        "GET /echo HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
         "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
     )
     async with serving(sockets) as server:
@@ -336,7 +336,13 @@ def over_http2(path: str, headers: dict[str, str]) -> H2Connection:
     """An HTTP/2 client's connection that asks for a WebSocket in stream 1 (RFC 8441)."""
     client = H2Connection(H2Configuration(client_side=True, header_encoding="utf-8"))
     client.initiate_connection()
-    asked = {":method": "CONNECT", ":protocol": "websocket", ":scheme": "http", ":path": path, ":authority": "a"}
+    asked = {
+        ":method": "CONNECT",
+        ":protocol": "websocket",
+        ":scheme": "http",
+        ":path": path,
+        ":authority": "localhost",
+    }
     client.send_headers(1, [*asked.items(), ("sec-websocket-version", "13"), *headers.items()])
     return client
 
@@ -363,7 +369,7 @@ async def test_over_http2(serving: Any) -> None:
         status, body = await heard(stream, refused)
         assert (status, json.loads(body)["type"]) == ("403", "urn:penstock:problem:cross-site")
         await stream.aclose()
-        taken = over_http2("/fails/client", {"origin": "http://a"})
+        taken = over_http2("/fails/client", {"origin": "http://localhost"})
         stream = await server.raw(taken.data_to_send())
         status, body = await heard(stream, taken)
         frames = Connection(ConnectionType.CLIENT)
