@@ -151,7 +151,7 @@ class RedisSide:
         return PATIENCE if self.cluster else 0.0
 
     def read_within(self, block: float) -> float:
-        """Seconds within which a blocking read has an end, whatever happens."""
+        """Seconds within which a blocking read has an end, whatever happens, unless a long reply is on its way."""
         options = self._backends.redis_options
         server = options if isinstance(options, RedisOptions) else options.node
         limit = block + server.block_margin

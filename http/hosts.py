@@ -4,8 +4,9 @@ A page of a site whose name is suddenly resolved to our address (DNS rebinding) 
 would read everything. Its requests still name that site's host, and no other: so a request is refused whose host we
 were never called.
 
-Accepted in any case are the names of this machine's own loopback, and the very address that the connection came to
-(a probe of a container asks it by that): no name server has a say in either.
+Accepted in any case are the names of this machine's own loopback, the very address that the connection came to (a probe
+of a container asks it by that), and a name that we were told to listen on: no other name server has a
+say in these.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ class AllowedHosts:
             binds: the setting `http.bind`.
         """
         if allowed is not None:
-            return cls(frozenset(_plain(host) for host in allowed))
+            names = [*allowed, *filter(None, map(_bound_name, binds))]
+            return cls(frozenset(map(_plain, names)))
         ours = all(map(_is_loopback_bind, binds))
         return cls(frozenset(() if ours else (ANY,)), sockets=True)
 
@@ -104,3 +106,10 @@ def _is_loopback(name: str) -> bool:
 def _is_loopback_bind(bind: str) -> bool:
     """Of an inherited socket (``fd://``) nobody knows."""
     return bind.startswith("unix:") or (not bind.startswith("fd://") and _is_loopback(_plain(bind.rpartition(":")[0])))
+
+
+def _bound_name(bind: str) -> str | None:
+    """The name that stands in an address to listen on, if it is no number: whoever set it calls us by it."""
+    host = bind.rpartition(":")[0]
+    is_name = not bind.startswith(("unix:", "fd://")) and _address(host.strip("[]")) is None
+    return host if is_name else None

@@ -48,9 +48,9 @@ class HttpSettings:
         bind: the addresses it listens on, each `host:port`, `[ipv6]:port`, `unix:PATH` or `fd://NUMBER`; loopback only
             unless you say otherwise, for there is no log-in.
         allowed_hosts: the hosts that a request may name, without a port; `".example.com"` stands for a domain and all
-            below it, `"*"` for any. `localhost`, loopback addresses and the very address that the connection came to
-            are allowed in any case. Not set: no others, if all addresses of `bind` are loopback or unix sockets, and
-            else any.
+            below it, `"*"` for any. `localhost`, loopback addresses, names in `bind` and the very address that the
+            connection came to are allowed in any case. Not set: no others, if all addresses of `bind` are loopback or
+            unix sockets, and else any.
         body_limit: bytes that a request's body may have; more is answered with 413.
         body_timeout: seconds within which a request's body must have come; later is answered with 408.
         max_items: events that one request may carry; more is answered with 413.

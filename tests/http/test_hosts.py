@@ -67,6 +67,13 @@ def test_the_address_that_the_connection_came_to_is_accepted_for_probes_ask_by_i
     assert not hosts.accept("10.0.0.8", "10.0.0.7")
 
 
+def test_a_name_that_is_listened_on_is_accepted_beside_those_that_are_set() -> None:
+    hosts = allowed(["shop.example"], ("Inner.host:47170", "0.0.0.0:1", "unix:/x"))
+    assert hosts.accept("inner.host:47170", "10.0.0.7")
+    assert not hosts.accept("0.0.0.0", "10.0.0.7")
+    assert not hosts.accept("/x", "10.0.0.7")
+
+
 def test_a_leading_dot_stands_for_a_domain_and_all_below_it() -> None:
     hosts = allowed([".Example.com", "10.1.2.3", "[fd00::1]"])
     for host in ("example.com", "a.example.com:8", "a.b.example.com.", "10.1.2.3:1", "[fd00:0::1]:2"):
