@@ -226,11 +226,11 @@ async def test_what_the_link_says_is_an_outage_unless_a_connection_broke(
         await trio.sleep(30)
         trouble = RedisUnavailable(f"redis://{site.owner.host}:{site.owner.port}/0", "it broke")
         trouble.__cause__ = cause
-        site.app.deployment._redis.link_trouble(trouble)
+        site.app.deployment._parts.redis.link_trouble(trouble)
         assert site.app.deployment.gates["redis"].is_open is not is_outage
         elsewhere = RedisUnavailable(f"redis://{site.other.host}:{site.other.port}/0", "refused")
         await trio.sleep(1)
-        site.app.deployment._redis.link_trouble(elsewhere)
+        site.app.deployment._parts.redis.link_trouble(elsewhere)
         assert site.app.deployment.gates["redis"].is_open
 
 
