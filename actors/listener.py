@@ -1,26 +1,22 @@
 """The listener: reads a stream for its group, no more than the handler pool has room for.
 
 At every start it first reads its own history: what this consumer was given and has not acknowledged, for example
-because the process was killed. So nothing that was delivered is left behind. Now and then it looks again: a server may
-have given entries to a connection of ours that was gone already, and that it did not know of.
-
-Where another node may take over, a connection that breaks is made again at once; only if that does not help, it is
-trouble.
+because the process was killed. So nothing that was delivered is left behind. How it goes on is told in `reading_on`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import redis.exceptions
-import trio
 
-from ..runtime.redis import RedisStalled, RedisUnavailable
 from ..runtime.telemetry import get_logger
-from .group_making import BREATH, text_of
+from .group_making import text_of
 from .handling import Entry, entry_order
 from .read_size import ReadSize
+from .reading_on import Patience, read_on, wait_room
 
 if TYPE_CHECKING:
     from ..runtime.redis import AnyRedis, ClusterConnection, DedicatedRedis
@@ -31,53 +27,9 @@ if TYPE_CHECKING:
 
     Connection = DedicatedRedis | ClusterConnection
 
-__all__ = ["Listener", "Patience", "wait_room"]
+__all__ = ["Listener"]
 
 log = get_logger(__name__)
-
-LOOK_BACK = 30.0
-"""Seconds between two looks at its own history: a stranded entry is late by so much, and a look costs one read."""
-
-LOOK_AGAIN = 3.0
-"""The same after a start or a connection that broke: it takes a moment until a server has noticed, and that is when
-entries strand."""
-
-
-class Patience:
-    """With a connection that breaks: where another node may be taking over, that is no trouble yet.
-
-    Args:
-        seconds: how long it lasts.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._until: float | None = None
-
-    async def bear(self, error: RedisUnavailable) -> None:
-        """Wait a little, or raise `error` if reads have been failing for longer than our patience."""
-        now = trio.current_time()
-        if self._until is None:
-            self._until = now + self._seconds
-        # A server that has gone silent has had its time.
-        if now >= self._until or isinstance(error, RedisStalled):
-            self._until = None
-            raise error
-        log.debug("reading again", address=error.address, error=str(error))
-        await trio.sleep(BREATH)
-
-    def renew(self) -> None:
-        """A read went well."""
-        self._until = None
-
-
-async def wait_room(backlog: Backlog, child: Child) -> None:
-    """Block until the pool can take an entry; waiting for it is no stall of the listener."""
-    while not backlog.room:
-        child.progress()
-        with trio.move_on_after(1.0):
-            await backlog.wait_room()
-    child.progress()
 
 
 class Listener:
@@ -127,34 +79,20 @@ class Listener:
             async with self._client().dedicated(key=self._stream) as connection:
                 await self._making.make(connection)
                 child.started()
-                await self._read_on(connection, child)
+                await read_on(
+                    child,
+                    self._backlog,
+                    self._patience,
+                    read=partial(self._read_news, connection),
+                    look_back=partial(self._read_history, connection, child),
+                    bear=partial(self._making.repair, connection),
+                )
         except redis.exceptions.RedisError as error:
             self._trouble(error)
             raise
 
-    async def _read_on(self, connection: Connection, child: Child) -> None:
-        look_back_at, look_again = trio.current_time(), LOOK_AGAIN
-        while True:
-            await wait_room(self._backlog, child)
-            try:
-                if trio.current_time() >= look_back_at:
-                    await self._read_history(connection, child)
-                    look_back_at, look_again = trio.current_time() + look_again, LOOK_BACK
-                else:
-                    await self._read_news(connection, child)
-            except redis.exceptions.ResponseError as error:
-                await self._making.repair(connection, error)
-            except RedisUnavailable as error:
-                await self._patience.bear(error)
-                # What was given to the connection that broke is in the history, or will be soon.
-                look_back_at, look_again = trio.current_time(), LOOK_AGAIN
-            else:
-                self._patience.renew()
-
-    async def _read_news(self, connection: Connection, child: Child) -> None:
-        entries = await self._read(connection, ">", block=int(self._group.block * 1000))
-        child.progress()
-        self._backlog.add(entries)
+    async def _read_news(self, connection: Connection) -> None:
+        self._backlog.add(await self._read(connection, ">", block=int(self._group.block * 1000)))
 
     async def _read_history(self, connection: Connection, child: Child) -> None:
         """What this consumer was given before and has not acknowledged, oldest first."""

@@ -27,9 +27,9 @@ from ..runtime.telemetry import get_logger
 from .group_making import BREATH, text_of
 from .handling import Entry, entry_order
 from .lease_table import LeaseLost
-from .listener import Patience, wait_room
 from .pending import fields_of
 from .read_size import ReadSize
+from .reading_on import Patience, wait_room
 
 if TYPE_CHECKING:
     from ..runtime.redis import AnyRedis, ClusterConnection, DedicatedRedis

@@ -8,18 +8,19 @@ and now and then the taker reads what its consumer holds, and takes up what it d
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import redis.exceptions
 import trio
 
-from ..runtime.redis import Kind, RedisUnavailable, classify
+from ..runtime.redis import Kind, classify
 from ..runtime.telemetry import get_logger
 from .backlog import Backlog
 from .handling import Entry
-from .listener import LOOK_AGAIN, LOOK_BACK, Patience, wait_room
 from .queue import Job, job_of
 from .queue_lists import QueueLists, are_moving
+from .reading_on import Patience, read_on
 
 if TYPE_CHECKING:
     from ..runtime.redis import AnyRedis
@@ -101,30 +102,18 @@ class Taker:
             client = self._client()
             async with client.dedicated(key=QueueLists(client, self._queue.name).waiting) as connection:
                 child.started()
-                await self._take_on(QueueLists(connection, self._queue.name), child)
+                lists = QueueLists(connection, self._queue.name)
+                await read_on(
+                    child,
+                    self._backlog,
+                    self._patience,
+                    read=partial(self._take, lists),
+                    look_back=partial(self._look_back, lists),
+                    bear=self._bear,
+                )
         except redis.exceptions.RedisError as error:
             self._trouble(error)
             raise
-
-    async def _take_on(self, lists: QueueLists, child: Child) -> None:
-        look_back_at, look_again = trio.current_time(), LOOK_AGAIN
-        while True:
-            await wait_room(self._backlog, child)
-            try:
-                if trio.current_time() >= look_back_at:
-                    await self._look_back(lists)
-                    look_back_at, look_again = trio.current_time() + look_again, LOOK_BACK
-                else:
-                    await self._take(lists)
-            except redis.exceptions.ResponseError as error:
-                await self._bear(error)
-            except RedisUnavailable as error:
-                await self._patience.bear(error)
-                # What was given to the connection that broke is in our list, or will be soon.
-                look_back_at, look_again = trio.current_time(), LOOK_AGAIN
-            else:
-                self._patience.renew()
-            child.progress()
 
     async def _take(self, lists: QueueLists) -> None:
         taken = await lists.take(self._consumer, min(AT_ONCE, self._backlog.room))

@@ -9,7 +9,7 @@ from trio.testing import MockClock
 
 from penstock.actors.event import event
 from penstock.actors.handling import Context
-from penstock.actors.listener import LOOK_AGAIN, LOOK_BACK
+from penstock.actors.reading_on import LOOK_AGAIN, LOOK_BACK
 from penstock.actors.settings import ActorSettings
 from penstock.actors.system import System
 from penstock.actors.virtual import VirtualDeployment, virtual

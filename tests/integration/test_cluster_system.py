@@ -16,7 +16,7 @@ import redis.exceptions
 from attrs import define
 from installation import PIPELINE, STREAM, Installation, Load, until
 
-from penstock.actors.listener import LOOK_BACK
+from penstock.actors.reading_on import LOOK_BACK
 from penstock.runtime.redis.slots import slot_of
 from penstock.runtime.testing.servers import LocalCluster, LocalNode
 
