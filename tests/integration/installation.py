@@ -211,10 +211,13 @@ def _walk(child: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 PENSTOCK = str(Path(sys.executable).with_name("penstock"))
 
+_BETWEEN = 0.05
+"""Seconds between two requests of one thread under load."""
+
 
 @define(eq=False)
 class Load:
-    """Posts events as fast as it is let, from a few threads, and keeps the ids of those that got 202."""
+    """Posts some hundreds of events a second, from a few threads, and keeps the ids of those that got 202."""
 
     installation: Installation
     threads: int = 3
@@ -246,7 +249,7 @@ class Load:
                 status, results = self.installation.post(events)
             except (OSError, http.client.HTTPException) as error:
                 self.broken.append(repr(error))
-                time.sleep(0.05)
+                self._stop.wait(_BETWEEN)
                 continue
             self.slowest = max(self.slowest, time.monotonic() - started)
             if status == 202:
@@ -254,7 +257,7 @@ class Load:
             else:
                 self.refused += 1
                 assert status == 503, results
-                time.sleep(0.05)
+            self._stop.wait(_BETWEEN)
 
     def missing(self) -> set[str]:
         """Accepted events that are no rows."""
