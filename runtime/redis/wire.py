@@ -124,6 +124,8 @@ class Wire:
         raw = _socket_of(self.stream)
         if raw is None:
             return False
+        if raw.fileno() < 0:
+            return True  # somebody has closed it: whoever reads learns of it
         poll = select.poll()
         poll.register(raw.fileno(), select.POLLIN)
         return bool(poll.poll(0))

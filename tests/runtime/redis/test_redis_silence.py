@@ -11,6 +11,7 @@ from trio.testing import MockClock
 
 from penstock.runtime.redis import Redis, RedisOptions, RedisStalled
 from penstock.runtime.redis.silence import STEP, Silence
+from penstock.runtime.redis.wire import Wire
 from penstock.runtime.testing.redis import InProcessRedis
 
 BUSY = 2.0
@@ -201,3 +202,18 @@ async def test_a_step_counts_for_no_more_than_it_was_to_take(autojump_clock: Moc
     await trio.sleep(5)
     assert not silence.exceeds(0.1)
     assert silence.next_look(0.75) == pytest.approx(trio.current_time() + STEP)
+
+
+async def test_a_wire_that_somebody_has_closed_has_news_for_who_reads_it() -> None:
+    ours, theirs = trio.socket.socketpair()
+    wire = Wire(trio.SocketStream(ours), decode=False)
+    assert not wire.has_news()
+    await theirs.send(b"+")
+    assert wire.has_news()
+    assert await wire.read() == b"+"
+    assert not wire.has_news()
+    await wire.aclose()
+    assert wire.has_news()
+    with pytest.raises(trio.ClosedResourceError):
+        await wire.receive()
+    theirs.close()
