@@ -40,7 +40,7 @@ class ConsumeSide:
     Attributes:
         pools: the handler pools, by group and partition (``GROUP@KEY``), or ``queue NAME``.
         backlogs: their backlogs.
-        claims: where this process is ordered to take entries over.
+        claim_desk: where this process is ordered to take entries over.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class ConsumeSide:
         works: list[Partition | QueueTree] = [*partitions, *self._queues]
         self.pools = {work.name: work.pool for work in works}
         self.backlogs = {work.name: work.backlog for work in works}
-        self.claims = ClaimDesk(
+        self.claim_desk = ClaimDesk(
             {(group.group, each.key): each.orders for group in self._groups for each in group.partitions}
         )
 

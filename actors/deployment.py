@@ -248,7 +248,7 @@ class Deployment:
         self, keys: Sequence[str], group: str, ids: Sequence[str], *, idle: float, by: str
     ) -> list[ClaimResult]:
         """Have this process take pending entries over now, and handle them; see `ClaimDesk.claim`."""
-        return await self._parts.consuming.claims.claim(keys, group, ids, idle=idle, by=by)
+        return await self._parts.consuming.claim_desk.claim(keys, group, ids, idle=idle, by=by)
 
     def streams(self) -> list[StreamView]:
         """The declared streams as they were last seen, in order of declaration; what was never seen is left out.
