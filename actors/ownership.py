@@ -87,47 +87,52 @@ class Ownership:
         Asks nobody where the owner has not been silent. Else it takes a round trip to other masters, and
         `CONFIRMED_WITHIN` seconds at the most. Raises nothing for Redis.
         """
+        try:
+            client = self.client()
+        except RuntimeError as error:
+            return dict.fromkeys(written, str(error))  # the process stops, and nobody can be asked any more
         found: dict[str, str] = {}
         for stream, entries in written.items():
             claim = claims[stream]
-            if not self._is_beyond_doubt(stream, claim) and (why := await self._doubt(stream, claim.owner, entries)):
+            beyond_doubt = self._is_beyond_doubt(client, stream, claim)
+            if not beyond_doubt and (why := await self._doubt(client, stream, claim.owner, entries)):
                 log.warning("an acknowledgement is not believed", stream=stream, why=why)
                 found[stream] = why
                 self._counted.pop(stream, None)
-                self.client().refresh_soon()
+                client.refresh_soon()
             else:
                 self._counted[stream] = claim
         return found
 
-    def _is_beyond_doubt(self, stream: str, claim: Claim) -> bool:
+    def _is_beyond_doubt(self, client: RedisCluster, stream: str, claim: Claim) -> bool:
         """Whether the node that has answered was known to be the owner so shortly before that it must be still."""
         before = self._counted.get(stream)
         heard = before.sent_at if before is not None and before.owner == claim.owner else -math.inf
-        topology = self.client().topology
+        topology = client.topology
         return (
             trio.current_time() - heard <= SILENT_FOR
             and topology is not None
             and topology.owner(slot_of(stream)) == claim.owner
         )
 
-    async def _doubt(self, stream: str, claimed: Address, written: Sequence[Written]) -> str:
+    async def _doubt(self, client: RedisCluster, stream: str, claimed: Address, written: Sequence[Written]) -> str:
         """Why the others do not confirm what was written; empty if they do."""
         why = f"no other master answers within {CONFIRMED_WITHIN:g} s"
         with trio.move_on_after(CONFIRMED_WITHIN):
             while True:
                 try:
-                    owner = await self.client().node_for_slot(slot_of(stream))
-                    why = await self._ask_others(stream, owner)
+                    owner = await client.node_for_slot(slot_of(stream))
+                    why = await self._ask_others(client, stream, owner)
                     if not why:
                         # It went elsewhere meanwhile: either may have acknowledged it, and where it is now it must be.
-                        return "" if owner == claimed else await self._look_for(stream, owner, written)
+                        return "" if owner == claimed else await self._look_for(client, stream, owner, written)
                 except redis.exceptions.RedisError as error:
                     why = str(error)
                 await trio.sleep(ASK_AGAIN)
         return why
 
-    async def _look_for(self, stream: str, owner: Address, written: Sequence[Written]) -> str:
-        burst = self.client().pipeline(transaction=False)
+    async def _look_for(self, client: RedisCluster, stream: str, owner: Address, written: Sequence[Written]) -> str:
+        burst = client.pipeline(transaction=False)
         for entry_id, _ in written:
             burst.xrange(stream, entry_id, entry_id)
         found = await burst.execute()
@@ -137,8 +142,7 @@ class Ownership:
                 return f"{entry_id} is not in {stream}, which {owner} has by now"
         return ""
 
-    async def _ask_others(self, stream: str, owner: Address) -> str:
-        client = self.client()
+    async def _ask_others(self, client: RedisCluster, stream: str, owner: Address) -> str:
         masters = await client.masters()
         others = [address for address in masters if address != owner]
         needed = min(len(others), max(1, (len(masters) - 1) // 2))

@@ -58,7 +58,11 @@ class QueueSide:
     async def _add(self, queue: str, element: bytes) -> str:
         """Add an element; why its acknowledgement does not count, or nothing."""
         try:
-            lists = QueueLists(self._client(), queue)
+            client = self._client()
+        except RuntimeError as error:  # the process starts, or stops
+            raise NotSent(self._address, f"not sent: {error}") from error
+        try:
+            lists = QueueLists(client, queue)
             claims = {} if self._ownership is None else await self._ownership.claims((lists.waiting,))
             await lists.add(element)
         except redis.exceptions.RedisError as error:

@@ -18,6 +18,7 @@ from trio.testing import MockClock
 
 from penstock.actors.event import Envelope, InvalidEvent
 from penstock.actors.handling import Context, Permanent, Unavailable
+from penstock.actors.queue_lists import QueueLists
 from penstock.actors.retrying import RetryPolicy
 from penstock.actors.settings import ActorSettings
 from penstock.actors.system import DeclarationError, System
@@ -308,6 +309,33 @@ async def test_while_redis_is_away_jobs_are_refused_and_what_was_accepted_is_han
         assert done(app.store) == list(range(5))
         assert app.deployment.pools[GROUP].counts.retried == 0
         assert restarts(app) == {}
+
+
+async def test_a_process_that_has_stopped_says_that_it_sent_nothing(autojump_clock: MockClock) -> None:
+    async with virtual(resizing()) as app:
+        await app.serving()
+    with pytest.raises(NotSent, match="the link to Redis is not up"):
+        await app.enqueue(QUEUE, ResizeImage(1))
+
+
+async def test_a_process_that_stops_before_it_can_ask_whether_the_answer_counts_does_not_know(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a cluster; found by the simulation."""
+    add = QueueLists.add
+    async with InProcessCluster() as cluster, virtual(resizing(workers=0), redis=cluster) as app:
+
+        async def and_then_the_link_is_gone(self: QueueLists, element: bytes) -> int:
+            waiting = await add(self, element)
+            monkeypatch.setattr(app.deployment._parts.redis, "_client", None)
+            return waiting
+
+        await app.serving()
+        with monkeypatch.context() as broken, pytest.raises(OutcomeUnknown, match="not believed: the link to Redis"):
+            broken.setattr(QueueLists, "add", and_then_the_link_is_gone)
+            await app.enqueue(QUEUE, ResizeImage(1))
+        monkeypatch.undo()
+        assert (await lists_of(app).view(60)).waiting == 1
 
 
 async def test_a_frozen_redis_holds_the_taker_and_loses_nothing(autojump_clock: MockClock) -> None:
