@@ -62,7 +62,7 @@ async def look_at_redis(
         if not node.failed:
             async with _node(probe, probe.node_options(node.address)) as server:
                 findings += await server_findings(server, node.address, wall)
-    async with open_client(probe.options, connect=probe.connect) as cluster:
+    async with open_client(probe.options, connect=probe.connect, rng=probe.rng) as cluster:
         return [*findings, *await access_findings(cluster, needs, probe.options.address)]
 
 

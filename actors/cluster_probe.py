@@ -5,6 +5,7 @@ PING and a cluster state from just anywhere prove nothing: what counts is each m
 
 from __future__ import annotations
 
+import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -47,11 +48,12 @@ def probe_of(
     connect: Callable[..., Awaitable[trio.abc.Stream]] | None = None,
     memory: Gate | None = None,
     within: float,
+    rng: random.Random | None = None,
 ) -> RedisProbe | ClusterProbe:
     """The probe that goes with the options; `within` is for how long, in seconds, its caller will wait for it."""
     if isinstance(options, ClusterOptions):
         # It ends before its caller's patience does, for it alone can name the node that does not answer.
-        return ClusterProbe(options, streams, connect, memory, limit=0.75 * within)
+        return ClusterProbe(options, streams, connect, memory, limit=0.75 * within, rng=rng)
     return RedisProbe(options, streams, connect, memory)
 
 
@@ -66,6 +68,7 @@ class ClusterProbe:
         memory: the gate that is shut while a master that is well otherwise is full; None where nobody asks, then being
             full is unhealthy, too.
         limit: seconds that a probe takes at the most.
+        rng: source of the choice among nodes that are equally good; give a seeded one for reproducible runs.
         view: the cluster as it was seen last; None before.
         on_change: told, while our streams work, of the nodes that the cluster has come to call failed, and of those
             that it no longer does.
@@ -76,6 +79,7 @@ class ClusterProbe:
     connect: NodeConnect | None = None
     memory: Gate | None = None
     limit: float = 1.5
+    rng: random.Random | None = None
     view: ClusterView | None = None
     on_change: Callable[[list[str], list[str]], None] = field(default=_ignore)
     _lost: frozenset[str] = field(factory=frozenset, init=False)
@@ -231,7 +235,7 @@ class ClusterProbe:
         full, where = [], self.options.address
         with trio.CancelScope(deadline=deadline) as scope:
             try:
-                async with open_client(options, connect=self.connect) as client:
+                async with open_client(options, connect=self.connect, rng=self.rng) as client:
                     for stream, owner in owners.items():
                         where = f"node {owner.address} (slots of {stream})" if owner is not None else where
                         full.append(await check_stream(client, stream, where, full_is_fault=self.memory is None))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from copy import copy
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
@@ -83,6 +84,7 @@ class RedisSide:
             connect=backends.redis_connect,
             memory=gates["redis-memory"],
             within=health.timeout,
+            rng=copy(chance),  # of its own: how often it probes changes nothing for the others
         )
         self.cluster: ClusterProbe | None = None
         if isinstance(probe, ClusterProbe):

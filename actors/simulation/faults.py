@@ -5,6 +5,7 @@ Each is called between two steps of the tasks of some process, must not block, a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
@@ -45,6 +46,9 @@ WAKE_UPS: Final = ("unblocked-failover", "unblocked-by-client")
 STATES: Final = ("loading", "read-only", "out-of-memory", "disk-error", "no-replicas", "cluster-down", "busy-script")
 
 MOST_NODES: Final = 4
+
+NOT_AGAIN: Final = 60.0
+"""Seconds within which no group is destroyed a second time."""
 
 COMMANDS: Final = ("XADD", "XREADGROUP", "XACK", "XINFO GROUPS", "XGROUP CREATE", "EVAL", "EVALSHA", "XREAD", "*")
 
@@ -213,10 +217,11 @@ def drop_replies(world: World, node: Node) -> str:
 
 
 def destroy_group(world: World, node: Node) -> str:
-    """Somebody destroys a group."""
+    """Somebody destroys a group; twice at short intervals is a crash, and meant to be one."""
     key, group, data = world.ledger.some_group(world.chance)
-    if data is None:
+    if data is None or trio.current_time() - world.destroyed.get((key, group), -math.inf) < NOT_AGAIN:
         return ""
+    world.destroyed[key, group] = trio.current_time()
     stream = data.databases[0][key.encode()].value
     stream.group_delete(group.encode())
     data.changed = True

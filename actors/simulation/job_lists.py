@@ -45,7 +45,7 @@ class JobLists:
         for data in servers:
             for key, item in data.databases[0].items():
                 if self._queue_of(key) is not None and item.value:
-                    return f"{len(item.value)} jobs in {key.decode()}"
+                    return f"{key.decode()} holds {len(item.value)}"
         return None
 
     def _queue_of(self, key: bytes) -> Queue | None:

@@ -178,7 +178,7 @@ class _Story:
         progress, until = world.ledger.progress, trio.current_time() + within
         while (what := self._unfinished()) is not None:
             if trio.current_time() >= until:
-                world.ledger.broken(f"for {within:g} s nothing has gone wrong, and nothing further: {what}")
+                world.ledger.broken(f"nothing has come of anything for {within:g} s: {what}")
                 break
             await trio.sleep(0.5)
             if world.ledger.progress != progress:

@@ -78,6 +78,7 @@ class World:
         nodes: the processes.
         ledger: what was promised, and what came of it.
         replays: how many orders to have dead letters tried again are under way.
+        destroyed: when which groups were destroyed, by the stream's key in Redis and their name.
         outside: what is away behind gates of the system's own, by gate, and why.
     """
 
@@ -91,6 +92,7 @@ class World:
     store: MemoryStore = field(factory=MemoryStore)
     nodes: list[Node] = field(factory=list)
     replays: int = 0
+    destroyed: dict[tuple[str, str], float] = field(factory=dict)
     outside: dict[str, str] = field(factory=dict)
     why_away: str = ""
     calm: bool = False

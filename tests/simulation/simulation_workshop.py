@@ -7,11 +7,11 @@ from datetime import timedelta
 from uuid import UUID, uuid5
 
 import trio
-from attrs import frozen
+from attrs import evolve, frozen
 
 from penstock.actors.event import Envelope, event, event_type_of
 from penstock.actors.handling import Context
-from penstock.actors.simulation import Publication, Scenario
+from penstock.actors.simulation import SETTINGS, Publication, Scenario
 from penstock.actors.system import System
 
 CHAIRS, TABLES, NEWS = "chairs", "tables", "news"
@@ -53,7 +53,7 @@ def workshop(chance: random.Random) -> System:
 
 
 def _queue(system: System, name: str, chance: random.Random, *, with_news: bool) -> None:
-    queue, takes = system.queue(name, workers=chance.choice([1, 2, 4]), block=5.0), chance.choice([0.02, 1.0, 5.0])
+    queue, takes = system.queue(name, workers=chance.choice([1, 2, 4]), block=5.0), chance.choice([0.5, 3.0, 8.0])
 
     @queue.on(Build)
     async def build(job: Build, context: Context) -> None:
@@ -80,4 +80,9 @@ def publications(chance: random.Random, system: System) -> list[Publication]:
     return made
 
 
-WORKSHOP = Scenario(system=workshop, publications=publications)
+# Jobs that take long, in processes that are soon held for dead: so that many are in somebody's hands when it is.
+DELIVERY = evolve(SETTINGS.delivery, reclaim_idle=21.0, reclaim_every=5.0)
+
+WORKSHOP = Scenario(
+    system=workshop, publications=publications, faults=(8, 20), settings=evolve(SETTINGS, delivery=DELIVERY)
+)

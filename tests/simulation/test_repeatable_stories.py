@@ -7,12 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+from attrs import evolve
 from simulation_shop import SHOP
 from simulation_workshop import WORKSHOP
 
 from penstock.actors.simulation import Outcome, tell_story
 
 SEEDS = range(6)
+ON_CLUSTER = evolve(WORKSHOP, on_cluster=1.0)
 
 _TELL = """
 import sys
@@ -25,7 +27,7 @@ for outcome in outcomes():
 
 def outcomes() -> list[Outcome]:
     """What some seeds come to."""
-    return [*(tell_story(SHOP, seed) for seed in SEEDS), tell_story(WORKSHOP, 0)]
+    return [*(tell_story(SHOP, seed) for seed in SEEDS), tell_story(ON_CLUSTER, 2)]
 
 
 def _elsewhere(hash_seed: str) -> list[str]:
