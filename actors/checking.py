@@ -12,7 +12,6 @@ import psycopg
 import redis.exceptions
 import trio
 
-from ..runtime.redis import Redis, RedisOptions, open_client
 from ..runtime.telemetry import get_logger
 from .checks import declared_findings, server_findings, skew_finding
 from .cluster_probe import ClusterProbe
@@ -55,14 +54,14 @@ async def look_at_redis(
     """
     findings: list[Finding] = []
     if isinstance(probe, RedisProbe):
-        async with open_client(probe.options, connect=probe.connect) as client:
+        async with probe.client() as client:
             findings += await server_findings(client, probe.options.address, wall)
             return [*findings, *await access_findings(client, needs, probe.options.address)]
     for node in probe.view.masters if probe.view is not None else ():
         if not node.failed:
-            async with _node(probe, probe.node_options(node.address)) as server:
+            async with probe.node(node.address) as server:
                 findings += await server_findings(server, node.address, wall)
-    async with open_client(probe.options, connect=probe.connect, rng=probe.rng) as cluster:
+    async with probe.client() as cluster:
         return [*findings, *await access_findings(cluster, needs, probe.options.address)]
 
 
@@ -73,11 +72,6 @@ async def database_clock(pool: Pool) -> datetime:
     assert row is not None  # noqa: S101 - a select without a table
     moment: datetime = row[0]
     return moment
-
-
-def _node(probe: ClusterProbe, options: RedisOptions) -> Redis:
-    connect = None if probe.connect is None else partial(probe.connect, options.host, options.port)
-    return Redis(options, connect=connect)
 
 
 class Checks:

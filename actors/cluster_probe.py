@@ -14,7 +14,15 @@ import redis.exceptions
 import trio
 from attrs import define, evolve, field
 
-from ..runtime.redis import ClusterOptions, Redis, RedisOptions, RedisUnavailable, SentinelOptions, open_client
+from ..runtime.redis import (
+    ClusterOptions,
+    Redis,
+    RedisCluster,
+    RedisOptions,
+    RedisUnavailable,
+    SentinelOptions,
+    open_client,
+)
 from ..runtime.redis.cluster.nodes import with_tls_context
 from ..runtime.redis.replies import classify, reply_text
 from .cluster_view import ClusterView, NodeAccount, NodeView, address_of, owners_of, read_account, view_of
@@ -54,7 +62,7 @@ def probe_of(
     if isinstance(options, ClusterOptions):
         # It ends before its caller's patience does, for it alone can name the node that does not answer.
         return ClusterProbe(options, streams, connect, memory, limit=0.75 * within, rng=rng)
-    return RedisProbe(options, streams, connect, memory)
+    return RedisProbe(options, streams, connect, memory, rng)
 
 
 @define(eq=False)
@@ -68,10 +76,11 @@ class ClusterProbe:
         memory: the gate that is shut while a master that is well otherwise is full; None where nobody asks, then being
             full is unhealthy, too.
         limit: seconds that a probe takes at the most.
-        rng: source of the choice among nodes that are equally good; give a seeded one for reproducible runs.
         view: the cluster as it was seen last; None before.
         on_change: told, while our streams work, of the nodes that the cluster has come to call failed, and of those
             that it no longer does.
+        rng: of the choice among nodes that are equally good, and of the jitter between attempts to connect; None for
+            one of its own.
     """
 
     options: ClusterOptions
@@ -79,9 +88,9 @@ class ClusterProbe:
     connect: NodeConnect | None = None
     memory: Gate | None = None
     limit: float = 1.5
-    rng: random.Random | None = None
     view: ClusterView | None = None
     on_change: Callable[[list[str], list[str]], None] = field(default=_ignore)
+    rng: random.Random | None = field(default=None, repr=False)
     _lost: frozenset[str] = field(factory=frozenset, init=False)
     _read: ClusterOptions | None = field(default=None, init=False)
 
@@ -125,6 +134,16 @@ class ClusterProbe:
         """The options of a connection to one node, by its address in `view`."""
         host, _, port = address.rpartition(":")
         return self._options().for_node((host.strip("[]"), int(port)))
+
+    def client(self) -> RedisCluster:
+        """A fresh client of the cluster, to be entered."""
+        return open_client(self._options(), connect=self.connect, rng=self.rng)
+
+    def node(self, address: str) -> Redis:
+        """A fresh client of one node, by its address in `view`, to be entered."""
+        options = self.node_options(address)
+        connect = None if self.connect is None else partial(self.connect, options.host, options.port)
+        return Redis(options, connect=connect, rng=self.rng)
 
     def _options(self) -> ClusterOptions:
         """With the TLS files read, once: there are many connections."""
@@ -177,14 +196,12 @@ class ClusterProbe:
         return accounts
 
     async def _account(self, address: str) -> NodeAccount:
-        options = self.node_options(address)
-        connect = None if self.connect is None else partial(self.connect, options.host, options.port)
-        async with Redis(options, connect=connect) as node:
+        async with self.node(address) as node:
             burst = node.pipeline(transaction=False)
             for question in ("INFO", "NODES", "SLOTS"):
                 burst.execute_command("CLUSTER", question)
             info, nodes, slots = await burst.execute()
-        return read_account(options.host, info, nodes, slots)
+        return read_account(self.node_options(address).host, info, nodes, slots)
 
     # What follows from it --------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ PING proves nothing (it is answered while a cluster is down), and an empty strea
 
 from __future__ import annotations
 
+import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import cache
 from itertools import count
@@ -17,7 +18,7 @@ from attrs import field, frozen
 
 from ..runtime.postgres import PostgresOptions
 from ..runtime.postgres import probe as probe_postgres
-from ..runtime.redis import AnyRedis, RedisOptions, SentinelOptions, open_client
+from ..runtime.redis import AnyRedis, Redis, RedisOptions, SentinelOptions, open_client
 from ..runtime.redis.replies import reply_text
 from ..runtime.redis.slots import hash_tag, slot_of
 from ..runtime.supervision import ErrorInfo
@@ -60,12 +61,14 @@ class RedisProbe:
         connect: opens the byte stream instead of the options; None for the real one.
         memory: the gate that is shut while a server that is well otherwise is full: it refuses new entries, and lets
             everybody read and acknowledge. None where nobody asks; then being full is unhealthy, too.
+        rng: of the jitter between attempts to connect; None for one of its own.
     """
 
     options: RedisOptions | SentinelOptions
     streams: Sequence[str]
     connect: Callable[[], Any] | None = field(default=None, repr=False)
     memory: Gate | None = None
+    rng: random.Random | None = field(default=None, repr=False)
 
     async def __call__(self) -> None:
         """Raise `Unhealthy` unless the cluster (where there is one) is up and every stream can be read and written.
@@ -74,7 +77,7 @@ class RedisProbe:
         """
         address = self.options.address
         try:
-            async with open_client(self.options, connect=self.connect) as client:
+            async with self.client() as client:
                 await self._check_cluster(client)
                 is_fault = self.memory is None
                 full = [await check_stream(client, stream, address, full_is_fault=is_fault) for stream in self.streams]
@@ -87,6 +90,10 @@ class RedisProbe:
                 f"{refused}; this is one node of a cluster: begin the URL with redis+cluster://"
             ) from refused
         tell_memory(self.memory, full)
+
+    def client(self) -> Redis:
+        """A fresh client, to be entered."""
+        return open_client(self.options, connect=self.connect, rng=self.rng)
 
     async def _check_cluster(self, client: AnyRedis) -> None:
         info: Mapping[str, Any] = await client.info("cluster")

@@ -30,7 +30,7 @@ from ...runtime.embedded.binaries import postgres_installation, valkey_server
 from ...runtime.embedded.leftovers import find_leftovers
 from ...runtime.output import echo_json, echo_table
 from ...runtime.postgres import Pool, PostgresUnavailable
-from ...runtime.redis import Redis, open_client
+from ...runtime.redis import Redis
 from ...runtime.redis.slots import SLOTS
 from ...runtime.settings import mask_url
 from ..configuration import Settings
@@ -180,7 +180,7 @@ async def _servers(system: System, settings: Settings) -> list[Finding]:
             else Finding(setting, False, problem, f"start that server, correct {variable}, or give its user the rights")
         )
         if isinstance(probe, RedisProbe) and problem is None:
-            findings.append(await _kept(f"{setting} data", open_client(probe.options)))
+            findings.append(await _kept(f"{setting} data", probe.client()))
         elif isinstance(probe, ClusterProbe) and probe.view is not None:
             findings += await _nodes(setting, probe, probe.view)
         if isinstance(probe, RedisProbe | ClusterProbe) and problem is None:
@@ -207,7 +207,7 @@ async def _abilities(setting: str, probe: RedisProbe | ClusterProbe) -> list[Fin
     """What is used where every master has it; where one has not, the older way is as good, and nothing is wrong."""
     try:
         with trio.fail_after(LIMIT):
-            async with open_client(probe.options, connect=probe.connect) as client:
+            async with probe.client() as client:
                 nodes = await ask_versions(client)
     except (redis.exceptions.RedisError, trio.TooSlowError) as error:
         return [Finding(f"{setting} abilities", True, f"the servers' versions are not known: {error}")]
@@ -257,7 +257,7 @@ async def _node(what: str, probe: ClusterProbe, node: NodeView) -> Finding:
         return Finding(what, True, f"{told}; the cluster calls it failed", mend)
     if node.role == "replica":
         return Finding(what, True, told)
-    kept = await _kept(what, Redis(probe.node_options(node.address)))
+    kept = await _kept(what, probe.node(node.address))
     return evolve(kept, detail=f"{told}; {kept.detail}")
 
 

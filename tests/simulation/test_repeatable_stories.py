@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from attrs import evolve
+from simulation_gated import GATED
 from simulation_shop import SHOP
 from simulation_workshop import WORKSHOP
 
@@ -15,6 +16,8 @@ from penstock.actors.simulation import Outcome, tell_story
 
 SEEDS = range(6)
 ON_CLUSTER = evolve(WORKSHOP, on_cluster=1.0)
+REFUSED = 4
+"""A story of the other system, in which a probe is refused a connection, and waits before it asks for another."""
 
 _TELL = """
 import sys
@@ -27,7 +30,8 @@ for outcome in outcomes():
 
 def outcomes() -> list[Outcome]:
     """What some seeds come to."""
-    return [*(tell_story(SHOP, seed) for seed in SEEDS), tell_story(ON_CLUSTER, 2)]
+    rarer = tell_story(ON_CLUSTER, 2), tell_story(GATED, REFUSED)
+    return [*(tell_story(SHOP, seed) for seed in SEEDS), *rarer]
 
 
 def _elsewhere(hash_seed: str) -> list[str]:
