@@ -11,6 +11,7 @@ error and an exit code for whatever goes wrong. Exit codes: 0 done, 1 failed, 2 
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import select
@@ -225,13 +226,24 @@ class _Plugins(click.Group):
         if entry is None:
             return super().get_command(ctx, cmd_name)
         try:
-            command = entry.load()
+            command = _load(entry)
         except Exception as error:  # noqa: BLE001 - a plug-in's import may raise anything
             return _broken(cmd_name, entry, error)
         if not isinstance(command, click.Command):
             return _broken(cmd_name, entry, TypeError("it is no click command"))
         _add_common_options(command)
         return command
+
+
+def _load(entry: metadata.EntryPoint) -> object:
+    """The plug-in. Modules leave no garbage, and looking for some is a sixth of the time that an import takes."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return entry.load()
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _entries() -> dict[str, metadata.EntryPoint]:

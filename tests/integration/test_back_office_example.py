@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 import tempfile
 import textwrap
 from collections import Counter
@@ -156,15 +154,3 @@ def test_what_the_tutorial_shows_is_in_the_program() -> None:
 def _lines(text: str) -> str:
     """Without empty lines, of which a page has others."""
     return re.sub(r"\n\s*\n", "\n", text)
-
-
-def test_the_back_office_examples_tests_pass() -> None:
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "trio_mode=true", "test_back_office.py"],
-        cwd=EXAMPLES,
-        capture_output=True,
-        text=True,
-        timeout=110,
-        check=False,
-    )
-    assert run.returncode == 0, run.stdout[-3000:]

@@ -413,7 +413,7 @@ END = st.one_of(
 ENDS_OF_LIFE = st.one_of(st.just([]), st.lists(END, max_size=10))
 
 
-@settings(max_examples=600, deadline=None, derandomize=True, database=None)
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
 @given(world=worlds(), boots=st.booleans(), life=st.lists(LIFE, max_size=30), end=ENDS_OF_LIFE)
 def test_the_rules_hold_whatever_happens(
     world: World, boots: bool, life: list[tuple[Any, ...]], end: list[tuple[Any, ...]]
@@ -422,7 +422,7 @@ def test_the_rules_hold_whatever_happens(
     live_through(world, boots, [*life, *end])
 
 
-@settings(max_examples=800, deadline=None, derandomize=True, database=None)
+@settings(max_examples=400, deadline=None, derandomize=True, database=None)
 @given(world=worlds(), boots=st.booleans(), life=st.lists(st.one_of(LIFE, CALL, RELOAD), max_size=40), end=ENDS_OF_LIFE)
 def test_the_rules_hold_whatever_is_asked(
     world: World, boots: bool, life: list[tuple[Any, ...]], end: list[tuple[Any, ...]]
@@ -431,7 +431,7 @@ def test_the_rules_hold_whatever_is_asked(
     live_through(world, boots, [*life, *end])
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@settings(max_examples=200, deadline=None, derandomize=True, database=None)
 @given(world=pools(), life=st.lists(st.one_of(LIFE, CALL), max_size=40), end=ENDS_OF_LIFE)
 def test_the_rules_hold_in_a_pool(world: World, life: list[tuple[Any, ...]], end: list[tuple[Any, ...]]) -> None:
     live_through(world, False, [*life, *end])

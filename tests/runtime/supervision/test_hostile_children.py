@@ -406,14 +406,14 @@ async def test_gates_in_layers_turn_once_each(autojump_clock: trio.testing.MockC
 
 def test_a_long_chain_of_gates_is_no_problem(autojump_clock: trio.testing.MockClock) -> None:
     gates = Gates()
-    for number in range(1500):
+    for number in range(1100):  # more than calls may be nested
         gates.add(f"g{number}", requires=[f"g{number - 1}"] if number else [])
 
     async def main() -> None:
         gates["g0"].shut("away")
 
     trio.run(main)
-    assert gates["g1499"].root == ("g0", "away")
+    assert gates["g1099"].root == ("g0", "away")
 
 
 @pytest.mark.parametrize("settle", [math.inf, math.nan, -1, True, "1", None, 10**400])

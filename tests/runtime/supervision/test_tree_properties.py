@@ -405,7 +405,7 @@ def _plain(action: Action) -> object:
     return Answer if isinstance(action, Answer) else action
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, database=None, report_multiple_bugs=False)
+@settings(max_examples=150, deadline=None, derandomize=True, database=None, report_multiple_bugs=False)
 @given(
     node=nodes("app", 2),
     happenings=st.lists(HAPPENING, max_size=12),
