@@ -32,6 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=_DEFAULT_SEED,
         help="seed of trio's scheduler, set before each test (default: %(default)s)",
     )
+    parser.addoption("--thorough", action="store_true", help="cut long scenarios at each of their points, not a third")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -58,6 +59,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _rank(parts: tuple[str, ...]) -> int:
     folder = parts[1] if len(parts) > 2 else ""
     return _LONG_FIRST.index(folder) if folder in _LONG_FIRST else len(_LONG_FIRST)
+
+
+@pytest.fixture(scope="session")
+def every(request: pytest.FixtureRequest) -> int:
+    """`cut_everywhere`'s argument, where a scenario is long and has hundreds of points."""
+    return 1 if request.config.getoption("--thorough") else 3
 
 
 @pytest.fixture(autouse=True)

@@ -169,6 +169,7 @@ def cut_everywhere(
     *,
     seed: int = 0,
     first: int = 1,
+    every: int = 1,
     most: int = 10_000,
     limit: float = 3600.0,
     watchdog: float = 60.0,
@@ -192,7 +193,8 @@ def cut_everywhere(
         scenario: gets the `Cut` of its run.
         seed: of the scheduler; other seeds have other points.
         first: the point to begin with, to repeat a failure.
-        most: runs after which the scenario is taken for endless.
+        every: from there on, cut at each so-manieth point only: 3 is a third of the points, in a third of the time.
+        most: points after which the scenario is taken for endless.
         limit: seconds of virtual time that each run may take.
         watchdog: seconds of real time that each run may take.
 
@@ -205,7 +207,7 @@ def cut_everywhere(
         BaseException: whatever the scenario raised, bare, with the seed and the point as notes.
     """
     points: list[CutPoint] = []
-    for due in range(first, first + most):
+    for due in range(first, first + most, every):
         cut = Cut(due)
         try:
             run_virtual(scenario, cut, seed=seed, limit=limit, watchdog=watchdog)

@@ -253,6 +253,18 @@ def test_the_points_are_the_same_in_each_run_of_a_seed() -> None:
     assert {point.task for point in first} == {f"worker-{number}" for number in range(16)}
 
 
+def test_some_of_the_points_are_enough_where_there_are_many() -> None:
+    async def scenario(cut: Cut) -> None:
+        with cut.calling(lambda: None, at="worker"):
+            async with trio.open_nursery() as nursery:
+                for number in range(16):
+                    nursery.start_soon(trio.sleep, 0, name=f"worker-{number}")
+
+    points = cut_everywhere(scenario)
+    assert cut_everywhere(scenario, every=3) == points[::3]
+    assert cut_everywhere(scenario, first=2, every=5) == points[1::5]
+
+
 def test_a_scenario_that_was_never_cut_tests_nothing() -> None:
     async def scenario(cut: Cut) -> None:
         with cut.calling(lambda: None, at="no such task"):
