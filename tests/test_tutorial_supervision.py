@@ -57,8 +57,8 @@ def test_the_numbers_on_the_page_are_the_defaults() -> None:
         parameters = inspect.signature(function).parameters
         assert (parameters["limit"].default, parameters["watchdog"].default) == (30 * testing.DAY, 60.0)
     parameters = inspect.signature(testing.cut_everywhere).parameters
-    assert "seed=0, first=1, most=10_000" in HOW_TO
-    assert [parameters[name].default for name in ("seed", "first", "most")] == [0, 1, 10_000]
+    assert "seed=0, first=1, every=1, most=10_000" in HOW_TO
+    assert [parameters[name].default for name in ("seed", "first", "every", "most")] == [0, 1, 1, 10_000]
 
 
 def test_the_harness_is_loaded_without_pytest_and_what_else_tests_need() -> None:
