@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, Self
 
 import redis
 import redis.exceptions
@@ -378,21 +378,17 @@ def free_port(*, bus: bool = False) -> int:
     raise AssertionError("no free port")
 
 
-_RESERVATIONS: list[IO[str]] = []
-
-
 def _is_reserved(port: int) -> bool:
     """Whether this process got the port's lock, which it then keeps until it ends."""
     directory = Path(tempfile.gettempdir()) / f"penstock-ports-{os.getuid()}"
     directory.mkdir(exist_ok=True)
-    lock = (directory / str(port)).open("w")
+    lock = os.open(directory / str(port), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        lock.close()
+        os.close(lock)
         return False
-    _RESERVATIONS.append(lock)
-    return True
+    return True  # the descriptor stays open
 
 
 def _is_free(port: int) -> bool:
