@@ -65,6 +65,8 @@ def _why_not_ready(state: dict[str, Any]) -> str:
     reasons = [f"{gate['name']} is away for {gate['seconds']:.0f} s: {gate['cause']}" for gate in state["gates"]]
     if state["held"]:
         reasons.append(f"children held: {', '.join(child['path'] for child in state['held'])}")
+    if state["starting"]:
+        reasons.append(f"children not up yet: {', '.join(state['starting'])}")
     return "; ".join(reasons) or f"the tree is {state['state']}"
 
 

@@ -26,7 +26,8 @@ __all__ = [
     "tree_json",
 ]
 
-_SERVING = ("starting", "running")
+_COMING = ("waiting", "starting")
+"""What a child is between the opening of its gate, or its turn, and the moment when it works."""
 
 
 def iso(moment: datetime) -> str:
@@ -171,14 +172,14 @@ def readiness(
     held = [child for child in held_json(snapshot.root) if not str(child["heldBy"]).startswith(LEASE_GATE)]
     in_the_way = [each for each in shut if each["name"] not in own_gates]
     in_the_way += [each for each in held if each["heldBy"] not in own_gates]
-    # Between the opening of its gate and its start a child is held no more, and does not yet work.
-    coming = any(child.state == "waiting" for child in snapshot.root.walk())
-    ready = not in_the_way and not coming and snapshot.root.state in _SERVING
+    starting = [child.path for child in snapshot.root.walk() if child.state in _COMING]
+    ready = not in_the_way and not starting and snapshot.root.state == "running"
     return ready, {
         "time": iso(snapshot.time),
         "state": snapshot.root.state,
         "gates": shut,
         "held": held,
+        "starting": starting,
         "lag": list(_lags(streams)),
     }
 

@@ -168,7 +168,10 @@ class FakeDelivery:
 
 
 class FakeDeployment:
-    """See the module. `failure` makes publishes fail; what was published and captured is kept."""
+    """See the module. `failure` makes publishes fail; what was published and captured is kept.
+
+    A child named in `starts` is up when its event there is set; one fails when its event in `crashes` is set.
+    """
 
     def __init__(self, front_ends: Callable[[FakeDeployment], Sequence[ChildSpec]] = lambda _: ()) -> None:
         self.system = System("event-system")
@@ -193,6 +196,7 @@ class FakeDeployment:
         self.capture_error: Exception | None = None
         self.news = trio.Event()
         self.crashes: dict[str, trio.Event] = {}
+        self.starts: dict[str, trio.Event] = {}
         self.lag = 0
         self.nodes: ClusterView | None = None
         self.gates = Gates()
@@ -226,6 +230,8 @@ class FakeDeployment:
         async def work(child: Child) -> None:
             crash = self.crashes[name] = trio.Event()
             child.note(note)
+            if name in self.starts:
+                await self.starts[name].wait()
             child.started()
             await crash.wait()
             raise ConnectionError(f"{name} lost redis://root:hunter2@127.0.0.1:6379")

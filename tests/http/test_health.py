@@ -133,6 +133,23 @@ async def test_ready_again_when_the_gate_is_open_and_nobody_is_held_any_more(cli
     assert (await client.get("/readyz")).status_code == 200
 
 
+async def test_not_ready_before_everybody_who_was_held_works_again(client: Any, deployment: Any) -> None:
+    up = deployment.starts["listener-2"] = trio.Event()
+    deployment.gates["redis"].shut("restarting")
+    await _until(deployment, LifecycleKind.CHILD_HELD, 2)
+    deployment.gates["redis"].open()
+    await trio.testing.wait_all_tasks_blocked()
+    answer = await client.get("/readyz")
+    body = await _json(answer)
+    path = "event-system/actors/EVENT_GROUP@EVENT_STREAM/listener-2"
+    assert (answer.status_code, body["state"], body["gates"], body["held"]) == (503, "running", [], [])
+    assert (body["starting"], body["detail"]) == ([path], f"children not up yet: {path}")
+    up.set()
+    await trio.testing.wait_all_tasks_blocked()
+    answer = await client.get("/readyz")
+    assert (answer.status_code, (await _json(answer))["starting"]) == (200, [])
+
+
 async def test_a_stopping_system_is_not_ready(client: Any, deployment: Any) -> None:
     deployment.tree.stop("enough")
     await _until(deployment, LifecycleKind.TREE_STOPPED)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import redis
 from installation import Installation, until
 
-from penstock.runtime.testing.servers import LocalCluster
+from penstock.runtime.testing.servers import LocalCluster, LocalNode
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 ARGUMENTS = ("run", f"{EXAMPLES / 'broker.py'}:system")
@@ -45,6 +48,29 @@ def heard(site: Installation) -> list[tuple[str, str, str]]:
     return sorted((each["kind"], each["channel"], each["data"].get("text", "")) for each in news if "data" in each)
 
 
+def subscriptions(cluster: LocalCluster) -> tuple[int, int]:
+    """On all nodes: to the channel, and to patterns."""
+    by_name = by_pattern = 0
+    for node in cluster.nodes:
+        with cluster.admin(node) as admin:
+            by_name += admin.pubsub_numsub("news:reports")[0][1]
+            by_pattern += admin.pubsub_numpat()
+    return by_name, by_pattern
+
+
+def told_and_heard(site: Installation, cluster: LocalCluster, node: LocalNode) -> bool:
+    """Tell something at the node; whether it was heard within two seconds, by name and by pattern, each once."""
+    text = f"from {node.port}: {uuid4()}"
+    with cluster.admin(node) as admin:
+        admin.publish("news:reports", json.dumps({"text": text}))
+    deadline = time.monotonic() + 2
+    while [kind for kind, _, each in heard(site) if each == text] != ["message", "pmessage"]:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
 def add_flat(admin: redis.Redis, user: str, count: int) -> None:
     """As a program that has never heard of Penstock does."""
     for number in range(count):
@@ -71,12 +97,11 @@ def test_on_a_cluster_it_hears_what_is_published_at_any_node(cluster: LocalClust
     site = Installation(place, environment={"PENSTOCK_REDIS_URL": cluster.url}, arguments=ARGUMENTS)
     try:
         site.start()
-        texts = [f"from {node.port}" for node in cluster.nodes]
-        for node, text in zip(cluster.nodes, texts, strict=True):
-            with cluster.admin(node) as admin:
-                admin.publish("news:reports", json.dumps({"text": text}))
-        expected = [(kind, "news:reports", text) for kind in ("message", "pmessage") for text in texts]
-        until(lambda: heard(site) == sorted(expected), 15, "it has heard each of them, by name and by pattern")
+        assert subscriptions(cluster) == (1, 1), "it is ready, and does not listen"
+        for node in cluster.nodes:
+            # The bus of a cluster drops what it cannot pass on while a link between two nodes is made again.
+            told = partial(told_and_heard, site, cluster, node)
+            until(told, 15, f"it has heard what was told at {node.port}")
         until(lambda: site.get("/activity")[1].get("bob") == {"events": 25, "lastEvent": "click-24"}, 15, "counted")
         job = post(site, "/reports", {"userId": "bob"})["reportId"]
         until(lambda: site.get("/reports")[1] == {job: {"userId": "bob", "events": 25}}, 15, "the report is written")
