@@ -115,15 +115,13 @@ class Alarm(enum.Enum):
 
 
 _RINGS_IN = {
-    Alarm.START_LIMIT: {Status.STARTING},
-    Alarm.CANCEL: {Status.STOPPING},
-    Alarm.STUCK: {Status.STOPPING},
-    Alarm.PROGRESS: {Status.RUNNING},
-    Alarm.WAKE: {Status.DOWN, Status.STOPPING},
-    Alarm.HOLD_LIMIT: {Status.DOWN, Status.STOPPING},
-    Alarm.TURN: set(Status),
+    Alarm.START_LIMIT: Status.STARTING,
+    Alarm.CANCEL: Status.STOPPING,
+    Alarm.STUCK: Status.STOPPING,
+    Alarm.PROGRESS: Status.RUNNING,
 }
-"""The status without which an alarm says nothing any more."""
+"""The status in which an alarm is set, and without which it says nothing any more. The others are for what comes later:
+a child that is yet to be stopped may have the time of its next start set already, and the limit of its hold."""
 
 _Entry = tuple[float, int, Alarm, ChildState, int]
 
@@ -166,10 +164,10 @@ class Alarms:
 
 def _is_live(entry: _Entry) -> bool:
     at, _, alarm, child, incarnation = entry
-    if child.gone or child.incarnation != incarnation or child.status not in _RINGS_IN[alarm]:
+    if alarm is Alarm.TURN:
+        return True  # it is for all who wait for their turn
+    if child.gone or child.incarnation != incarnation or child.status is not _RINGS_IN.get(alarm, child.status):
         return False
     if alarm is Alarm.HOLD_LIMIT:
         return child.goal and child.kept_since is not None and at == child.kept_since + child.spec.hold_within
-    if alarm is Alarm.TURN:
-        return True  # it is for all who wait for their turn
     return alarm is not Alarm.WAKE or at == child.not_before

@@ -16,6 +16,7 @@ from penstock.runtime.supervision.messages import (
     ChildEnded,
     ChildReady,
     ChildStuck,
+    DeleteChild,
     Finish,
     GateTurned,
     Grace,
@@ -23,6 +24,7 @@ from penstock.runtime.supervision.messages import (
     Status,
     StopOrdered,
     Stuck,
+    TerminateChild,
 )
 from penstock.runtime.supervision.outcome import Outcome
 
@@ -367,6 +369,71 @@ def test_a_storm_of_restarts_leaves_no_heap_of_alarms_behind() -> None:
         play.advance(0)
     assert play.status("a") is Status.RUNNING
     assert len(play.core._alarms) < 200
+
+
+@pytest.mark.parametrize("strategy", Strategy)
+def test_a_storm_of_short_outages_leaves_nobody_behind(strategy: Strategy) -> None:
+    """Each gate opens again while some are still to be stopped; the alarms for their starts are set by then."""
+    play = gated("a", "b", "c", strategy=strategy)
+    play.deaf.add("c")
+    opened = GateTurned("redis", True, settle=0.25)
+    for number in range(1, 200):
+        play.tell(SHUT)
+        play.advance(0.02)
+        play.tell(opened)
+        play.advance(0.02)
+        play.end("c")
+        play.advance(0.25)
+        assert play.take().endswith("+a +b +c")
+        assert [play.core.children[name].incarnation for name in "abc"] == [number + 1] * 3
+    assert len(play.core._alarms) < 2000
+
+
+def test_the_limit_of_a_hold_stands_also_in_a_storm_of_alarms() -> None:
+    play = Play([spec("a", **GATED, hold_within=60.0), spec("b", **GATED), spec("c")])
+    play.tell(Begin())
+    play.deaf.add("b")
+    play.tell(SHUT)  # a is held, and works until b has left
+    for _ in range(90):
+        play.crash("c")
+        play.advance(0.01)
+    play.end("b")
+    assert play.status("a") is Status.DOWN
+    play.advance(60)
+    assert play.finished is not None
+    assert "was held for 60 s" in str(play.finished.error)
+
+
+def test_the_limit_of_a_hold_stands_also_for_whom_it_finds_before_its_turn_to_stop() -> None:
+    play = Play([spec("a", **GATED, hold_within=60.0), spec("b", **GATED)])
+    play.tell(Begin())
+    play.deaf.add("b")
+    play.tell(SHUT)
+    play.advance(59.9)
+    assert play.finished is None
+    play.advance(0.1)
+    play.end("b")
+    assert play.finished is not None
+    assert "was held for 60 s" in str(play.finished.error)
+
+
+def test_those_who_wait_for_their_turn_have_it_also_when_the_first_of_them_is_deleted() -> None:
+    names = ("a", "b", "c")
+    quick = Backoff(minimum=0.0, maximum=0.0)
+    play = Play([*(spec(name, **GATED) for name in names), spec("d", backoff=quick)], stagger=1.0)
+    play.tell(Begin())
+    play.tell(SHUT)
+    play.tell(OPEN)
+    assert play.take().endswith("-c -b -a +a")
+    play.tell(TerminateChild(object(), "b"))
+    play.tell(DeleteChild(object(), "b"))
+    assert set(play.answers.values()) == {None}
+    for _ in range(90):
+        play.crash("d")
+    play.take()
+    assert play.core.next_deadline() == 1.0
+    play.advance(1.0)
+    assert play.take() == "+c"
 
 
 def test_no_growth_from_nothing_however_many_crashes() -> None:
