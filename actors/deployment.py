@@ -211,7 +211,6 @@ class Deployment:
         """The work queues as they are now, in order of declaration; blocks for a round trip or two for each.
 
         Raises:
-            RuntimeError: the link's actor is not running.
             redis.exceptions.RedisError: as the link says.
         """
         return await self.queueing.look()

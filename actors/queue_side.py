@@ -57,12 +57,8 @@ class QueueSide:
 
     async def _add(self, queue: str, element: bytes) -> str:
         """Add an element; why its acknowledgement does not count, or nothing."""
+        lists = self._lists(queue)
         try:
-            client = self._client()
-        except RuntimeError as error:  # the process starts, or stops
-            raise NotSent(self._address, f"not sent: {error}") from error
-        try:
-            lists = QueueLists(client, queue)
             claims = {} if self._ownership is None else await self._ownership.claims((lists.waiting,))
             await lists.add(element)
         except redis.exceptions.RedisError as error:
@@ -74,8 +70,15 @@ class QueueSide:
 
     async def look(self) -> list[QueueView]:
         """See `Deployment.queues`."""
-        return [await QueueLists(self._client(), name).view(self._idle) for name in self._system.queues]
+        return [await self._lists(name).view(self._idle) for name in self._system.queues]
 
     async def is_empty(self) -> bool:
         """Whether no queue has any job, waiting or taken. Raises redis.exceptions.RedisError."""
-        return not any([await QueueLists(self._client(), name).count() for name in self._system.queues])
+        return not any([await self._lists(name).count() for name in self._system.queues])
+
+    def _lists(self, queue: str) -> QueueLists:
+        try:
+            client = self._client()
+        except RuntimeError as error:  # the process starts, or stops
+            raise NotSent(self._address, f"not sent: {error}") from error
+        return QueueLists(client, queue)

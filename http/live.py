@@ -15,8 +15,10 @@ from attrs import Factory, define, field
 
 from ..actors.access import AccessRecord
 from ..actors.delivery_view import DeliveryView
+from ..actors.queue_lists import QueueView
 from .delivery import delivery_json, outbox_json
-from .looking import Look
+from .looking import DATABASE, REDIS, Look
+from .queues import queue_json
 from .replies import dump
 from .running import RunningSystem
 from .sse import Event, Places
@@ -39,6 +41,9 @@ ACCESS_ROWS = 20
 DELIVERY_EVERY = 2.0
 """Seconds between two questions for how delivery stands."""
 
+QUEUES_EVERY = 2.0
+"""Seconds between two questions for how the work queues stand."""
+
 
 @define(eq=False)
 class LiveFeed:
@@ -60,13 +65,16 @@ class LiveFeed:
     _stirred: trio.Event = field(factory=trio.Event)
     _access: Look[Sequence[AccessRecord]] = field(init=False)
     _delivery: Look[DeliveryView] = field(init=False)
+    _queues: Look[Sequence[QueueView]] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         deployment = self.deployment
         access = None if deployment.access is None else self._recent_access
-        self._access = Look(deployment, "the last access events", access, ACCESS_EVERY, ())
+        self._access = Look(deployment, "the last access events", DATABASE, access, ACCESS_EVERY, ())
         delivery = None if deployment.delivery is None else self._delivery_now
-        self._delivery = Look(deployment, "how delivery stands", delivery, DELIVERY_EVERY, DeliveryView())
+        self._delivery = Look(deployment, "how delivery stands", DATABASE, delivery, DELIVERY_EVERY, DeliveryView())
+        queues = deployment.queues if deployment.system.queues else None
+        self._queues = Look(deployment, "how the queues stand", REDIS, queues, QUEUES_EVERY, ())
 
     @property
     def is_full(self) -> bool:
@@ -99,7 +107,7 @@ class LiveFeed:
         """Keep the state; until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._follow_tree)
-            for look in (self._access, self._delivery):
+            for look in (self._access, self._delivery, self._queues):
                 nursery.start_soon(look.follow, lambda: self._wanted, lambda: self._stirred.set())
             nursery.start_soon(self._publish_states)
 
@@ -147,13 +155,13 @@ class LiveFeed:
             "warnings": [warning_json(each) for each in deployment.warnings()],
             "outbox": outbox_json(deployment.outbox()),
             "delivery": self._delivery_json(),
+            "queues": self._queues_json(),
         }
 
     def _access_json(self) -> dict[str, Any]:
         last = self._access
         return {
-            "stale": last.stale or None,
-            "observedAt": None if last.observed_at is None else iso(last.observed_at),
+            **_age_json(last),
             "events": [
                 {
                     "time": iso(event.created_at),
@@ -170,7 +178,17 @@ class LiveFeed:
         last = self._delivery
         seen = last.observed_at or self.deployment.tree.journal.wall()
         return {
-            "stale": last.stale or None,
-            "observedAt": None if last.observed_at is None else iso(last.observed_at),
+            **_age_json(last),
             **delivery_json(last.value, seen),
         }
+
+    def _queues_json(self) -> dict[str, Any]:
+        last = self._queues
+        return {**_age_json(last), "queues": [queue_json(self.deployment.system, each) for each in last.value]}
+
+
+def _age_json(look: Look[Any]) -> dict[str, Any]:
+    return {
+        "stale": look.stale or None,
+        "observedAt": None if look.observed_at is None else iso(look.observed_at),
+    }

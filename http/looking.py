@@ -1,4 +1,4 @@
-"""Things that are asked of the database again and again, for as long as somebody wants to see them."""
+"""Things that are asked of a server again and again, for as long as somebody wants to see them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Generic, TypeVar
 
+import redis.exceptions
 import trio
-from attrs import define
+from attrs import define, frozen
 
 from ..runtime.masking import mask_text
 from ..runtime.postgres import PostgresUnavailable
@@ -15,17 +16,36 @@ from ..runtime.telemetry import get_logger
 from .running import RunningSystem
 from .views import shut_gate
 
-__all__ = ["WITHIN", "Look"]
+__all__ = ["DATABASE", "REDIS", "WITHIN", "Look", "Server"]
 
 log = get_logger(__name__)
 
 WITHIN = 3.0
-"""Seconds that the database has for an answer."""
+"""Seconds that the server has for an answer."""
 
 SHARE = 0.1
-"""Of the database's time, what one look may take at the most: whoever looks at a slow one looks less often."""
+"""Of the server's time, what one look may take at the most: whoever looks at a slow one looks less often."""
 
 T = TypeVar("T")
+
+
+@frozen
+class Server:
+    """Who is asked.
+
+    Attributes:
+        name: as it is told.
+        gate: is shut while it is away.
+        away: what is raised when it goes away, or refuses.
+    """
+
+    name: str
+    gate: str
+    away: type[Exception]
+
+
+DATABASE = Server("the database", "postgres", PostgresUnavailable)
+REDIS = Server("Redis", "redis", redis.exceptions.RedisError)
 
 
 @define(eq=False)
@@ -35,7 +55,8 @@ class Look(Generic[T]):
     Attributes:
         deployment: the system.
         what: its name, for the log.
-        ask: asks the database; None for a system without one.
+        server: who is asked.
+        ask: asks; None where there is nobody to be asked.
         every: seconds between two questions.
         value: the last answer.
         observed_at: when that was; None: never yet.
@@ -44,6 +65,7 @@ class Look(Generic[T]):
 
     deployment: RunningSystem
     what: str
+    server: Server
     ask: Callable[[], Awaitable[T]] | None
     every: float
     value: T
@@ -66,18 +88,18 @@ class Look(Generic[T]):
             await trio.sleep(max(self.every, (trio.current_time() - began) / SHARE))
 
     async def _ask(self) -> str:
-        deployment = self.deployment
-        gate = shut_gate(deployment.gates, "postgres")
+        deployment, server = self.deployment, self.server
+        gate = shut_gate(deployment.gates, server.gate)
         if gate is not None:
-            return f"the database is away: {mask_text(gate.cause)}"
+            return f"{server.name} is away: {mask_text(gate.cause)}"
         if self.ask is None:
-            return "this system runs without a database"
+            return "this system has none"
         try:
             with trio.fail_after(WITHIN):
                 self.value = await self.ask()
         except trio.TooSlowError:
-            return f"the database did not answer within {WITHIN:g} s"
-        except PostgresUnavailable as error:
+            return f"{server.name} did not answer within {WITHIN:g} s"
+        except server.away as error:
             return mask_text(str(error))
         except Exception as error:
             # The page is for the worst of nights: whatever is wrong with the table must not take the tree off it.

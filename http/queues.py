@@ -19,7 +19,7 @@ from .replies import json_reply
 from .running import RunningSystem
 from .views import iso
 
-__all__ = ["queues"]
+__all__ = ["queue_json", "queues"]
 
 ANSWER_WITHIN = 10.0
 """Seconds for an answer."""
@@ -34,7 +34,7 @@ def queues(deployment: RunningSystem) -> Blueprint:
         with asking_redis(deployment, deployment, ANSWER_WITHIN) as asked:
             found = await asked.queues()
         now = deployment.tree.journal.wall()
-        return json_reply({"time": iso(now), "queues": [_queue_json(deployment.system, each) for each in found]})
+        return json_reply({"time": iso(now), "queues": [queue_json(deployment.system, each) for each in found]})
 
     @routes.post("/<path:queue>/jobs")
     async def put_job(queue: str) -> TrioResponse:
@@ -54,7 +54,8 @@ def queues(deployment: RunningSystem) -> Blueprint:
     return routes
 
 
-def _queue_json(system: System, view: QueueView) -> dict[str, Any]:
+def queue_json(system: System, view: QueueView) -> dict[str, Any]:
+    """A queue as JSON values; `idle` in seconds."""
     return {
         "name": view.name,
         "workers": system.queues[view.name].workers,

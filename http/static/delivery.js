@@ -32,6 +32,7 @@ function deliveryTrouble() {
 
 function drawDelivery() {
   drawWarnings(state.warnings);
+  drawQueues(state.queues);
   drawOutbox(state.outbox);
   drawLetters(state.delivery);
   drawReplays(state.delivery);
@@ -74,6 +75,38 @@ function drawWarnings(warnings) {
         element('li', { data: { check: each.check } },
           element('strong', {}, each.where), `: ${each.found}`, each.mend ? element('p', {}, each.mend) : null)));
   });
+}
+
+function drawQueues({ queues, observedAt }) {
+  $('queues-panel').hidden = !queues.length && observedAt === null;
+  const shown = queues.map((queue) => ({
+    ...queue,
+    consumers: queue.consumers.map(({ idle, ...each }) => ({ ...each, silent: idle > SILENT_S })),
+    ...ofGroup(`queue ${queue.name}`, queue.name),
+  }));
+  redraw('queues', shown, () => {
+    $('queues').tBodies[0].replaceChildren(
+      ...shown.map((queue) =>
+        element('tr', { data: { queue: queue.name } },
+          element('th', { scope: 'row', class: 'stream-name' }, queue.name),
+          waitingOf(queue),
+          element('td', { class: 'number' }, queue.oldest === null ? '' : running(queue.oldest, '{}')),
+          element('td', { class: 'number' }, numbers.format(queue.consumers.reduce((sum, each) => sum + each.taken, 0))),
+          retryingOf(queue),
+          consumersOf(queue.consumers))));
+  });
+}
+
+function waitingOf({ waiting, returned }) {
+  if (!returned) return element('td', { class: 'number' }, numbers.format(waiting));
+  const title = `of them ${count(returned, 'job', 'jobs')} whose consumer is gone`;
+  return element('td', { class: 'number alarm', title }, numbers.format(waiting + returned));
+}
+
+function consumersOf(consumers) {
+  const title = consumers.map((each) => `${each.name}: ${count(each.taken, 'job')}${each.silent ? ', no sign of life' : ''}`).join('\n');
+  const number = consumers.filter((each) => !each.silent).length;
+  return element('td', { class: `number ${number ? '' : 'alarm'}`, title }, number ? numbers.format(number) : 'none');
 }
 
 function drawOutbox(outbox) {

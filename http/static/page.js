@@ -386,6 +386,7 @@ function drawAges() {
   setStale('access-age', state.access);
   setStale('letters-age', state.delivery);
   setStale('members-age', state.delivery);
+  setStale('queues-age', state.queues);
 }
 
 function draw() {

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ import trio
 from attrs import define, evolve
 
 from penstock.actors.cluster_view import ClusterView, NodeView
+from penstock.actors.delivery_view import DeliveryView, RetryView
+from penstock.actors.queue_lists import QueueView, TakenBy
 from penstock.http.front_end import front_end
 from penstock.http.settings import HttpSettings
 
@@ -29,9 +32,11 @@ class _Site:
 @pytest.fixture
 def serving(make_deployment: Any) -> Callable[..., Any]:
     @asynccontextmanager
-    async def serve(bind: str = "127.0.0.1:0") -> AsyncIterator[_Site]:
+    async def serve(bind: str = "127.0.0.1:0", queues: Iterable[str] = ()) -> AsyncIterator[_Site]:
         settings = HttpSettings(bind=bind, graceful_timeout=0.5)
         deployment = make_deployment(front_ends=lambda made: [front_end(made, settings)])
+        for name in queues:
+            deployment.system.queue(name)
         async with deployment.running():
             yield _Site(deployment, deployment.tree.snapshot().find("event-system/http").note)
 
@@ -87,6 +92,36 @@ async def test_the_nodes_of_a_cluster_are_shown_where_there_is_one(browser: Any,
         well = evolve(site.deployment.nodes, nodes=site.deployment.nodes.nodes[:1])
         site.deployment.nodes = well
         await page.wait_until(f"{MOOD} === 'good'")
+        assert page.complaints == []
+
+
+async def test_work_queues_are_shown_where_there_are_any(browser: Any, serving: Any) -> None:
+    async with serving() as site:
+        page = await browser.open(site.url)
+        await page.wait_until(f"{MOOD} === 'good'")
+        assert await page.evaluate("document.querySelector('#queues-panel').hidden") is True
+    made = datetime.now(UTC) - timedelta(minutes=5)
+    retry = RetryView(
+        consumer_group="queue reports", stream="reports", waiting=3, parked=0, attempts=2, oldest=9, due_in=4
+    )
+    async with serving(queues=("reports", "mails")) as site:
+        taken = (TakenBy("w-1", 2, 0.5), TakenBy("w-2", 1, 90.0))
+        site.deployment.queued = [
+            QueueView(name="reports", waiting=1200, returned=4, taken=taken, oldest=made),
+            QueueView(name="mails", waiting=0, returned=0, taken=(), oldest=None),
+        ]
+        site.deployment.delivery.view = DeliveryView(retries=(retry,))
+        page = await browser.open(site.url)
+        await page.wait_until("!document.querySelector('#queues-panel').hidden")
+        rows = "[...document.querySelectorAll('#queues tbody tr')].map((row) => row.innerText.split('\\t'))"
+        await page.wait_until(f"({rows})[0][4] === '3'")
+        first, second = await page.evaluate(rows)
+        assert (first[:2], first[2][:6], first[3:]) == (["reports", "1,204"], "5 min ", ["3", "3", "1"])
+        assert second == ["mails", "0", "", "0", "0", "none"]
+        told = await page.evaluate("document.querySelector('#queues tbody tr td:last-child').title")
+        assert told == "w-1: 2 jobs\nw-2: 1 job, no sign of life"
+        site.deployment.shut_redis()
+        await page.wait_until("document.querySelector('#queues-age').innerText.includes('Redis is away')")
         assert page.complaints == []
 
 

@@ -33,6 +33,7 @@ from penstock.actors.letters import LetterDesk
 from penstock.actors.losses import Loss
 from penstock.actors.probes import GroupView, StreamView
 from penstock.actors.producer import Published, PublishFailed
+from penstock.actors.queue_lists import QueueView
 from penstock.actors.relay import OutboxView
 from penstock.actors.system import System
 from penstock.runtime.postgres import PostgresUnavailable
@@ -188,6 +189,7 @@ class FakeDeployment:
         self.delivery: FakeDelivery | None = FakeDelivery()
         self.waiting: list[OutboxView] = []
         self.lost: list[Loss] = []
+        self.queued: list[QueueView] = []
         self.published: list[tuple[str, Envelope]] = []
         self.captured: list[Envelope] = []
         self.conditions: set[str] = set()
@@ -302,6 +304,10 @@ class FakeDeployment:
 
     def losses(self) -> list[Loss]:
         return self.lost
+
+    async def queues(self) -> list[QueueView]:
+        await trio.lowlevel.checkpoint()
+        return self.queued
 
     def warnings(self) -> list[Finding]:
         return self.findings

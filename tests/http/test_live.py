@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import pytest
 import trio
 from trio.testing import MockClock
 
+from penstock.actors.queue_lists import QueueView, TakenBy
 from penstock.http.live import AT_LEAST_EVERY, AT_MOST_EVERY, LiveFeed
 from penstock.http.looking import WITHIN
 from penstock.http.sse import HEARTBEAT, Event, event_stream
@@ -117,6 +120,57 @@ async def test_without_the_database_the_last_access_events_are_stale_and_the_res
             assert [event["endpoint"] for event in state["access"]["events"]] == ["/x"]
             assert "hunter2" not in json.dumps(state)
             await events.aclose()
+
+
+async def test_the_queues_are_asked_of_redis_and_are_stale_while_it_is_away(clock: MockClock, deployment: Any) -> None:
+    deployment.system.queue("reports", workers=3)
+    taken = (TakenBy("w-1", 2, 0.5), TakenBy("w-2", 0, 90.0))
+    made = datetime(2026, 3, 1, 9, 30, tzinfo=UTC)
+    deployment.queued = [QueueView(name="reports", waiting=7, returned=1, taken=taken, oldest=made)]
+    async with _feeding(deployment) as feed:
+        with feed.place():
+            events = feed.events()
+            while (state := _state(await anext(events)))["queues"]["observedAt"] is None:
+                pass
+            assert state["queues"]["stale"] is None
+            assert state["queues"]["queues"] == [
+                {
+                    "name": "reports",
+                    "workers": 3,
+                    "waiting": 7,
+                    "returned": 1,
+                    "oldest": "2026-03-01T09:30:00.000Z",
+                    "consumers": [
+                        {"name": "w-1", "taken": 2, "idle": 0.5},
+                        {"name": "w-2", "taken": 0, "idle": 90.0},
+                    ],
+                }
+            ]
+            deployment.shut_redis("refused at redis://u:hunter2@h")
+            while (state := _state(await anext(events)))["queues"]["stale"] is None:
+                pass
+            assert state["queues"]["stale"].startswith("Redis is away: refused")
+            assert "hunter2" not in json.dumps(state)
+            assert state["queues"]["queues"][0]["waiting"] == 7
+            await events.aclose()
+
+
+async def test_a_system_without_queues_asks_redis_nothing(clock: MockClock, deployment: Any) -> None:
+    asked: list[None] = []
+    deployment.queues = partial(_asked, asked)
+    async with _feeding(deployment) as feed:
+        with feed.place():
+            await trio.sleep(10)
+            events = feed.events()
+            assert _state(await anext(events))["queues"]["queues"] == []
+            await events.aclose()
+    assert asked == []
+
+
+async def _asked(asked: list[None]) -> list[QueueView]:
+    await trio.lowlevel.checkpoint()
+    asked.append(None)
+    return []
 
 
 async def _frozen(limit: int) -> list[Any]:
