@@ -1,4 +1,4 @@
-"""The helper modules stand beside this file; tests are no package. And alarms are looked through early."""
+"""The helper modules stand beside this file; tests are no package. And what is thrown away is so early."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from penstock.runtime.supervision import state
+from penstock.runtime.supervision import roster, state
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _pruned() -> Iterator[None]:
-    """Look for alarms that are over from the first one on, not from the 64th: none that is to ring may go."""
+    """Look for what is over from the first alarm or queued child on, not from the 64th: nothing else may go."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(state, "_PRUNE_AT", 1)
+        patch.setattr(roster, "_SPARE", 0)
         yield
