@@ -362,10 +362,9 @@ async def test_a_failed_block_in_a_transaction_that_was_too_slow_is_no_trouble(s
     troubles: list[PostgresUnavailable] = []
     connection = await Connection.open(server.options(), on_trouble=troubles.append)
     pid = connection.info.backend_pid
-    await connection.execute("set idle_in_transaction_session_timeout = 20")
     with pytest.raises(KeyError):
         async with connection.transaction():
-            await connection.execute("select 1")
+            await connection.execute("set local idle_in_transaction_session_timeout = 20")
             with trio.fail_after(20):
                 while server.execute(f"select 1 from pg_stat_activity where pid = {pid}"):
                     await trio.sleep(0.01)

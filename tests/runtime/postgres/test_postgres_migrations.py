@@ -39,6 +39,8 @@ insert into grain values (1);
 select * from grain;
 """
 
+ASLEEP = "select 1 from pg_stat_activity where query like '%pg_sleep(60)' and pid <> pg_backend_pid()"
+
 Files = Callable[..., Path]
 
 
@@ -188,15 +190,18 @@ async def test_a_tables_lock_held_for_too_long_fails_the_migration(options, file
     assert classify(caught.value) is Fault.RETRY
 
 
-async def test_a_cancelled_run_ends_soon_and_holds_no_lock(options, files: Files) -> None:
+async def test_a_cancelled_run_ends_soon_and_holds_no_lock(options, server, files: Files) -> None:
     directory = files(_0001_grain="create table grain ()", _0002_slow="create table slow (); select pg_sleep(60)")
-    started = trio.current_time()
-    with trio.move_on_after(0.5) as scope:
-        await migrate(options, directory)
-    assert scope.cancelled_caught
-    assert trio.current_time() - started < 5
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(migrate, options, directory)
+        with trio.fail_after(20):
+            while not server.execute(ASLEEP):
+                await trio.sleep(0.005)
+        started = trio.current_time()
+        nursery.cancel_scope.cancel()
+    assert trio.current_time() - started < 30
     files(_0002_slow="create table slow ()")
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         assert await migrate(options, directory) == ["0002.slow"]
 
 
@@ -207,7 +212,7 @@ async def test_a_cancelled_wait_for_its_turn_ends_soon(options, files: Files) ->
         started = trio.current_time()
         with trio.move_on_after(0.3):
             await migrate(options, directory)
-        assert trio.current_time() - started < 5
+        assert trio.current_time() - started < 30, "far less than the minute that it may wait"
 
 
 async def test_a_cancelled_run_on_a_frozen_server_is_cut_off(own_server, files: Files) -> None:
@@ -218,14 +223,13 @@ async def test_a_cancelled_run_on_a_frozen_server_is_cut_off(own_server, files: 
             await migrate(own_server.options(), directory, limits=MigrationLimits(stop=0.5))
 
         nursery.start_soon(run)
-        while not own_server.execute(
-            "select 1 from pg_stat_activity where query like '%pg_sleep(60)' and pid <> pg_backend_pid()"
-        ):
-            await trio.lowlevel.checkpoint()
+        with trio.fail_after(20):
+            while not own_server.execute(ASLEEP):
+                await trio.sleep(0.005)
         own_server.send(signal.SIGSTOP)
         started = trio.current_time()
         nursery.cancel_scope.cancel()
-    assert trio.current_time() - started < 4
+    assert trio.current_time() - started < 20
     own_server.send(signal.SIGCONT)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Any, LiteralString
 
 import attrs
@@ -40,6 +40,15 @@ async def say(connection: Connection[TupleRow], channel: str, payload: str = "")
 async def take(notifications: Notifications) -> Notification | Gap:
     with trio.fail_after(20):
         return await anext(notifications)
+
+
+@contextmanager
+def impatient(notifications: Notifications) -> Iterator[None]:
+    """Short limits for a frozen server; before and afterwards it is well, and may be slow."""
+    options, limit = notifications.options, notifications._check_timeout
+    notifications.options, notifications._check_timeout = attrs.evolve(options, connect_timeout=0.2), 0.2
+    yield
+    notifications.options, notifications._check_timeout = options, limit
 
 
 async def listening_pids(connection: Connection[TupleRow], name: str) -> list[int]:
@@ -158,14 +167,10 @@ async def test_a_killed_server_that_comes_back_is_one_gap(own_server) -> None:
 async def test_a_frozen_server_is_noticed_and_is_a_gap(own_server) -> None:
     troubles: list[PostgresUnavailable] = []
     async with listen(
-        own_server.options(connect_timeout=0.3),
-        "mill",
-        on_trouble=troubles.append,
-        check_every=0.05,
-        check_timeout=0.2,
+        own_server.options(), "mill", on_trouble=troubles.append, check_every=0.05, check_timeout=5
     ) as notifications:
         own_server.send(signal.SIGSTOP)
-        with trio.fail_after(20):
+        with impatient(notifications), trio.fail_after(20):
             while not troubles:
                 await trio.sleep(0.01)
         assert "no answer within 0.2 s" in str(troubles[0])
@@ -181,10 +186,10 @@ async def test_a_black_hole_is_noticed(proxy, speaker) -> None:
     """The network swallows everything, new connections included."""
     troubles: list[PostgresUnavailable] = []
     async with listen(
-        proxy.options(connect_timeout=0.2), "mill", on_trouble=troubles.append, check_every=0.05, check_timeout=0.2
+        proxy.options(), "mill", on_trouble=troubles.append, check_every=0.05, check_timeout=5
     ) as notifications:
         proxy.freeze()
-        with trio.fail_after(20):
+        with impatient(notifications), trio.fail_after(20):
             while len(troubles) < 3:
                 await trio.sleep(0.01)
         proxy.thaw()
@@ -343,10 +348,8 @@ async def test_a_password_changed_in_an_outage_ends_the_iteration(own_server) ->
 async def test_retry_for_bounds_an_outage(own_server) -> None:
     async with listen(own_server.options(), "mill", retry_for=0.3) as notifications:
         await trio.to_thread.run_sync(own_server.stop)
-        started = trio.current_time()
         with pytest.raises(PostgresUnavailable):
             await take(notifications)
-        assert trio.current_time() - started < 10
 
 
 async def test_a_standby_cannot_listen_and_says_so(own_server) -> None:
@@ -356,13 +359,6 @@ async def test_a_standby_cannot_listen_and_says_so(own_server) -> None:
     with pytest.raises(PostgresUnavailable, match="read-only"):
         async with listen(own_server.options(), "mill"):
             pytest.fail("a standby has no LISTEN")
-
-
-async def test_an_idle_session_timeout_is_a_gap_too(server) -> None:
-    """The server ends the session for a reason of its own: it is not the caller's fault."""
-    options = server.options(parameters={"options": "-c idle_session_timeout=50"})
-    async with listen(options, "mill", check_every=30) as notifications:
-        assert isinstance(await take(notifications), Gap)
 
 
 async def test_at_least_one_may_wait(options) -> None:
@@ -455,6 +451,14 @@ async def test_a_cancelled_listen_is_a_gap_and_not_the_end(slow, speaker) -> Non
     item = await take(slow)
     assert isinstance(item, Notification)
     assert item.payload == "heard"
+
+
+async def test_an_idle_session_timeout_is_a_gap_too(slow) -> None:
+    """The server ends the session for a reason of its own: it is not the caller's fault."""
+    slow.instead.append("set idle_session_timeout = 20; listen weir")
+    await slow.add("weir")
+    assert isinstance(await take(slow), Gap)
+    assert slow.statistics().connects == 2
 
 
 async def test_items_of_what_was_not_entered_are_not_waited_for(options) -> None:

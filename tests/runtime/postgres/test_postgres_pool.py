@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 import signal
 from contextlib import AsyncExitStack
+from functools import partial
 
 import psycopg
 import pytest
@@ -207,31 +208,39 @@ async def test_a_frozen_server_is_told_as_slow_once_for_each_statement(own_serve
     async with Pool(own_server.options(cancel_grace=0.2), on_slow=slow.append, slow_after=0.1) as pool:
         async with pool.connection() as connection:
             await connection.execute("select 1")
-            assert slow == []
+            slow.clear()  # a busy machine may have been slow before
+            count = pool.statistics().slow
             own_server.send(signal.SIGSTOP)
-            with trio.move_on_after(0.5):
-                await connection.execute("select 1")
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(connection.execute, "select 1")
+                with trio.fail_after(20):
+                    while not slow:
+                        await trio.sleep(0.005)
+                await trio.sleep(0.35)
+                nursery.cancel_scope.cancel()
             assert slow == [0.1]
         own_server.send(signal.SIGCONT)
-        assert pool.statistics().slow == 1
+        assert pool.statistics().slow == count + 1
 
 
 async def test_several_slow_statements_are_each_told_once_with_their_own_limit(server) -> None:
     told: list[tuple[str, float]] = []
+    async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
+        for name, slow_after in (("patient", 0.3), ("impatient", 0.05), ("content", 1000)):
+            tell = partial(_tell, told, name)
+            connection = await Connection.open(server.options(), on_slow=tell, slow_after=slow_after)
+            await stack.enter_async_context(connection)
+            nursery.start_soon(connection.execute, "select pg_sleep(60)")
+        with trio.fail_after(20):
+            while len(told) < 2:
+                await trio.sleep(0.01)
+        await trio.sleep(0.35)  # long enough for either to be told again
+        assert sorted(told) == [("impatient", 0.05), ("patient", 0.3)]
+        nursery.cancel_scope.cancel()
 
-    async def doze(name: str, slow_after: float) -> None:
-        connection = await Connection.open(
-            server.options(), on_slow=lambda seconds: told.append((name, seconds)), slow_after=slow_after
-        )
-        async with connection:
-            await connection.execute("select pg_sleep(0.6)")
-            await connection.execute("select 1")
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(doze, "patient", 0.3)
-        nursery.start_soon(doze, "impatient", 0.05)
-        nursery.start_soon(doze, "content", 30)
-    assert told == [("impatient", 0.05), ("patient", 0.3)]
+def _tell(told: list[tuple[str, float]], name: str, seconds: float) -> None:
+    told.append((name, seconds))
 
 
 async def test_a_short_limit_is_kept_while_the_watch_naps_for_a_long_one(server) -> None:
@@ -299,7 +308,8 @@ async def test_cancelled_borrowers_lose_no_connection(server) -> None:
                     await connection.execute("select pg_sleep(0.005)")
             cut += scope.cancelled_caught
 
-    async with Pool(server.options(max_size=5)) as pool:
+    # The grace is long: a connection that a busy machine does not end in time is given up, and that is right.
+    async with Pool(server.options(max_size=5, cancel_grace=30)) as pool:
         async with trio.open_nursery() as nursery:
             for _ in range(20):
                 nursery.start_soon(worker)
@@ -440,7 +450,7 @@ async def _thaw_when(proxy, condition) -> None:
 
 
 async def test_a_check_cut_short_loses_no_connection(proxy) -> None:
-    async with Pool(proxy.options(max_size=1), check_after=0, check_timeout=20) as pool:
+    async with Pool(proxy.options(max_size=1, cancel_grace=60), check_after=0, check_timeout=60) as pool:
         async with pool.connection():
             pass
         proxy.freeze()
@@ -449,7 +459,7 @@ async def test_a_check_cut_short_loses_no_connection(proxy) -> None:
             async with pool.connection():
                 pytest.fail("the check cannot end")
         assert scope.cancelled_caught
-        assert trio.current_time() - started < 1.5, "a cancelled check waits for no grace"
+        assert trio.current_time() - started < 20, "a cancelled check waits for no grace"
         assert pool.statistics().in_use == 0
         proxy.thaw()
         async with pool.connection() as connection:
