@@ -81,10 +81,12 @@ class Strikes:
             "redis: full": partial(self._cripple, "maxmemory", "1"),
             "redis: too few replicas": partial(self._cripple, "min-replicas-to-write", "9"),
             "redis: CLIENT KILL": self._kill_clients,
+            "redis: CLIENT KILL, a storm of it": partial(self._storm, self._kill_clients),
             "postgres: kill -9": partial(self._restart_postgres, signal.SIGKILL),
             "postgres: fast shutdown": partial(self._restart_postgres, signal.SIGINT),
             "postgres: SIGSTOP": self._freeze_postgres,
             "postgres: terminate all backends": self._terminate_backends,
+            "postgres: terminate all backends, a storm of it": partial(self._storm, self._terminate_backends),
             "postgres: cut": partial(self._cut, [self.database.proxy]),
             "postgres: black hole": partial(self._black_hole, [self.database.proxy]),
             "both: kill -9": self._kill_both,
@@ -205,6 +207,12 @@ class Strikes:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._restart_postgres, signal.SIGKILL)
             nursery.start_soon(self._kill_redis)
+
+    async def _storm(self, strike: Strike) -> None:
+        """Again and again, often before everybody has left whom the last one concerned."""
+        for _ in range(self.rng.choice([8, 20])):
+            await strike()
+            await trio.sleep(self.rng.uniform(0.05, 0.4))
 
     async def _cut(self, proxies: Sequence[Proxy]) -> None:
         for proxy in proxies:

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 PROGRAM = Path(__file__).with_name("system_faults.py")
-# Seeds whose decks begin with: a frozen process, PostgreSQL behind a black hole, cut connections to Redis, both servers
-# killed, a killed process, a full Redis; and with: a killed node, SIGTERM, a full node, a frozen process, a killed
-# database.
-_SEEDS = {"single": 252, "cluster": 47}
-_FAULTS = {"single": 6, "cluster": 5}
+# Seeds whose decks begin with: a frozen process, a killed process, a full Redis, PostgreSQL behind a black hole, a
+# storm of lost connections to PostgreSQL, cut connections to Redis, both servers killed; and with: a frozen process,
+# a storm of lost connections to a node, a killed database, SIGTERM, a full node, a database that is shut down.
+_SEEDS = {"single": 335832, "cluster": 322294}
+_FAULTS = {"single": 7, "cluster": 6}
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="the servers are started the Linux way"),
     pytest.mark.timeout(300),
