@@ -16,8 +16,8 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -119,11 +119,13 @@ class LocalCluster:
     Attributes:
         nodes: all nodes, the first masters first. Roles change; `master_of` asks the cluster.
         directory: holds the nodes' directories; removed at the end.
+        node_timeout: ``cluster-node-timeout`` of a node that is started, in seconds; see `make`.
     """
 
     nodes: list[LocalNode]
     directory: Path
     password: str | None = None
+    node_timeout: float = 1.0
     _removed: bool = field(default=False, init=False)
 
     @classmethod
@@ -135,6 +137,7 @@ class LocalCluster:
         program: str | None = None,
         arguments: Sequence[str] = (),
         password: str | None = None,
+        node_timeout: float | None = None,
         form: Callable[[LocalCluster], None] | None = None,
     ) -> LocalCluster:
         """Start the nodes and make a cluster of them; returns when every node finds it in order.
@@ -145,10 +148,13 @@ class LocalCluster:
             program: the server's program; None for the embedded Valkey.
             arguments: further command line of every node: a configuration file first, or ``--name value`` pairs.
             password: of the default user on every node.
+            node_timeout: seconds after which a silent node is given up; None for 1.0 where there are replicas, which
+                take over then, and else for 15.0: after half of it the nodes make their links again, and what a busy
+                machine keeps them from passing on until then is gone.
             form: makes the cluster instead of this class, once all nodes run (``compose``'s own entry program, say).
         """
         directory = Path(tempfile.mkdtemp(prefix="pc-"))
-        cluster = cls([], directory, password)
+        cluster = cls([], directory, password, node_timeout or (1.0 if replicas else 15.0))
         try:
             for _ in range(masters * (1 + replicas)):
                 cluster.add_node(program=program, arguments=arguments)
@@ -191,7 +197,7 @@ class LocalCluster:
         directory.mkdir()
         own = ["--cluster-enabled", "yes"]
         if not any("node-timeout" in word for word in arguments) and not any(w.endswith(".conf") for w in arguments):
-            own += ["--cluster-node-timeout", "1000", "--appendonly", "yes", "--save", ""]
+            own += ["--cluster-node-timeout", _milliseconds(self.node_timeout), "--appendonly", "yes", "--save", ""]
             own += ["--repl-diskless-sync-delay", "0"]
         if self.password is not None:
             own += ["--requirepass", self.password, "--masterauth", self.password]
@@ -260,7 +266,12 @@ class LocalCluster:
         """
         with self.admin(replica) as admin:
             for attempt in range(_ATTEMPTS):
-                admin.execute_command("CLUSTER", "FAILOVER", *([how] if how else []))
+                try:
+                    admin.execute_command("CLUSTER", "FAILOVER", *([how] if how else []))
+                except redis.exceptions.ResponseError:
+                    # The attempt that was given up has come to something after all.
+                    if _role(admin)[0] != "master":
+                        raise
                 try:
                     _until(lambda: _role(admin)[0] == "master", _FAILOVER_LIMIT, "no failover")
                 except AssertionError:
@@ -295,6 +306,23 @@ class LocalCluster:
             if node not in (source, target):
                 with suppress(redis.exceptions.RedisError), self.admin(node) as admin:
                     admin.execute_command("CLUSTER", "SETSLOT", slot, "NODE", target_id)
+
+    @contextmanager
+    def giving_up_after(self, seconds: float) -> Iterator[None]:
+        """Have the nodes that run give a silent one up after so many seconds, and as before at the end.
+
+        For the time in which a failover is wanted: at other times nobody is to be given up for a busy machine's sake.
+        """
+        self._set_node_timeout(seconds)
+        try:
+            yield
+        finally:
+            self._set_node_timeout(self.node_timeout)
+
+    def _set_node_timeout(self, seconds: float) -> None:
+        for node in self._reachable():
+            with self.admin(node) as admin:
+                admin.config_set("cluster-node-timeout", _milliseconds(seconds))
 
     def wait_ok(self, *, within: float = _CLUSTER_LIMIT) -> None:
         """Wait until every running node says ``cluster_state:ok`` and they all agree on who owns what.
@@ -398,6 +426,10 @@ def _is_free(port: int) -> bool:
         except OSError:
             return False
     return True
+
+
+def _milliseconds(seconds: float) -> str:
+    return str(round(seconds * 1000))
 
 
 def _is_usable(flags: str) -> bool:

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -22,23 +21,30 @@ import psycopg
 import redis
 from attrs import define, field
 
+from penstock.runtime.testing.servers import free_port
+
 STREAM = "EVENT_STREAM"
 PIPELINE = "event-system/actors/EVENT_GROUP@EVENT_STREAM"
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+class NotYet(AssertionError):
+    """An answer of 503, which says to ask again: `until` does, and whoever does not has failed."""
 
 
 def until(true: Callable[[], Any], limit: float, what: str) -> float:
     """Seconds until `true()` was true; fails the test after `limit` seconds."""
     started = time.monotonic()
-    while not true():
+    while not _holds(true):
         assert time.monotonic() - started < limit, f"not within {limit:g} s: {what}"
         time.sleep(0.02)
     return time.monotonic() - started
+
+
+def _holds(true: Callable[[], Any]) -> bool:
+    try:
+        return bool(true())
+    except NotYet:
+        return False
 
 
 def access_event(number: int | str, event_id: str | None = None) -> dict[str, Any]:
@@ -81,14 +87,16 @@ class Installation:
     def _environment(self) -> dict[str, str]:
         bind = {"PENSTOCK_HTTP_BIND": f"127.0.0.1:{self.port}"}
         kept = {name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_")}
-        return {**kept, **bind, **self.environment}
+        # A server that is slow to answer on a busy machine is not one that is not there.
+        patient = {"PENSTOCK_START_WAIT_FOR_SERVERS": "60"}
+        return {**kept, **bind, **patient, **self.environment}
 
-    def start(self, limit: float = 60.0) -> float:
+    def start(self, limit: float = 120.0) -> float:
         """Start it and wait until it is ready; the seconds that it took."""
         self.start_unready()
         return until(self._is_ready, limit, "ready")
 
-    def start_unready(self, limit: float = 60.0) -> float:
+    def start_unready(self, limit: float = 120.0) -> float:
         """Start it and wait until it answers, ready or not; the seconds that it took."""
         self.runs += 1
         with self.log_file.open("wb") as log:
@@ -114,7 +122,7 @@ class Installation:
         except OSError:
             return None
 
-    def terminate(self, limit: float = 10.0) -> int:
+    def terminate(self, limit: float = 60.0) -> int:
         """SIGTERM; the exit code."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
@@ -151,6 +159,14 @@ class Installation:
     def get(self, path: str) -> tuple[int, Any]:
         status, headers, body = self.request("GET", path)
         return status, json.loads(body) if "json" in headers.get("content-type", "") else body
+
+    def look(self, path: str) -> Any:
+        """What `path` shows; raises NotYet where it cannot be told now."""
+        status, shown = self.get(path)
+        if status == 503:
+            raise NotYet(f"{path}: {shown}")
+        assert status == 200, shown
+        return shown
 
     def post(self, events: Any, *, ndjson: bool = False) -> tuple[int, Any]:
         if ndjson:

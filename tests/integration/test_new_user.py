@@ -89,7 +89,7 @@ def test_the_readme_as_a_new_user_follows_it(user: Installation) -> None:
     event = json.dumps(access_event("one")["data"])
     published = user.command("publish", STREAM, "--type", "ACCESS", "--data", event, "--url", address)
     assert published.returncode == 0, published.stderr
-    until(lambda: user.rows() == 201, 10.0, "201 rows")
+    until(lambda: user.rows() == 201, 30.0, "201 rows")
 
     unknown = user.command("publish", "NO_STREAM", "--type", "ACCESS", "--data", "{}", "--url", address)
     assert unknown.returncode != 0

@@ -36,7 +36,7 @@ def test_a_system_runs_on_servers_that_are_not_its_own(installation: Installatio
     home = installation.directory / ".penstock" / "postgres"
     with psycopg.connect(f"host={home} dbname=theirs user=penstock", autocommit=True) as connection:
         query = "select count(*) from access_event where endpoint = '/load/1'"
-        until(lambda: connection.execute(query).fetchall() == [(1,)], 5.0, "the event is a row there")
+        until(lambda: connection.execute(query).fetchall() == [(1,)], 30.0, "the event is a row there")
     assert other.terminate() == 0
     assert installation.get("/healthz")[0] == 200
 

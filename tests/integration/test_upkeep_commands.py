@@ -57,7 +57,7 @@ def test_while_redis_is_away_older_figures_say_so(installation: Installation) ->
     pid = installation.pid("redis-server")
     os.kill(pid, signal.SIGSTOP)
     try:
-        until(lambda: not installation.gate("redis")["open"], 6, "the gate is shut")
+        until(lambda: not installation.gate("redis")["open"], 30, "the gate is shut")
         shown = {name: installation.command(name) for name in ("streams", "groups")}
     finally:
         os.kill(pid, signal.SIGCONT)
@@ -68,7 +68,7 @@ def test_while_redis_is_away_older_figures_say_so(installation: Installation) ->
     found = re.search(rf"^{STREAM} +(\d+) ", shown["streams"].stdout, re.MULTILINE)
     assert found is not None
     assert int(found[1]) >= length
-    until(lambda: installation.gate("redis")["open"], 10, "the gate is open")
+    until(lambda: installation.gate("redis")["open"], 30, "the gate is open")
     assert _json(installation, "streams")["stale"] is None
 
 
