@@ -18,10 +18,11 @@ from typing import Any
 
 import pytest
 import trio
+from attrs import evolve
 
-from penstock.runtime.embedded import EmbeddedPostgres, EmbeddedValkey
+from penstock.runtime.embedded import EmbeddedPostgres, EmbeddedValkey, postgres, valkey
 from penstock.runtime.embedded.leftovers import find_leftovers
-from penstock.runtime.supervision import Backoff, Supervisor, Tree
+from penstock.runtime.supervision import Backoff, LifecycleKind, Supervisor, Tree
 
 SERVE = Path(__file__).with_name("serve.py")
 
@@ -57,12 +58,25 @@ class Running:
         return int(child.note.removeprefix("pid "))
 
     async def until_incarnation(self, number: int) -> None:
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             while True:
                 (child,) = self._tree.snapshot().root.children
                 if child.incarnation == number and child.state == "running":
                     return
                 await trio.sleep(0.005)
+
+    @property
+    def pauses(self) -> list[float]:
+        """The waits before its restarts, in seconds."""
+        events = self._tree.journal.recent
+        return [event.seconds or 0.0 for event in events if event.kind is LifecycleKind.CHILD_BACKOFF]
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step of a stop has a minute: a second one says that the first did not work, not that the disk is busy."""
+    for module in (postgres, valkey):
+        monkeypatch.setattr(module, "STOP", tuple(evolve(step, wait=60.0) for step in module.STOP))
 
 
 Run = Callable[[EmbeddedValkey | EmbeddedPostgres], AbstractAsyncContextManager[Running]]
@@ -117,7 +131,7 @@ class Program:
         return self.wait()
 
     def wait(self) -> int:
-        code = self.process.wait(30)
+        code = self.process.wait(100)
         # A grandchild may hold the pipe open for a moment longer; that is no reason to wait.
         self._reader.join(1)
         return code
@@ -137,13 +151,17 @@ Start = Callable[..., Program]
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """``start(directory)``: run ``serve.py`` there; whatever of it is left at the end of the test is ended."""
+    """``start(directory, …)``: run ``serve.py`` there; whatever of it is left at the end of the test is ended."""
     programs: list[Program] = []
 
     def start_program(
-        directory: Path, *, prefix: tuple[str, ...] = (), python: tuple[str, ...] = (sys.executable,), **options: Any
+        directory: Path,
+        *arguments: str,
+        prefix: tuple[str, ...] = (),
+        python: tuple[str, ...] = (sys.executable,),
+        **options: Any,
     ) -> Program:
-        programs.append(Program([*prefix, *python, str(SERVE), str(directory)], **options))
+        programs.append(Program([*prefix, *python, str(SERVE), str(directory), *arguments], **options))
         return programs[-1]
 
     yield start_program
@@ -167,10 +185,10 @@ def is_running() -> Callable[[int], bool]:
 
 @pytest.fixture
 def until_gone(is_running: Callable[[int], bool]) -> Callable[[Iterable[int]], None]:
-    """Wait, for 5 seconds at the most, until none of these processes runs any more."""
+    """Wait, for a minute at the most, until none of these processes runs any more."""
 
     def wait(pids: Iterable[int]) -> None:
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while remaining := [pid for pid in pids if is_running(pid)]:
             assert time.monotonic() < deadline, f"still running: {remaining}"
             time.sleep(0.01)

@@ -1,6 +1,7 @@
 """A program for the tests to start, kill and start again: both embedded servers, in the data directory argv[1].
 
-Prints one line of JSON when they are up, and a line for whatever they log; SIGTERM stops it in order.
+Prints one line of JSON when they are up, and a line for whatever they log; SIGTERM stops it in order. With "patient" as
+argv[2] PostgreSQL has a minute for the first step of its stop, however busy the disk is.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import signal
 import sys
 
 import trio
+from attrs import evolve
 
-from penstock.runtime.embedded import DataDirectory, EmbeddedPostgres, EmbeddedServerError, EmbeddedValkey
+from penstock.runtime.embedded import DataDirectory, EmbeddedPostgres, EmbeddedServerError, EmbeddedValkey, postgres
 from penstock.runtime.supervision import Supervisor, Tree
 
 
@@ -42,6 +44,9 @@ async def stop_on_sigterm(tree: Tree) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[2:] == ["patient"]:
+        first, second = postgres.STOP
+        postgres.STOP = (evolve(first, wait=60.0), second)
     try:
         trio.run(main)
     except EmbeddedServerError as refusal:

@@ -68,22 +68,22 @@ async def test_a_kill_of_the_postmaster_while_it_works_is_soon_over(
                 connection.pgconn.send_query(b"SELECT count(*) FROM generate_series(1, 10000000000)")
                 connection.pgconn.flush()
                 await _until_at_work(server, connection.info.backend_pid)
-                killed = trio.current_time()
                 os.kill(it.pid, signal.SIGKILL)
                 await it.until_incarnation(2)
-                away = trio.current_time() - killed
+                (pause,) = it.pauses
             assert query(server, "SELECT answer FROM kept") == [(42,)]
-    # Half a second on a quiet disk; the recovery waits for the disk.
-    assert away < 5.0
+    # Its first start is the one that succeeds: half a second on a quiet disk; the recovery waits for the disk.
+    assert 0.1 <= pause <= 0.15
     assert not any("starting up" in line for line in lines)
 
 
 async def _until_at_work(server: EmbeddedPostgres, pid: int) -> None:
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         while query(server, f"SELECT state FROM pg_stat_activity WHERE pid = {pid}") != [("active",)]:
             await trio.sleep(0.01)
 
 
+@pytest.mark.usefixtures("patient")
 async def test_a_frozen_server_is_stopped_in_good_order(place: Path, lines: list[str], running: Running) -> None:
     with DataDirectory(place) as directory:
         async with running(EmbeddedPostgres(directory, log=lines.append)) as it:
@@ -91,14 +91,15 @@ async def test_a_frozen_server_is_stopped_in_good_order(place: Path, lines: list
     assert lines[-1].endswith("database system is shut down")
 
 
+@pytest.mark.usefixtures("patient")
 async def test_clients_that_stay_do_not_hold_up_the_stop(place: Path, lines: list[str], running: Running) -> None:
     with DataDirectory(place) as directory:
         server = EmbeddedPostgres(directory, log=lines.append)
         async with running(server):
             stays = psycopg.connect(server.url)
-            before = trio.current_time()
-        assert trio.current_time() - before < postgres.STOP[0].wait
         stays.close()
+    assert any("received fast shutdown request" in line for line in lines)
+    assert not any("immediate shutdown" in line for line in lines)
 
 
 async def test_a_kill_while_the_cluster_is_made_leaves_none_and_the_next_start_makes_it(

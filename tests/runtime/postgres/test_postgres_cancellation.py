@@ -11,6 +11,7 @@ import psycopg
 import pytest
 import trio
 import trio.testing
+from attrs import evolve
 from psycopg import pq
 from psycopg.rows import TupleRow
 
@@ -21,7 +22,8 @@ IDLE = pq.TransactionStatus.IDLE
 
 @pytest.fixture
 async def connection(options: PostgresOptions) -> AsyncIterator[Connection[TupleRow]]:
-    connection = await Connection.open(options)
+    # The grace is long: a connection that a busy machine does not end in time is given up, and that is right.
+    connection = await Connection.open(evolve(options, cancel_grace=20))
     await connection.execute("create temp table effect (id int primary key, note text)")
     yield connection
     await connection.close()
@@ -35,7 +37,7 @@ async def count(connection: Connection[TupleRow]) -> int:
 
 async def test_a_cancelled_statement_is_cancelled_on_the_server(connection, server) -> None:
     """It ends long before its own end, the backend is idle and the connection usable."""
-    with trio.fail_after(5), trio.move_on_after(0.1) as scope:
+    with trio.fail_after(30), trio.move_on_after(0.1) as scope:
         await connection.execute("select pg_sleep(60)")
     assert scope.cancelled_caught
     assert connection.pgconn.transaction_status == IDLE
@@ -56,6 +58,7 @@ async def test_a_cancel_request_that_overtakes_its_statement_is_sent_again(conne
         return None if asked == 1 else steps(cancelled)
 
     monkeypatch.setattr(internals, "cancel_steps", overtaking)
+    connection.cancel_grace = 4  # an eighth of which lies between two requests
     with trio.move_on_after(0.05):
         if left == "in a statement":
             await connection.execute("select pg_sleep(60)")
@@ -80,7 +83,7 @@ async def test_a_server_that_ignores_the_cancel_request_loses_the_connection(own
     with trio.move_on_after(0.1):
         await connection.execute("select 1")
     assert connection.closed
-    assert trio.current_time() - started < 1.5
+    assert trio.current_time() - started < 20
     own_server.send(signal.SIGCONT)
 
 
@@ -93,7 +96,7 @@ async def test_an_exception_in_a_transaction_rolls_back_within_the_grace(own_ser
             own_server.send(signal.SIGSTOP)
             raise ZeroDivisionError
     assert connection.closed
-    assert trio.current_time() - started < 1.5
+    assert trio.current_time() - started < 20
     own_server.send(signal.SIGCONT)
 
 
@@ -174,7 +177,7 @@ async def test_a_copy_cancelled_while_it_waits_for_a_lock_starts_nothing(connect
     await connection.execute("create table if not exists fought_over (id int)")
     async with await Connection.open(options) as other, other.transaction():
         await other.execute("lock table fought_over")
-        with trio.fail_after(5), trio.move_on_after(0.1) as scope:
+        with trio.fail_after(30), trio.move_on_after(0.1) as scope:
             async with connection.cursor().copy("copy fought_over from stdin"):
                 pytest.fail("the table is locked")
         assert scope.cancelled_caught
@@ -183,7 +186,7 @@ async def test_a_copy_cancelled_while_it_waits_for_a_lock_starts_nothing(connect
 
 
 async def test_a_cancelled_pipeline_leaves_pipeline_mode(connection) -> None:
-    with trio.fail_after(5), trio.move_on_after(0.1) as scope:
+    with trio.fail_after(30), trio.move_on_after(0.1) as scope:
         async with connection.pipeline():
             await connection.execute("select pg_sleep(60)")
             await trio.sleep_forever()
@@ -193,7 +196,7 @@ async def test_a_cancelled_pipeline_leaves_pipeline_mode(connection) -> None:
 
 
 async def test_a_cancelled_transaction_in_a_pipeline_rolls_back_at_once(connection) -> None:
-    with trio.fail_after(5), trio.move_on_after(0.1):
+    with trio.fail_after(30), trio.move_on_after(0.1):
         async with connection.pipeline(), connection.transaction():
             await connection.execute("insert into effect values (1)")
             await connection.execute("select pg_sleep(60)")
@@ -205,12 +208,13 @@ async def test_a_cancelled_transaction_in_a_pipeline_rolls_back_at_once(connecti
 
 async def test_a_waiter_for_the_connection_is_cancelled_at_once(connection) -> None:
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(connection.execute, "select pg_sleep(0.5)")
+        nursery.start_soon(connection.execute, "select pg_sleep(60)")
         await trio.testing.wait_all_tasks_blocked()
         started = trio.current_time()
         with trio.move_on_after(0.05):
             await connection.execute("select 1")
-        assert trio.current_time() - started < 0.4
+        assert trio.current_time() - started < 20
+        nursery.cancel_scope.cancel()
     assert await count(connection) == 0
 
 

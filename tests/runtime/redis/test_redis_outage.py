@@ -110,7 +110,7 @@ async def test_a_frozen_process_is_reported_and_goes_on(valkey: ValkeyServer) ->
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(redis.ping)
                 nursery.start_soon(connection.ping)
-                with trio.fail_after(5):
+                with trio.fail_after(30):
                     assert isinstance(await troubles.receive(), RedisStalled)
                     assert isinstance(await troubles.receive(), RedisStalled)
                 valkey.signal(signal.SIGCONT)
@@ -122,18 +122,18 @@ async def test_a_frozen_process_is_reported_and_goes_on(valkey: ValkeyServer) ->
 async def test_our_own_busy_loop_is_not_taken_for_the_servers_silence(valkey: ValkeyServer) -> None:
     """The event loop is blocked for longer than both limits while replies wait in the sockets."""
     troubles: list[Exception] = []
-    options = RedisOptions.from_url(valkey.url, stall_after=0.1, response_timeout=0.2)
+    options = RedisOptions.from_url(valkey.url, stall_after=0.8, response_timeout=1.0)
     async with Redis(options, on_trouble=troubles.append) as redis, redis.dedicated() as connection:
         await redis.ping()
         await connection.ping()
-        for _ in range(6):
+        for _ in range(2):
             sent = redis.statistics().sent
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(redis.echo, "x")
                 nursery.start_soon(connection.echo, "x")
                 while redis.statistics().sent == sent:
                     await trio.lowlevel.checkpoint()
-                time.sleep(0.3)  # noqa: ASYNC251  # the very thing under test
+                time.sleep(1.2)  # noqa: ASYNC251  # the very thing under test
     assert troubles == []
 
 

@@ -159,8 +159,8 @@ def test_the_watchdog_leaves_no_trace() -> None:
     async def main() -> None:
         await trio.sleep(1)
 
-    run_virtual(main, watchdog=0.05)
-    time.sleep(0.1)
+    run_virtual(main, watchdog=0.5)
+    time.sleep(0.6)
     assert (signal.getsignal(signal.SIGVTALRM), signal.getitimer(signal.ITIMER_REAL)[0] > 0) == before
 
 
