@@ -19,6 +19,10 @@ _DEFAULT_SEED = 20_251_122
 _LONG_FIRST = ("chaos", "compose", "integration", "", "browser", "simulation")
 """Folders of tests; the empty name is that of the files that are in none."""
 
+_OF_PROCESSES = ("chaos", "compose", "integration", "browser")
+_LIMIT_OF_PROCESSES = 300
+"""Seconds for a test in one of these folders that has no limit of its own."""
+
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell has its background jobs ignore Ctrl-C, and whatever they start; here and there a test sends it.
@@ -52,12 +56,22 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The files that take longest first, so that no worker is left alone with one of them at the end."""
-    items.sort(key=lambda item: _rank(item.path.relative_to(config.rootpath).parts))
+    """The files that take longest first, so that no worker is left alone with one of them at the end.
+
+    Tests of real processes wait for them again and again, with bounds whose sum is more than the watchdog's limit.
+    """
+    items.sort(key=lambda item: _rank(_folder(item, config)))
+    for item in items:
+        if _folder(item, config) in _OF_PROCESSES and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(_LIMIT_OF_PROCESSES))
 
 
-def _rank(parts: tuple[str, ...]) -> int:
-    folder = parts[1] if len(parts) > 2 else ""
+def _folder(item: pytest.Item, config: pytest.Config) -> str:
+    parts = item.path.relative_to(config.rootpath).parts
+    return parts[1] if len(parts) > 2 else ""
+
+
+def _rank(folder: str) -> int:
     return _LONG_FIRST.index(folder) if folder in _LONG_FIRST else len(_LONG_FIRST)
 
 

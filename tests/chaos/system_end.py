@@ -52,14 +52,17 @@ class End:
     def wait_quiet(self, limit: float, gone: Sequence[str], say: Callable[[str], None]) -> tuple[float, dict[str, Any]]:
         """Seconds until nothing was under way, and what still is after `limit` seconds: empty when all is well.
 
+        Nothing is when two looks in a row find nothing: what goes from one place to another is missed by one of them.
+
         `gone` are the instances of processes that are gone for good: no consumer of theirs may be left. `say` is told
         of what is left, now and then.
         """
-        begun, told = time.monotonic(), 0.0
+        begun, told, was_quiet = time.monotonic(), 0.0, False
         while True:
             rest, took = self.rest(gone), time.monotonic() - begun
-            if not rest or took > limit:
+            if (was_quiet and not rest) or took > limit:
                 return took, rest
+            was_quiet = not rest
             if took - told >= _TELL_EVERY:
                 told = took
                 say(f"under way: {rest}"[:400])

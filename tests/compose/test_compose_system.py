@@ -23,6 +23,7 @@ from composition import COMPOSE, PRODUCTION, service
 from installation import PIPELINE, STREAM, Installation, Load, until
 from local_nodes import NAMES, Nodes, local_nodes
 
+from penstock.actors.reading_on import LOOK_BACK
 from penstock.runtime.embedded.binaries import valkey_server
 from penstock.runtime.testing.servers import LocalNode
 
@@ -63,7 +64,7 @@ class Site:
         """Wait until the listeners run and events are accepted again; how long it took, in seconds."""
         seconds = until(self.is_serving, 45.0, "the listeners are back")
         count = len(load.accepted)
-        return seconds + until(lambda: len(load.accepted) > count + 100, 20.0, "load goes on")
+        return seconds + until(lambda: len(load.accepted) > count + 100, 45.0, "load goes on")
 
     def pending(self) -> int:
         with self.nodes.admin(self.nodes.master_of(STREAM)) as admin:
@@ -72,7 +73,7 @@ class Site:
 
     def check_balance(self, load: Load) -> None:
         """Every accepted event is one row and one effect: none is missing, none is there twice."""
-        until(lambda: not load.missing() and self.pending() == 0, 30.0, "all accepted events are rows")
+        until(lambda: not load.missing() and self.pending() == 0, LOOK_BACK + 20.0, "all accepted events are rows")
         sql = self.installation.sql
         assert load.accepted
         assert load.missing() == set()
@@ -172,7 +173,7 @@ def test_with_replicas_there_is_a_failover_without_an_operator(site: Site) -> No
             owner = site.nodes.master_of(STREAM)
             (replica,) = site.nodes.replicas_of(owner)
             owner.kill()
-            until(lambda: site.readyz()[0] == 503, 15.0, "the gate is shut")
+            until(lambda: site.readyz()[0] == 503, 30.0, "the gate is shut")
             print(f"served by the replica {site.until_serving(load):.1f} s after the gate shut")
             assert site.nodes.master_of(STREAM) is replica
             assert not owner.running

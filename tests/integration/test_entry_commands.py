@@ -41,8 +41,8 @@ def _publish(shop: Installation, stream: str, numbers: range) -> list[str]:
 
 def _entries(shop: Installation, stream: str, group: str = GROUP) -> list[dict[str, Any]]:
     """As `penstock range` has them, without the start of a process."""
-    _, found = shop.get(f"/api/v1/streams/{quote(stream, safe='')}/entries?group={quote(group, safe='')}")
-    return list(found["entries"])
+    path = f"/api/v1/streams/{quote(stream, safe='')}/entries?group={quote(group, safe='')}"
+    return list(shop.look(path)["entries"])
 
 
 def _states(shop: Installation, stream: str) -> list[str]:
@@ -65,7 +65,7 @@ def test_entries_are_looked_at_claimed_and_deleted(place: Path) -> None:
 
 def _check_ranges(shop: Installation) -> None:
     _publish(shop, JOBS, range(3))
-    until(lambda: set(_states(shop, JOBS)) == {"ACK"}, 20, "all are acknowledged")
+    until(lambda: _states(shop, JOBS) == ["ACK"] * 3, 30, "all are acknowledged")
     found = _entries(shop, JOBS)
     assert [each["data"]["number"] for each in found] == [0, 1, 2]
     shown = shop.command("range", JOBS, "--reverse", "--limit", "1", "--group", GROUP)
@@ -95,11 +95,18 @@ def _check_claims(shop: Installation, client: Any) -> None:
     assert re.search(rf"^{JOBS} +{GROUP} +shared( +\d+){{6}}$", shop.command("groups").stdout, re.MULTILINE)
 
 
+def _publish_one(shop: Installation, client: Any, number: int) -> tuple[str, str]:
+    """Publish a job, and wait until it is an entry: it may go by the outbox. The ids of the entry and of the event."""
+    expected = client.xlen(JOBS) + 1
+    (event_id,) = _publish(shop, JOBS, range(number, number + 1))
+    until(lambda: client.xlen(JOBS) == expected, 30, "it is in the stream")
+    return client.xrevrange(JOBS, count=1)[0][0].decode(), event_id
+
+
 def _held_by_another(shop: Installation, client: Any, number: int) -> list[str]:
     """A job that was given to a consumer of another process, which has not handled it."""
-    _publish(shop, JOBS, range(number, number + 1))
-    entry_id = client.xrevrange(JOBS, count=1)[0][0].decode()
-    until(lambda: _states(shop, JOBS)[-1] == "ACK", 20, "it is acknowledged")
+    entry_id, _ = _publish_one(shop, client, number)
+    until(lambda: _states(shop, JOBS)[-1] == "ACK", 30, "it is acknowledged")
     # Our listeners are quicker than any other process, so what they did is undone.
     shop.sql("delete from handled where number = %s and kind = 'work' returning 1", number)
     shop.sql("delete from penstock_inbox where entry_id = %s and consumer_group = %s returning 1", entry_id, GROUP)
@@ -121,9 +128,8 @@ def _check_loss_on_purpose(shop: Installation, client: Any) -> None:
     """What is deleted unread is a loss with a name; here of a group that is far behind, for its gate is shut."""
     (shop.directory / "closed").touch()
     until(lambda: not shop.gate("clerk")["open"], 20, "the clerks are away")
-    (event_id,) = _publish(shop, JOBS, range(9, 10))
-    until(lambda: _states(shop, JOBS)[-1] == "ACK", 20, "the others have it")
-    entry_id = client.xrevrange(JOBS, count=1)[0][0].decode()
+    entry_id, event_id = _publish_one(shop, client, 9)
+    until(lambda: _states(shop, JOBS)[-1] == "ACK", 30, "the others have it")
     client.xgroup_create(JOBS, "theirs", id="0")  # of another program: it wants all of it, too
     refused = shop.command("delete", JOBS, entry_id, "--yes")
     assert (refused.returncode, client.xlen(JOBS)) == (1, 4)
@@ -131,10 +137,10 @@ def _check_loss_on_purpose(shop: Installation, client: Any) -> None:
     client.xgroup_destroy(JOBS, "theirs")
     done = shop.command("delete", JOBS, entry_id, "--unread", "--yes")
     assert (done.returncode, CLERK in done.stdout) == (0, True), done.stderr
-    (loss,) = shop.get("/api/v1/losses")[1]["losses"]
+    (loss,) = shop.look("/api/v1/losses")["losses"]
     assert (loss["group"], loss["entries"], loss["deleted"]) == (CLERK, 1, 1)
     assert "@" in loss["deletedBy"]
-    told = {each["group"]: each["reason"] for each in shop.get(f"/api/v1/ledger/{event_id}")[1]["fates"]}
+    told = {each["group"]: each["reason"] for each in shop.look(f"/api/v1/ledger/{event_id}")["fates"]}
     assert told[GROUP] == "handled"
     assert told[CLERK] == f"deleted by {loss['deletedBy']} before the group was given it"
     (shop.directory / "closed").unlink()
@@ -146,7 +152,7 @@ def _check_outage(shop: Installation) -> None:
     pid = int(shop.child("entry-shop/servers/redis-server")["note"].partition("pid ")[2].split()[0].rstrip(","))
     os.kill(pid, signal.SIGSTOP)
     try:
-        until(lambda: not shop.gate("redis")["open"], 6, "the gate is shut")
+        until(lambda: not shop.gate("redis")["open"], 30, "the gate is shut")
         cause = shop.gate("redis")["cause"]
         done = shop.command("claim", JOBS, GROUP, "1-1")
         assert (done.returncode, "Redis is away since" in done.stderr, cause[:20] in done.stderr) == (1, True, True)
@@ -169,7 +175,7 @@ def test_in_a_cluster_partitions_are_one_stream(place: Path) -> None:
             assert {each["partition"] for each in found} <= set(DESKS)
             assert re.findall("^stream +(.+)$", shop.command("info", "desk").stdout, re.MULTILINE) == DESKS
             key, entry_id = found[0]["partition"], found[0]["entryId"]
-            (facts,) = shop.get(f"/api/v1/streams/{quote(key, safe='')}/info")[1]["partitions"]
+            (facts,) = shop.look(f"/api/v1/streams/{quote(key, safe='')}/info")["partitions"]
             of_key = [each["entryId"] for each in found if each["partition"] == key]
             assert (facts["length"], facts["first"]["entryId"]) == (len(of_key), of_key[0])
             with cluster.admin(cluster.master_of(key)) as admin:
