@@ -21,7 +21,9 @@ from penstock.runtime.redis import Redis, RedisOptions
 from penstock.runtime.supervision import LifecycleKind
 
 NEWS = "chat:news"
-SETTINGS = ActorSettings(health=HealthSettings(interval_up=0.3, interval_down_min=0.05, interval_down_max=0.3))
+SETTINGS = ActorSettings(
+    health=HealthSettings(interval_up=0.3, interval_down_min=0.05, interval_down_max=0.3, timeout=20)
+)
 
 
 async def until(true: Callable[[], Any]) -> None:
@@ -82,7 +84,8 @@ async def running(*servers: Server) -> AsyncIterator[None]:
 
 async def test_a_kill_a_slow_handler_and_a_forbidden_channel(make_valkey: Any) -> None:
     valkey = make_valkey()
-    one, two = Server(valkey.options, "one"), Server(valkey.options, "two")
+    options = evolve(valkey.options, stall_after=10, response_timeout=20)  # a busy machine's silence shuts no gate here
+    one, two = Server(options, "one"), Server(options, "two")
     async with running(one, two):
         assert await one.deployment.broadcast(NEWS, {"text": "점검"}) == 2
         await until(lambda: one.heard and two.heard)
@@ -112,7 +115,7 @@ async def test_a_kill_a_slow_handler_and_a_forbidden_channel(make_valkey: Any) -
 
             # A user who may not listen: nothing else is held up, and what is forbidden is told.
             await admin.execute_command("ACL", "SETUSER", "app", "on", ">secret", "~*", "+@all", "resetchannels")
-            three = Server(evolve(valkey.options, username="app", password="secret"), "three")
+            three = Server(evolve(options, username="app", password="secret"), "three")
             async with running(three):
                 view = three.deployment.tree.snapshot().find("chat/actors/channels")
                 assert view is not None

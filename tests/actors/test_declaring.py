@@ -60,7 +60,7 @@ async def test_who_is_frozen_while_it_declares_its_groups_keeps_nobody_from_it_f
 
         async def declare() -> None:
             with pytest.raises(ENDED):
-                await declare_groups(cast("Pool", frozen), shop(), abandon_after=0.5)
+                await declare_groups(cast("Pool", frozen), shop(), abandon_after=1.0)
 
         nursery.start_soon(declare)
         await frozen.frozen.wait()
@@ -73,7 +73,7 @@ async def test_who_is_frozen_while_it_enters_its_streams_keeps_nobody_from_it_fo
     database: PostgresOptions,
 ) -> None:
     async with Pool(database) as pool:
-        frozen, others = PostgresStore(pool, abandon_after=0.5), PostgresStore(pool)
+        frozen, others = PostgresStore(pool, abandon_after=1.0), PostgresStore(pool)
         with pytest.raises(ENDED):
             async with frozen.transaction() as transaction:
                 assert await frozen.streams.declare(transaction, "orders", 3) == 3

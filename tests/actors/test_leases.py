@@ -138,7 +138,7 @@ async def test_a_transaction_of_a_frozen_process_holds_no_partition_for_ever(
 ) -> None:
     """The server ends it when it has heard nothing of it for longer than a handler may take."""
     async with Pool(database) as pool:
-        frozen, others = PostgresStore(pool, abandon_after=0.5), PostgresStore(pool)
+        frozen, others = PostgresStore(pool, abandon_after=1.0), PostgresStore(pool)
         lease = await take(others, within=60.0)
         assert lease is not None
         with pytest.raises((PostgresUnavailable, psycopg.errors.IdleInTransactionSessionTimeout)):
@@ -158,7 +158,7 @@ async def test_a_transaction_of_a_frozen_process_holds_no_partition_for_ever(
 
 async def test_a_transaction_of_a_frozen_process_blocks_no_event_for_ever(database: PostgresOptions) -> None:
     async with Pool(database) as pool:
-        frozen, others = PostgresStore(pool, abandon_after=0.5), PostgresStore(pool)
+        frozen, others = PostgresStore(pool, abandon_after=1.0), PostgresStore(pool)
         entries = [InboxEntry(uuid4(), KEY, "1-0")]
         with pytest.raises((PostgresUnavailable, psycopg.errors.IdleInTransactionSessionTimeout)):
             async with frozen.transaction() as transaction:

@@ -302,21 +302,30 @@ async def test_letters_that_are_locked_for_a_moment_are_waited_for(office: Offic
 async def test_an_order_that_lost_a_deadlock_is_tried_again(office: Office) -> None:
     numbers = await office.bury(2)
     note = "update penstock_dead_letter set note = 'x' where id = %s"
+    hold = "select 1 from penstock_dead_letter where id = %s for update"
     totals: list[int] = []
 
     async def order() -> None:
         totals.append((await office.desk.replay(ANYTHING, by="ann")).total)
 
-    waiting = "select 1 from pg_stat_activity where wait_event_type = 'Lock' and query like '%%dead_letter_order%%'"
-    async with trio.open_nursery() as nursery:
-        async with office.pool.connection() as connection, connection.transaction():
-            # Whoever waits first finds the deadlock first, and loses it.
-            await connection.execute("set local deadlock_timeout = '1min'")
-            await connection.execute(note, (numbers[1],))
-            nursery.start_soon(order)
-            while not await office.rows(waiting):
+    async def until_waiting(count: int) -> None:
+        waiting = "select 1 from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
+        with trio.fail_after(20):
+            while len(await office.rows(waiting)) < count:
                 await trio.sleep(0.01)
-            await connection.execute(note, (numbers[0],))
+
+    async with trio.open_nursery() as orders:
+        async with office.pool.connection() as other, other.transaction(), trio.open_nursery() as nursery:
+            # Only the order looks for a deadlock in time, and loses it. It looks once in each wait: so it comes to the
+            # one that closes the circle when the other waits already.
+            await other.execute("set local deadlock_timeout = '1min'")
+            await other.execute(note, (numbers[1],))
+            async with office.pool.connection() as door, door.transaction():
+                await door.execute(hold, (numbers[0],))
+                orders.start_soon(order)
+                await until_waiting(1)
+                nursery.start_soon(other.execute, note, (numbers[0],))
+                await until_waiting(2)
     assert totals == [2]
 
 

@@ -91,17 +91,25 @@ class Site:
                 await trio.sleep(0.02)
 
     async def settled(self) -> None:
-        """Wait until every accepted event has its row, and nothing is pending."""
-        with trio.fail_after(40):
-            while await self._open_ends():
+        """Wait until every accepted event has its row, and nothing is pending; fail with what is open."""
+        ends: dict[str, int] = {}
+        with trio.move_on_after(40):
+            while any((ends := await self._open_ends()).values()):
                 await trio.sleep(0.05)
+            return
+        views = self.deployment.tree.snapshot().root.walk()
+        held = [f"{view.path}: {view.state} {view.note}" for view in views if view.state != "running"]
+        pytest.fail(f"open after 40 s: {ends}; not running: {held}")
 
-    async def _open_ends(self) -> int:
+    async def _open_ends(self) -> dict[str, int]:
         groups = await self.redis.xinfo_groups(STREAM)
         if not groups:
-            return 1  # no listener has come so far yet
-        waiting = sum(each.count for each in await self.deployment.backends.store.outbox.waiting())
-        return waiting + sum(int(group["pending"]) + int(group["lag"] or 0) for group in groups)
+            return {"groups to be made": 1}  # no listener has come so far yet
+        ends = {"outbox": sum(each.count for each in await self.deployment.backends.store.outbox.waiting())}
+        for group in groups:
+            name = group["name"].decode()
+            ends |= {f"{name} pending": int(group["pending"]), f"{name} lag": int(group["lag"] or 0)}
+        return ends
 
     async def added(self) -> list[int]:
         """The numbers of the events in the stream, in the order in which they came for the first time."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import importlib.util
 import json
-import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -21,6 +20,7 @@ from attrs import define
 from penstock.http.app import HttpApp, create_app
 from penstock.http.front_end import front_end
 from penstock.http.settings import HttpSettings
+from penstock.runtime.testing import servers
 
 
 def _load(path: str, name: str) -> ModuleType:
@@ -87,14 +87,14 @@ class Server:
         return stream
 
     async def gone(self) -> None:
-        """Block until the tree has ended."""
-        with trio.fail_after(10), self.deployment.tree.subscribe() as events:
+        """Block until the tree has ended; for at most 20 seconds."""
+        with trio.fail_after(20), self.deployment.tree.subscribe() as events:
             while self.deployment.tree.snapshot().root.state != "ended":
                 await events.next()
 
     async def captured(self, count: int) -> list[dict[str, Any]]:
         """The data of the access events, as soon as there are `count` of them."""
-        with trio.fail_after(10):
+        with trio.fail_after(20):
             while len(self.deployment.captured) < count:
                 await trio.sleep(0.005)
         return [envelope.data for envelope in self.deployment.captured]
@@ -121,9 +121,7 @@ def serving() -> Callable[..., Any]:
 
 @pytest.fixture
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return servers.free_port()
 
 
 async def json_of(response: Any) -> Any:

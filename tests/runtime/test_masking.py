@@ -84,9 +84,9 @@ def test_a_cycle_ends() -> None:
 @pytest.mark.parametrize("piece", ["a", "a://b:", "://", '"a":', "bearer ", "?a=", "a:@/"])
 def test_text_made_to_be_slow_is_not(piece: str) -> None:
     text = (piece * 8192)[:8192] + "://"
-    began = time.perf_counter()
+    began = time.thread_time()
     mask_text(text)
-    assert time.perf_counter() - began < 1.0  # linear: about a millisecond; quadratic: many seconds
+    assert time.thread_time() - began < 1.0  # linear: about a millisecond; quadratic: many seconds
 
 
 def test_a_login_in_what_was_meant_to_be_a_url_is_hidden() -> None:
