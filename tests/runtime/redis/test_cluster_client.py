@@ -31,6 +31,7 @@ def local(request: pytest.FixtureRequest) -> Iterator[LocalCluster]:
         pytest.skip(f"there is no {REDIS_7_0}")
     program = str(REDIS_7_0) if request.param == "redis" else None
     names = ["--cluster-announce-hostname", "localhost", "--cluster-preferred-endpoint-type", "hostname"]
+    names += ["--appendfsync", "no"]  # who waits for a busy disk answers nobody
     with LocalCluster.make(masters=3, program=program, arguments=names, password=PASSWORD) as cluster:
         yield cluster
 

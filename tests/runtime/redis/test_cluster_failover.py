@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -39,8 +40,11 @@ def _wait_for_replicas(local: LocalCluster) -> None:
             connection = admin.connection_pool.get_connection()
             connection.send_command("SET", f"{{{stream}}}:step", 1)
             connection.read_response()
-            connection.send_command("WAIT", 1, 4000)
-            assert connection.read_response() >= 1
+            deadline, replicas = time.monotonic() + LIMIT, 0
+            while not replicas:
+                assert time.monotonic() < deadline, f"no replica of {master.url} is in step"
+                connection.send_command("WAIT", 1, 4000)
+                replicas = connection.read_response()
             admin.connection_pool.release(connection)
 
 

@@ -27,7 +27,7 @@ def local(request: pytest.FixtureRequest) -> Iterator[LocalCluster]:
     if request.param == "redis" and not REDIS_7_0.exists():
         pytest.skip(f"there is no {REDIS_7_0}")
     program = str(REDIS_7_0) if request.param == "redis" else None
-    with LocalCluster.make(masters=3, program=program) as cluster:
+    with LocalCluster.make(masters=3, program=program, arguments=["--appendfsync", "no"]) as cluster:
         yield cluster
 
 

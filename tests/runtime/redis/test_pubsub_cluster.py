@@ -191,7 +191,9 @@ def _subscribers(node: LocalNode, channel: str) -> int:
 
 async def test_a_slot_that_nobody_serves(nodes: LocalCluster) -> None:
     """A cluster of its own, with a hole: subscribe says so in time, and the other channels work."""
-    with LocalCluster.make(masters=3, arguments=["--cluster-require-full-coverage", "no"]) as holed:
+    with LocalCluster.make(
+        masters=3, arguments=["--cluster-require-full-coverage", "no", "--appendfsync", "no"]
+    ) as holed:
         slot = slot_of("hole")
         for node in holed.nodes:
             with node.admin() as admin:
@@ -208,7 +210,9 @@ async def test_a_slot_that_nobody_serves(nodes: LocalCluster) -> None:
 
 async def test_an_owner_that_is_cut_off_from_the_others_is_left() -> None:
     """It answers every PING and takes itself for the master, while the others have made its replica the owner."""
-    with LocalCluster.make(masters=3, replicas=1, arguments=["--enable-debug-command", "yes"]) as nodes:
+    with LocalCluster.make(
+        masters=3, replicas=1, arguments=["--enable-debug-command", "yes", "--appendfsync", "no"]
+    ) as nodes:
         options = ClusterOptions.from_url(nodes.url, decode_responses=True, refresh_every=0.5)
         async with RedisCluster(options) as client, client.pubsub() as pubsub:
             await pubsub.ssubscribe("mine", "theirs")

@@ -117,7 +117,7 @@ def local_cluster() -> Iterator[Callable[[], LocalCluster]]:
 
     def get() -> LocalCluster:
         if not made:
-            made.append(LocalCluster.make(replicas=1))
+            made.append(LocalCluster.make(replicas=1, arguments=["--appendfsync", "no"]))
         return made[0]
 
     yield get
