@@ -19,7 +19,10 @@ from penstock.runtime import launch, processes
 from penstock.runtime.processes import LaunchFailed, ProcessExited, ProcessSpec, StopStep, run_command, run_process
 from penstock.runtime.supervision import Child
 
-POLITE = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: (print('bye'), sys.exit(0)))\n"
+# Handlers write by themselves: one that came in the middle of a print() could not print, too.
+POLITE = (
+    "import os, signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: (os.write(1, b'bye\\n'), sys.exit(0)))\n"
+)
 DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
 UP_AND_WAIT = "print('up', flush=True)\nwhile True: time.sleep(60)\n"
 
@@ -171,9 +174,9 @@ async def test_a_stop_that_is_not_heard_ends_in_sigkill_within_its_limit() -> No
 
 async def test_the_steps_of_a_stop_go_one_after_the_other() -> None:
     program = (
-        "import signal, sys, time\n"
-        "signal.signal(signal.SIGINT, lambda *_: print('int', flush=True))\n"
-        "signal.signal(signal.SIGQUIT, lambda *_: (print('quit', flush=True), sys.exit(0)))\n"
+        "import os, signal, sys, time\n"
+        "signal.signal(signal.SIGINT, lambda *_: os.write(1, b'int\\n'))\n"
+        "signal.signal(signal.SIGQUIT, lambda *_: (os.write(1, b'quit\\n'), sys.exit(0)))\n"
     )
     steps = (StopStep(signal.SIGINT, 0.2), StopStep(signal.SIGQUIT, 60.0))
     async with hosted(python(program + UP_AND_WAIT, stop=steps)) as host:
@@ -183,10 +186,10 @@ async def test_the_steps_of_a_stop_go_one_after_the_other() -> None:
 
 async def test_a_cut_goes_to_the_last_step_at_once_and_leaves_it_its_time() -> None:
     program = (
-        "import signal, sys, time\n"
-        "signal.signal(signal.SIGINT, lambda *_: print('int', flush=True))\n"
-        "signal.signal(signal.SIGUSR1, lambda *_: print('usr1', flush=True))\n"
-        "signal.signal(signal.SIGQUIT, lambda *_: (time.sleep(0.2), print('quit', flush=True), sys.exit(0)))\n"
+        "import os, signal, sys, time\n"
+        "signal.signal(signal.SIGINT, lambda *_: os.write(1, b'int\\n'))\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: os.write(1, b'usr1\\n'))\n"
+        "signal.signal(signal.SIGQUIT, lambda *_: (time.sleep(0.2), os.write(1, b'quit\\n'), sys.exit(0)))\n"
     )
     steps = (StopStep(signal.SIGINT, 60.0), StopStep(signal.SIGUSR1, 60.0), StopStep(signal.SIGQUIT, 60.0))
     with trio.fail_after(50):
