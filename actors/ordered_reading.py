@@ -70,16 +70,24 @@ for _, row in ipairs(redis.call('XINFO', 'CONSUMERS', key, group)) do
     if theirs and tonumber(theirs) < epoch then earlier[#earlier + 1] = name end
 end
 local taken, gone = 0, {}
+local first = redis.call('XRANGE', key, '-', '+', 'COUNT', 1)[1]
 for _, name in ipairs(earlier) do
-    local pending = redis.call('XPENDING', key, group, '-', '+', 1000, name)
-    for _, row in ipairs(pending) do
-        -- Looked for first: claiming what was trimmed would take it off the list, and nobody would know.
-        if #redis.call('XRANGE', key, row[1], row[1]) > 0 then
-            redis.call('XCLAIM', key, group, own, 0, row[1], 'JUSTID')
-            taken = taken + 1
-        else
-            gone[#gone + 1] = row[1]
+    -- What was trimmed off the head may be much, and takes none of the room of what stands behind it.
+    local trimmed = redis.call('XPENDING', key, group, '-', first and '(' .. first[1] or '+', 1000, name)
+    for _, row in ipairs(trimmed) do gone[#gone + 1] = row[1] end
+    local from, pending = first and first[1], {}
+    while from and taken < 1000 do
+        pending = redis.call('XPENDING', key, group, from, '+', 1000, name)
+        for _, row in ipairs(pending) do
+            -- Looked for first: claiming what was deleted would take it off the list, and nobody would know.
+            if #redis.call('XRANGE', key, row[1], row[1]) > 0 then
+                redis.call('XCLAIM', key, group, own, 0, row[1], 'JUSTID')
+                taken = taken + 1
+            else
+                gone[#gone + 1] = row[1]
+            end
         end
+        from = #pending == 1000 and '(' .. pending[1000][1]
     end
     if #redis.call('XPENDING', key, group, '-', '+', 1, name) == 0 then
         redis.call('XGROUP', 'DELCONSUMER', key, group, name)

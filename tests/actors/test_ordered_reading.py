@@ -93,6 +93,21 @@ async def test_entries_that_were_trimmed_are_told_until_they_are_acknowledged(cl
     assert await consumers(client) == {"payments@2": 1}
 
 
+async def test_what_was_trimmed_hides_nothing_that_stands_behind_it(client: Redis) -> None:
+    """However much it is: an older entry is never handled after a newer one."""
+    async with client.pipeline(transaction=False) as pipe:
+        for number in range(1300):
+            pipe.xadd(STREAM, {"name": str(number)})
+        ids = [each.decode() for each in await pipe.execute()]
+    await read(client, 1, ">", "0-0", count=1300)
+    await client.xtrim(STREAM, minid=ids[1100], approximate=False)
+    await client.xdel(STREAM, *ids[1101:1151])
+    assert await read(client, 2, "0") == ("behind", [], ids[-1])
+    assert await consumers(client) == {"payments@1": 1150, "payments@2": 150}
+    names = [str(number) for number in (1100, *range(1151, 1300))]
+    assert await read(client, 2, "0", count=1000) == ("read", names, ids[-1])
+
+
 async def test_consumers_of_others_are_left_alone(client: Redis) -> None:
     await add(client, "a", "b")
     for consumer in ("payments-1:instance", "payments@x", "payments@"):
