@@ -231,7 +231,7 @@ class Listening:
             return
         while reading.left:
             if not await self._call(reading.left[0], reading.gap):
-                pause = min(READ_AGAIN_AT_MOST, READ_AGAIN * 2**reading.failures)
+                pause = min(READ_AGAIN_AT_MOST, READ_AGAIN * 2.0 ** min(reading.failures, 10))
                 reading.failures += 1
                 reading.at = trio.current_time() + pause
                 return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from typing import Any
 
 import pytest
@@ -13,9 +13,10 @@ import trio
 from attrs import define, field, frozen
 from trio.testing import MockClock
 
-from penstock.actors.channels import Broadcast, Gap
+from penstock.actors.channels import Broadcast, Channel, Gap
 from penstock.actors.event import event
 from penstock.actors.handling import Context, Delivery
+from penstock.actors.listening import READ_AGAIN_AT_MOST, Listening
 from penstock.actors.retrying import RetryPolicy
 from penstock.actors.settings import ActorSettings, DeliverySettings
 from penstock.actors.system import DeclarationError, System
@@ -279,6 +280,22 @@ async def test_what_cannot_be_read_again_yet_is_tried_until_it_can_and_messages_
         away = False
         await trio.sleep(61)
         assert seen[-3:] == ["try", "read", "after"]
+
+
+async def test_a_gap_handler_that_never_succeeds_is_called_every_minute_for_ever(autojump_clock: MockClock) -> None:
+    channel, calls = Channel("news"), []
+
+    @channel.on_gap
+    async def read_again(gap: Gap) -> None:
+        calls.append(trio.current_time())
+        raise RuntimeError("broken")
+
+    listening = Listening(channel, nullcontext, within=1.0, silence=0.0)  # type: ignore[arg-type]
+    listening._miss("at first", -math.inf, 0.0)
+    for _ in range(2000):
+        await listening._read_again()
+        await trio.sleep(READ_AGAIN_AT_MOST)
+    assert len(calls) == 2000
 
 
 async def test_what_was_missed_is_read_from_the_database_once_it_is_there(autojump_clock: MockClock) -> None:
