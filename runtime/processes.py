@@ -234,7 +234,12 @@ class _Process:
         self._log = log
         self.refusal: LaunchFailed | None = None
         output, output_end = os.pipe()
-        report, report_end = os.pipe()
+        try:
+            report, report_end = os.pipe()
+        except OSError:
+            os.close(output)
+            os.close(output_end)
+            raise
         try:
             self._popen = subprocess.Popen(  # noqa: S603 - argv comes from a spec, and there is no shell
                 [sys.executable, "-I", "-S", _LAUNCHER, _order(spec, report_end)],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -308,6 +309,24 @@ async def test_no_descriptor_is_left_open() -> None:
         with pytest.raises(LaunchFailed):
             await run_command(ProcessSpec(name="ghost", argv=("/nowhere/ghost",), cwd=Path("/")), log=print)
     assert len(os.listdir("/dev/fd")) == len(before)
+
+
+async def test_no_descriptor_is_left_open_when_there_are_too_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    await run_command(python("print('warm')"), log=print)
+    before = len(os.listdir("/dev/fd"))
+    made: list[tuple[int, int]] = []
+    pipe = os.pipe
+
+    def scarce() -> tuple[int, int]:
+        if made:
+            raise OSError(errno.EMFILE, "Too many open files")
+        made.append(pipe())
+        return made[0]
+
+    monkeypatch.setattr(os, "pipe", scarce)
+    with pytest.raises(OSError, match="Too many open files"):
+        await run_command(python("print('never')"), log=print)
+    assert len(os.listdir("/dev/fd")) == before
 
 
 PARENT = """
