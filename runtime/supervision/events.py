@@ -187,8 +187,8 @@ class Journal:
         self.recent: deque[LifecycleEvent] = deque(maxlen=keep)
         self.sequence = 0
         self.is_closed = False
-        self._last: dict[str, int] = {}
-        self._removed: deque[str] = deque()
+        self._last: dict[str, dict[str, int]] = {}  # by scope, then by whom or what
+        self._removed: deque[tuple[str, str]] = deque()
         self._subscriptions: list[Subscription] = []
 
     @contextmanager
@@ -231,33 +231,39 @@ class Journal:
             seconds=report.seconds,
             cause=self._cause(report, scope),
         )
-        self._last[_key(report, scope)] = event.sequence
+        self._last.setdefault(scope, {})[_key(report)] = event.sequence
         if report.kind is LifecycleKind.CHILD_REMOVED:
-            self._forget_soon(_key(report, scope))
+            self._forget_soon(scope, report.subject)
         self.recent.append(event)
         if not self.is_closed:
             for subscription in self._subscriptions:
                 subscription._take(event)
         return event
 
-    def _forget_soon(self, key: str) -> None:
-        """A child is gone: children of a pool come by the thousand, each with a name of its own.
+    def _forget_soon(self, scope: str, name: str) -> None:
+        """A child is gone, and those below it: children of a pool come by the thousand, each with a name of its own.
 
         Not at once: what it leaves behind, lost mail say, names it as its cause.
         """
-        self._removed.append(key)
-        if len(self._removed) > _REMEMBERED:
-            self._last.pop(self._removed.popleft(), None)
+        self._removed.append((scope, name))
+        if len(self._removed) <= _REMEMBERED:
+            return
+        scope, name = self._removed.popleft()
+        self._last.get(scope, {}).pop(f"child:{name}", None)
+        path = f"{scope}/{name}"
+        if path in self._last:
+            for below in [each for each in self._last if each == path or each.startswith(f"{path}/")]:
+                del self._last[below]
 
     def _cause(self, report: Report, scope: str) -> int | None:
         cause = report.cause
         if cause is None:
             return None
         if not cause.startswith("gate:"):
-            return self._last.get(f"{scope}|{cause}")
+            return self._last.get(scope, {}).get(cause)
         # By now it may have turned again.
         turned = LifecycleKind.GATE_OPENED if report.kind in _AFTER_AN_OPENING else LifecycleKind.GATE_SHUT
-        return self._last.get(f"{cause}|{turned.value}")
+        return self._last.get("", {}).get(f"{cause}|{turned.value}")
 
 
 _REMEMBERED = 100
@@ -267,7 +273,7 @@ _AFTER_AN_OPENING = (LifecycleKind.CHILD_STARTING, LifecycleKind.GATE_OPENED)
 """What the opening of a gate brings about; all else comes of its shutting."""
 
 
-def _key(report: Report, scope: str) -> str:
+def _key(report: Report) -> str:
     if report.kind in (LifecycleKind.GATE_SHUT, LifecycleKind.GATE_OPENED):
         return f"gate:{report.subject}|{report.kind.value}"
-    return f"{scope}|child:{report.subject}"
+    return f"child:{report.subject}"

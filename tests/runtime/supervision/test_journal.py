@@ -8,13 +8,17 @@ import trio.testing
 from trees import child, make, of_kind
 
 from penstock.runtime.supervision import (
+    ChildSpec,
     Gates,
     InvalidSpec,
     LifecycleEvent,
     LifecycleKind,
+    Restart,
     Strategy,
+    Supervisor,
+    Tree,
 )
-from penstock.runtime.testing import flaky, running
+from penstock.runtime.testing import flaky, running, steady
 
 
 async def test_a_subscription_ends_when_the_tree_has_ended(autojump_clock: trio.testing.MockClock) -> None:
@@ -109,3 +113,21 @@ async def test_the_stops_of_a_group_restart_name_the_crash_that_caused_them(
     (crash,) = of_kind(seen, LifecycleKind.CHILD_CRASHED)
     assert (stopping.path, stopping.cause) == ("app/victim", backoff.sequence)
     assert backoff.cause == crash.sequence
+
+
+async def test_supervisors_that_come_and_go_leave_nothing_behind(autojump_clock: trio.testing.MockClock) -> None:
+    root = Supervisor("app", [child("stays")])
+    tree = Tree(root)
+
+    def kept() -> int:
+        return sum(map(len, tree.journal._last.values()))
+
+    async with running(tree):
+        sizes = []
+        for number in range(600):
+            below = Supervisor("below", [ChildSpec(id="deep", body=steady())])
+            made = Supervisor(f"made-{number}", [below.spec(), ChildSpec(id="x", body=steady())])
+            await root.start_child(made.spec(restart=Restart.TEMPORARY))
+            await root.terminate_child(made.id)
+            sizes.append(kept())
+        assert sizes[-1] == sizes[300]
