@@ -9,6 +9,8 @@ Whoever is to be stopped anyway and ends before its turn has come costs no resta
 
 from __future__ import annotations
 
+import math
+
 from attrs import define
 
 from . import calls
@@ -88,7 +90,12 @@ class Core(Reconciler):
 
     def next_deadline(self) -> float:
         """When a `Tick` is due; infinite if never."""
-        return self._alarms.next_at()
+        alarm = self.next_alarm()
+        return math.inf if alarm is None else alarm[0]
+
+    def next_alarm(self) -> tuple[float, int] | None:
+        """The same, and which of those for that time is the first; None if never."""
+        return self._alarms.next()
 
     def _take(self, event: Event) -> None:
         match event:

@@ -148,9 +148,11 @@ class Alarms:
             self._prune_at = max(_PRUNE_AT, 2 * len(self._heap))
         heapq.heappush(self._heap, (at, next(self._count), alarm, child, child.incarnation))
 
-    def next_at(self) -> float:
-        """When the next one may ring; `math.inf` if none will."""
-        return self._heap[0][0] if self._heap else math.inf
+    def next(self) -> tuple[float, int] | None:
+        """When the next one rings, and its number, which no other one for the same time has; None if none will."""
+        while self._heap and not _is_live(self._heap[0]):
+            heapq.heappop(self._heap)
+        return self._heap[0][:2] if self._heap else None
 
     def take(self, now: float) -> Iterator[tuple[Alarm, ChildState]]:
         """Those that ring at `now`, in order. One that is set meanwhile rings the next time."""

@@ -29,6 +29,8 @@ from penstock.runtime.supervision import (
     InvalidSpec,
     LifecycleKind,
     Plan,
+    Pool,
+    Restart,
     Rule,
     StartFailed,
     Supervisor,
@@ -39,7 +41,7 @@ from penstock.runtime.supervision.boundary import judged
 from penstock.runtime.supervision.core import Core
 from penstock.runtime.supervision.messages import Begin, CancelChild, ChildReady, GateTurned
 from penstock.runtime.supervision.policy import rule_for
-from penstock.runtime.testing import Diary, running, steady, stuck
+from penstock.runtime.testing import Diary, flaky, running, steady, stuck
 
 # Errors that cannot be looked at --------------------------------------------------------------------------------------
 
@@ -446,3 +448,62 @@ async def test_a_budget_may_be_without_limit(autojump_clock: trio.testing.MockCl
     assert (finding.severity, "for ever" in finding.text) == ("warning", True)
     async with running(tree):
         assert look(tree, "app").restarts_left == sys.maxsize
+
+
+# A full load ----------------------------------------------------------------------------------------------------------
+
+
+async def resuming(started: Child) -> None:
+    """Something comes of it at each turn of the loop."""
+    started.started()
+    while True:
+        with started.resuming():
+            raise ValueError("bad message")
+        await trio.lowlevel.checkpoint()
+
+
+BAD_MESSAGES = [Rule(ValueError, Directive.RESUME)]
+
+
+async def test_under_a_full_load_who_crashed_is_started_again() -> None:
+    tree = make(
+        child("crashes", flaky("crash stay"), backoff=Backoff(minimum=0.05, maximum=0.05, jitter=0)),
+        child("storm", resuming, policy=BAD_MESSAGES),
+    )
+    with trio.fail_after(20):
+        async with running(tree):
+            while look(tree, "app/crashes").restarts == 0 or look(tree, "app/crashes").state != "running":
+                await trio.lowlevel.checkpoint()
+
+
+async def test_under_a_full_load_a_drain_ends() -> None:
+    async def works_on(started: Child) -> None:
+        started.started()
+        await trio.sleep_forever()
+
+    tree = make(child("storm", resuming, policy=BAD_MESSAGES), child("drains", works_on, drain_within=0.1))
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tree.run)
+            await tree.ready()
+            tree.stop("enough")
+
+
+async def test_under_a_full_load_of_calls_a_start_has_its_limit() -> None:
+    async def body(started: Child, kind: str) -> None:
+        if kind == "late":
+            await trio.sleep_forever()
+        started.started()
+
+    pool = Pool("pool", ChildSpec(id="made", body=body, restart=Restart.TEMPORARY, start_within=0.1))
+
+    async def call() -> None:
+        while True:
+            await pool.start_child("quick")
+
+    with trio.fail_after(20):
+        async with running(Tree(pool)), trio.open_nursery() as nursery:
+            nursery.start_soon(call)
+            with pytest.raises(StartFailed, match=r"was not ready within 0\.1 s"):
+                await pool.start_child("late")
+            nursery.cancel_scope.cancel()
