@@ -6,7 +6,7 @@ everything behind it, until the relay has emptied that.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -28,6 +28,10 @@ BURST: Final = 500
 
 ANSWER_WITHIN: Final = 15.0
 """Seconds that a request waits for its answer: longer than the links' own limits, so that these speak first."""
+
+AGAIN_AFTER: Final = 0.5
+"""Seconds until a burst without an answer is spooled again, where that was refused: a database that was lost in the
+middle may be there again."""
 
 STEPS: Final = 5
 """Looks at the clock while a burst has no answer: between two of them our own delay is told from that of Redis."""
@@ -85,6 +89,8 @@ class Lane:
         self._spool = spool
         self._detours = detours
         self._hedge_after = hedge_after
+        # The first that waits, taken from the mailbox to be refused, when there was a way for it again.
+        self._kept: _Request | None = None
 
     async def ask(self, entries: Sequence[Outgoing]) -> list[Result]:
         """Have entries published by the actor; see `Producer.publish`."""
@@ -130,11 +136,16 @@ class Lane:
         while True:
             await self._sender.gates[0].wait_shut()
             await self._spool.wait_not()
-            request = await inbox.next()
-            request.reply.set(refused(request.entries, self._why_nowhere() or "no answer from Redis"))
+            request = self._kept or await inbox.next()
+            # Until it came, each gate may have opened again.
+            why = self._why_nowhere()
+            self._kept = None if why else request
+            if why:
+                request.reply.set(refused(request.entries, why))
 
     async def _gather(self, inbox: Inbox[_Request]) -> list[_Request]:
-        requests = [await inbox.next()]
+        requests = [self._kept or await inbox.next()]
+        self._kept = None
         size = len(requests[0].entries)
         while size < BURST:
             try:
@@ -190,21 +201,39 @@ class Lane:
         attempt, doubt = _Attempt(), False
         background.start_soon(self._send, entries, attempt)
         await self._wait_for(attempt)
-        if not attempt.done.is_set() and not self._spool.why_not():
-            writing = _Writing()
-            background.start_soon(self._hedge, entries, attempt, writing)
-            await _first(attempt.done, writing.done)
-            if not attempt.has_worked:
-                await writing.done.wait()
-                if not isinstance(writing.rows, Refusal):
-                    return self._spooled(entries, writing.rows)
-                doubt = writing.rows.unknown
+        while not attempt.done.is_set():
+            rows = await self._beside(entries, attempt, background)
+            if rows is None:
+                break
+            if not isinstance(rows, Refusal):
+                return self._spooled(entries, rows)
+            doubt = doubt or rows.unknown
+            with trio.move_on_after(AGAIN_AFTER):
+                await attempt.done.wait()
         await attempt.done.wait()
         results = await self._settled(entries, attempt.results)
         if not doubt:
             return results
         # The rows of the hedge may be there, whatever was answered since.
         return [evolve(each, outcome_unknown=True) if isinstance(each, PublishFailed) else each for each in results]
+
+    async def _beside(
+        self, entries: Sequence[Outgoing], attempt: _Attempt, background: trio.Nursery
+    ) -> list[int] | Refusal | None:
+        """The rows of a burst that Redis has not answered, or why there are none; None if Redis has answered first.
+
+        While the database is away, that is waited for, too: Redis may say nothing for as long as the link allows.
+        """
+        await _first(attempt.done.wait, self._spool.wait)
+        if attempt.done.is_set():
+            return None
+        writing = _Writing()
+        background.start_soon(self._hedge, entries, attempt, writing)
+        await _first(attempt.done.wait, writing.done.wait)
+        if attempt.has_worked:
+            return None
+        await writing.done.wait()
+        return writing.rows
 
     async def _wait_for(self, attempt: _Attempt) -> None:
         """Give Redis its time, and on top of it that for which this very process kept the answer waiting."""
@@ -264,13 +293,13 @@ def _result(entry: Outgoing, result: str | Refusal) -> Result:
     return PublishFailed(entry.event_id, result.reason, outcome_unknown=result.unknown, permanent=result.permanent)
 
 
-async def _first(*events: trio.Event) -> None:
-    """Block until one of them is set."""
+async def _first(*waits: Callable[[], Awaitable[object]]) -> None:
+    """Block until one of them has ended."""
 
-    async def wait(event: trio.Event) -> None:
-        await event.wait()
-        nursery.cancel_scope.cancel(reason="one is set")
+    async def run(wait: Callable[[], Awaitable[object]]) -> None:
+        await wait()
+        nursery.cancel_scope.cancel(reason="one is enough")
 
     async with trio.open_nursery() as nursery:
-        for event in events:
-            nursery.start_soon(wait, event)
+        for wait in waits:
+            nursery.start_soon(run, wait)

@@ -54,8 +54,10 @@ class Spool:
 
     async def wait(self) -> None:
         """Block until it can be tried. A checkpoint."""
-        for gate in self._gates:
-            await gate.wait_open()
+        await trio.lowlevel.checkpoint()
+        while self.why_not():  # the first may be shut again when the last has opened
+            for gate in self._gates:
+                await gate.wait_open()
 
     async def wait_not(self) -> None:
         """Block until nothing can be spooled."""

@@ -9,11 +9,13 @@ from uuid import UUID
 
 import pytest
 import trio
+import trio.testing
 from attrs import frozen
 from trio.testing import MockClock
 
 from penstock.actors.event import Envelope, Fields, Origin, event
 from penstock.actors.handling import Context
+from penstock.actors.lane import AGAIN_AFTER
 from penstock.actors.outbox_table import OutboxRow
 from penstock.actors.producer import LINGER, Outgoing, Published, PublishFailed
 from penstock.actors.sending import Sender
@@ -299,6 +301,94 @@ async def test_requests_that_wait_behind_a_frozen_redis_are_refused_when_nothing
         app.redis.resume()
         assert max(waited) < 6.5  # the link's own limit
         assert unknown.count(True) < 50
+
+
+@pytest.mark.parametrize("losses", [1, 2], ids=["it is back once", "it is lost once more while it writes"])
+async def test_a_burst_to_a_frozen_redis_is_accepted_as_soon_as_the_database_is_back(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, losses: int
+) -> None:
+    """It was sent while the database was away; neither it, nor what came behind it since, waits for the link."""
+    async with virtual(orders()) as app:
+        gates = app.deployment.gates
+        add = app.store.outbox.add
+
+        async def lost_add(transaction: Transaction, rows: Sequence[OutboxRow]) -> list[int]:
+            monkeypatch.setattr(app.store.outbox, "add", add)
+            app.lose_database("away")
+            return await add(transaction, rows)
+
+        if losses > 1:
+            monkeypatch.setattr(app.store.outbox, "add", lost_add)
+        app.lose_database("away")
+        app.redis.hang()
+        answers: dict[int, object] = {}
+
+        async def publish(number: int) -> None:
+            (answers[number],) = await app.publish(STREAM, order(number))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(publish, 0)
+            await gates["redis"].wait_shut()
+            await trio.testing.wait_all_tasks_blocked()  # what comes now would be refused
+            for _ in range(losses):
+                await gates["postgres"].wait_shut()
+                app.restore_database()
+                await gates["postgres"].wait_open()
+                await gates["schema"].wait_open()
+            for number in range(1, 4):
+                nursery.start_soon(publish, number)
+                await trio.testing.wait_all_tasks_blocked()
+            with trio.fail_after(0.1 if losses == 1 else AGAIN_AFTER + 0.1):
+                while len(answers) < 4:
+                    await trio.sleep(0.01)
+        assert answers == dict.fromkeys(range(4), IN_OUTBOX)
+        app.redis.resume()
+        await app.settled()
+        assert effects(app) == list(range(4))
+        assert list(dict.fromkeys(await numbers(app))) == list(range(4))
+
+
+async def test_what_came_while_the_database_was_back_is_refused_once_that_is_lost_again(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And in its place: it neither waits for the burst before it, nor is it forgotten."""
+    async with virtual(orders()) as app:
+        gates = app.deployment.gates
+        app.lose_database("away")
+        app.redis.hang()
+        answers: dict[int, object] = {}
+
+        async def publish(number: int) -> None:
+            (answers[number],) = await app.publish(STREAM, order(number))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(publish, 0)
+            await gates["redis"].wait_shut()
+            await trio.testing.wait_all_tasks_blocked()
+            with monkeypatch.context() as patch:
+                patch.setattr(app.store.outbox, "add", stuck_add)
+                app.restore_database()
+                await gates["postgres"].wait_open()
+                await gates["schema"].wait_open()
+                for number in (1, 2):
+                    nursery.start_soon(publish, number)
+                    await trio.testing.wait_all_tasks_blocked()
+                assert answers == {}
+                app.lose_database("away once more")
+                await trio.testing.wait_all_tasks_blocked()
+            assert sorted(answers) == [1, 2]
+            for answer in answers.values():
+                assert isinstance(answer, PublishFailed)
+                assert "postgres: away once more" in answer.reason
+                assert not answer.outcome_unknown
+            app.redis.resume()
+        assert isinstance(answers[0], Published)
+
+
+async def stuck_add(*_: object) -> list[int]:
+    """The database has taken the statement, and says nothing."""
+    await trio.sleep_forever()
+    raise AssertionError
 
 
 async def test_nothing_overtakes_the_outbox_when_the_database_goes_away(autojump_clock: MockClock) -> None:
