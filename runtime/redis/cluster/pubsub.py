@@ -27,6 +27,9 @@ __all__ = ["ClusterSubscriber"]
 _BACKOFF_CAP: Final = 0.5
 """Seconds: shorter than a single server's, for the slot may be on another node by then."""
 
+_UNNOTICED: Final = 60.0
+"""Seconds for which the others may list a node that is cut off: cluster-node-timeout (15 by default), an election."""
+
 
 class ClusterSubscriber:
     """The `Subscriptions` of a cluster's `PubSub`.
@@ -38,8 +41,10 @@ class ClusterSubscriber:
     follows. As long as its node cannot be reached, the topology is read again before each attempt.
 
     A node that the others have given up may go on taking itself for the owner, and answer every PING: so each reading
-    of the topology is compared with where the shard channels are. Two that agree on another owner are believed. For the
-    same reason the `Gap` of a shard channel begins with the last reading that found everything in its place.
+    of the topology is compared with where the topics are. Two that agree are believed: on another owner of a shard
+    channel's slot, or on a cluster without the node where the plain channels are. For the same reason the `Gap` of a
+    shard channel begins with the last reading that found everything in its place, and that of a plain channel
+    `_UNNOTICED` before it, for a node that is cut off gets nothing from then on, and is still listed for a while.
     """
 
     def __init__(self, cluster: RedisCluster, owner: Owner, on_trouble: OnTrouble, rng: random.Random) -> None:
@@ -55,7 +60,7 @@ class ClusterSubscriber:
         self._plain_home: Address | None = None
         self._is_stale = False  # whether the topology is known to be
         self._is_news = False  # whether it was read since it was last compared
-        self._misplaced: dict[Topic, Address] = {}  # and who should have it, as the last reading says
+        self._misplaced: dict[Topic, Address | None] = {}  # and who should have it, as the last reading says; None: any
         self._in_order_at = trio.current_time()  # the last reading that found no misplaced topic
         self._lost_since: dict[Topic, float] = {}  # shard channels whose gap has not been told
         self._work = trio.Event()
@@ -178,16 +183,17 @@ class ClusterSubscriber:
 
     def _look_for_misplaced(self, topology: Topology) -> None:
         before, self._misplaced = self._misplaced, {}
+        nodes = frozenset(topology.nodes)
+        losses: dict[float, Loss] = {}
         for topic, home in list(self._homes.items()):
             owner = topology.owner(slot_of(topic.name)) if topic.kind == "shard" else None
-            if owner is None or home == owner:
+            if (owner in (None, home)) if topic.kind == "shard" else (home in nodes):
                 continue
             # Also when it is the owner's replica now: that gets the messages, but it may have missed some.
-            if before.get(topic) == owner:
+            if topic in before and before[topic] == owner:
+                loss = self._loss_of_misplaced(topic, losses)
                 del self._homes[topic]
-                self._note_loss(topic)
-                loss = self._posts[home].subscriber.give_up(topic)
-                self._homeless[topic] = loss or Loss("another node owns the slot", self._lost_since[topic])
+                self._homeless[topic] = self._posts[home].subscriber.give_up(topic) or loss
             else:
                 self._misplaced[topic] = owner
         if self._misplaced:
@@ -195,6 +201,14 @@ class ClusterSubscriber:
             self._work.set()
         elif not before:
             self._in_order_at = trio.current_time()
+
+    def _loss_of_misplaced(self, topic: Topic, losses: dict[float, Loss]) -> Loss:
+        """Plain channels that were lost together share theirs, out of `losses`, so that one `Gap` tells of them."""
+        if topic.kind == "shard":
+            self._note_loss(topic)
+            return Loss("another node owns the slot", self._lost_since[topic])
+        since = max(self._in_order_at - _UNNOTICED, self._homed_at[topic])
+        return losses.setdefault(since, Loss("its node has left the cluster", since))
 
     def _note_loss(self, topic: Topic) -> None:
         """The slot may have had another owner for longer than the one whom we had asked knew."""
