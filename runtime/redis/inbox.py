@@ -104,6 +104,13 @@ class Inbox:
         """As the user wants it. Raises UnicodeDecodeError."""
         return value.decode() if self._limits.decode_responses else value
 
+    def name(self, topic_name: bytes) -> str | bytes:
+        """As the user wants it, if it can be had so: who subscribed to bytes that are no UTF-8 knows them as bytes."""
+        try:
+            return self.text(topic_name)
+        except UnicodeDecodeError:
+            return topic_name
+
     async def take(self, resume: Callable[[], None]) -> Message | Gap:
         """The oldest item, as soon as there is one; calls `resume` when there is room again.
 
@@ -175,7 +182,7 @@ class Inbox:
                 call.fail(_not_subscribed(error))
 
     def interrupted(self, gap: Gap) -> None:
-        names = tuple(self.text(name) for name in gap.channels if isinstance(name, bytes))
+        names = tuple(self.name(name) for name in gap.channels if isinstance(name, bytes))
         self._put(evolve(gap, channels=names), _OVERHEAD)
 
     def _callers(self, topics: Iterable[Topic] | None = None) -> set[Call]:

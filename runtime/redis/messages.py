@@ -49,7 +49,8 @@ class Gap:
         reason: what happened, in a few words, without secrets.
         lost_at: the server had answered until then, and everything before has been handed out.
         back_at: the server had confirmed every subscription again.
-        channels: the names concerned, as they were subscribed to (patterns, too).
+        channels: the names concerned, as they were subscribed to (patterns, too); str with `decode_responses`, if they
+            are UTF-8, else bytes.
     """
 
     reason: str

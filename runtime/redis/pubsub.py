@@ -177,7 +177,7 @@ class PubSub:
             self._nursery.cancel_scope.cancel()
 
     def _names(self, kind: TopicKind) -> frozenset[str | bytes]:
-        return frozenset(self._inbox.text(topic.name) for topic in self._inbox.wishes if topic.kind == kind)
+        return frozenset(self._inbox.name(topic.name) for topic in self._inbox.wishes if topic.kind == kind)
 
     def _check_open(self) -> None:
         if self._inbox.closed:

@@ -385,6 +385,21 @@ async def test_text_that_is_no_utf8_concerns_its_message_only(
     assert await pubsub.get() == message("a", "fine")
 
 
+async def test_a_name_that_is_no_utf8_stays_bytes(
+    autojump_clock: MockClock, server: InProcessRedis, client: Redis, pubsub: PubSub
+) -> None:
+    await pubsub.subscribe(b"\xff", "a")
+    assert pubsub.channels == {b"\xff", "a"}
+    server.cut()
+    gap = await pubsub.get()
+    assert isinstance(gap, Gap)
+    assert set(gap.channels) == {b"\xff", "a"}
+    await client.publish("a", "1")
+    assert await pubsub.get() == message("a", "1")
+    await pubsub.unsubscribe()
+    assert pubsub.channels == frozenset()
+
+
 @pytest.mark.parametrize("protocol", [2, 3])
 async def test_bytes_come_as_bytes(autojump_clock: MockClock, server: InProcessRedis, protocol: int) -> None:
     options = RedisOptions(protocol=protocol)  # type: ignore[arg-type]
