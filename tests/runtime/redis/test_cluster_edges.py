@@ -171,6 +171,20 @@ async def test_an_ask_that_is_old_is_not_followed(autojump_clock: MockClock) -> 
         assert (nodes.a.times("SET"), nodes.c.times("SET")) == (2, 0)
 
 
+async def test_a_refusal_to_tell_the_keys_is_not_kept(autojump_clock: MockClock) -> None:
+    """The right to COMMAND is missing, until somebody grants it."""
+    about = resp([["json.set", -4, [], 1, 1, 1]])
+    async with a_cluster() as nodes:
+        nodes.a.answer = nodes.b.answer = on("COMMAND", error("NOPERM no right to run 'command|info'"), about)
+        async with client(nodes) as cluster:
+            await cluster.execute_command("JSON.SET", HIGH, "$", "1")
+            before = nodes.b.times("JSON.SET")
+            for _ in range(8):
+                await cluster.execute_command("JSON.SET", HIGH, "$", "1")
+        assert nodes.b.times("JSON.SET") == before + 8
+        assert nodes.a.times("COMMAND", "INFO") + nodes.b.times("COMMAND", "INFO") == 2
+
+
 async def test_what_all_masters_do_is_made_again_where_it_failed_only(autojump_clock: MockClock) -> None:
     """FUNCTION LOAD says that the library exists when it comes twice."""
     async with a_cluster() as nodes:
