@@ -158,13 +158,14 @@ class ClusterSubscriber:
         masters = await self._cluster.masters()  # reads the topology if there is none
         topology = self._cluster.topology
         assert topology is not None  # noqa: S101
+        losses: dict[float, Loss] = {}
         doubtful, self._doubtful = self._doubtful, {}
         for topic, address in doubtful.items():
             if self._homes.get(topic) == address and not self._posts[address].subscriber.has(topic):
-                self._leave_wrong_home(topic, address, topology)
+                self._leave_wrong_home(topic, address, topology, losses)
         if self._is_news:
             self._is_news = False
-            self._look_for_misplaced(topology)
+            self._look_for_misplaced(topology, losses)
         for topic in list(self._homeless):
             home = self._home_of(topic, topology, masters)
             if home is not None:
@@ -174,17 +175,21 @@ class ClusterSubscriber:
             slot = slot_of(next(iter(self._homeless)).name)
             raise RedisUnavailable(self._cluster.options.address, f"no node serves slot {slot}")
 
-    def _leave_wrong_home(self, topic: Topic, home: Address, topology: Topology) -> None:
-        if not _belongs(topic, home, topology):
-            if self._plain_home == home and topic.kind != "shard":
+    def _leave_wrong_home(self, topic: Topic, home: Address, topology: Topology, losses: dict[float, Loss]) -> None:
+        if _belongs(topic, home, topology):
+            return
+        loss = self._posts[home].subscriber.give_up(topic)
+        if topic.kind != "shard":
+            if self._plain_home == home:
                 self._plain_home = self._any_other(home, topology.masters)
-            del self._homes[topic]
-            self._homeless[topic] = self._posts[home].subscriber.give_up(topic)
+            if loss is not None and home not in topology.nodes:  # perhaps longer than it has not answered
+                loss = min(loss, self._loss_of_misplaced(topic, losses), key=lambda each: each.lost_at)
+        del self._homes[topic]
+        self._homeless[topic] = loss
 
-    def _look_for_misplaced(self, topology: Topology) -> None:
+    def _look_for_misplaced(self, topology: Topology, losses: dict[float, Loss]) -> None:
         before, self._misplaced = self._misplaced, {}
         nodes = frozenset(topology.nodes)
-        losses: dict[float, Loss] = {}
         for topic, home in list(self._homes.items()):
             owner = topology.owner(slot_of(topic.name)) if topic.kind == "shard" else None
             if (owner in (None, home)) if topic.kind == "shard" else (home in nodes):

@@ -27,7 +27,9 @@ async def cluster() -> AsyncIterator[InProcessCluster]:
 @pytest.fixture
 async def client(cluster: InProcessCluster) -> AsyncIterator[RedisCluster]:
     options = ClusterOptions(
-        nodes=cluster.addresses, node=RedisOptions(decode_responses=True), refresh_every=REFRESH_EVERY
+        nodes=cluster.addresses,
+        node=RedisOptions(decode_responses=True, response_timeout=1),
+        refresh_every=REFRESH_EVERY,
     )
     async with RedisCluster(options, connect=cluster.connect, rng=random.Random(1)) as client:
         yield client
@@ -100,6 +102,27 @@ async def test_the_gap_covers_the_time_in_which_the_others_had_not_noticed(
     gap = await pubsub.get(2 * REFRESH_EVERY)
     assert isinstance(gap, Gap)
     assert cut_off_at - 100 < gap.lost_at <= cut_off_at
+
+
+async def test_the_gap_covers_what_was_missed_before_the_node_that_had_left_was_shut_down(
+    autojump_clock: MockClock, cluster: InProcessCluster, client: RedisCluster, pubsub: PubSub
+) -> None:
+    """Nobody has read the topology between the two."""
+    await pubsub.subscribe("news", "more")
+    [gone] = await homes(cluster, client, "news")
+    await trio.sleep(A_WHILE)
+    await client.refresh()
+    left_at = trio.current_time()
+    forget(cluster, gone)
+    take_slots(cluster, gone)
+    await trio.sleep(REFRESH_EVERY - 1)
+    gone.cut()
+    gone.refuse()
+    gap = await pubsub.get(30)
+    assert isinstance(gap, Gap)
+    assert gap.channels == ("news", "more")
+    assert left_at - 100 < gap.lost_at <= left_at
+    assert await pubsub.get(A_WHILE) is None
 
 
 async def test_a_single_reading_without_the_node_moves_nothing(
