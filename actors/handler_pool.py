@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Counts", "HandlerPool"]
 
+ABSOLVE_WITHIN = 1.0
+"""Seconds that a pool which leaves has to take back what it counted for entries that it has broken off."""
+
 
 class HandlerPool:
     """The body of the actor ``handler-pool`` of one partition of a group, or of a queue.
@@ -56,11 +59,23 @@ class HandlerPool:
         """Work until cancelled; entries in work go back to the backlog, their transactions are rolled back.
 
         When drained, or when the process stops, finish what is in work and acknowledge what is committed; the rest
-        stays pending. Returns when drained.
+        stays pending. Returns when drained. What was broken off counts for no death, however it leaves: that takes up
+        to `ABSOLVE_WITHIN` seconds, shielded, and none while PostgreSQL is away.
         """
         self._draining = False
         self._due.soon(0.0)
         await self._settling.absolve(None)
+        try:
+            await self._handle(child)
+        finally:
+            # The next process knows of the counts alone, and not who broke off. What is left is asked for again at
+            # the next start, if there is one in this process.
+            with trio.move_on_after(ABSOLVE_WITHIN, shield=True):
+                await self._settling.absolve(None)
+        await child.draining.wait()
+
+    async def _handle(self, child: Child) -> None:
+        """Work until drained."""
         async with trio.open_nursery() as acknowledging:
             acknowledging.start_soon(self._acknowledging.run)
             async with trio.open_nursery() as working:
@@ -75,7 +90,6 @@ class HandlerPool:
                 working.cancel_scope.deadline = self._stopping.deadline(DRAIN_WITHIN)
             await self._acknowledging.wait_done(until=self._stopping.deadline(DRAIN_WITHIN + 1.0))
             acknowledging.cancel_scope.cancel(reason="the handler pool is drained")
-        await child.draining.wait()
 
     async def _work(self) -> None:
         """Entries and due rows in turns, so that neither keeps the other waiting."""

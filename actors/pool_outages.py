@@ -41,11 +41,16 @@ class PoolOutages:
         self._redis_gate = site.gates["redis"]
         self._redis_gates = site.redis_gates
 
+    @property
+    def is_database_up(self) -> bool:
+        """Whether our own link to the database thinks so."""
+        return self._postgres_gate.is_open
+
     def is_one(self, error: BaseException, progress: Progress) -> bool:
         """Whether a transaction that came as far as `progress` failed by an outage, and by no fault of an event."""
         return not progress.blames(
             error,
-            database_is_up=self._postgres_gate.is_open,
+            database_is_up=self.is_database_up,
             redis_is_up=self._redis_gate.is_open,
             gates=self._group.behind,
         )
@@ -70,7 +75,7 @@ class PoolOutages:
     def _tell(self, error: BaseException, *, in_redis: bool) -> None:
         """Log an outage that no handler has named, and have the gate shut that nobody has shut yet."""
         told = str(ErrorInfo.of(error))
-        if in_redis or not self._postgres_gate.is_open:
+        if in_redis or not self.is_database_up:
             log.debug("transaction given back", group=self._group.name, error=told)
         elif isinstance(error, LeaseLost):
             log.info("partition is not ours", group=self._group.name, stream=self._partition, error=told)

@@ -98,7 +98,12 @@ class Settling:
             await self._attempt_all(poison, left, {entry.id: error for entry in poison})
 
     async def absolve(self, entries: Sequence[Entry] | None) -> None:
-        """What was broken off by others is held against no event (of all that this process had: None)."""
+        """What was broken off by others is held against no event (of all that this process had: None).
+
+        Not while PostgreSQL is away: then the pool leaves at once, and it is asked for again when it starts.
+        """
+        if not self._outages.is_database_up:
+            return
         try:
             await self._claims.absolve(entries)
         except Exception as raised:  # noqa: BLE001 - it is asked for again when the pool starts

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -12,8 +13,11 @@ from attrs import frozen
 from trio.testing import MockClock
 
 from penstock.actors.event import event
+from penstock.actors.handler_pool import ABSOLVE_WITHIN
 from penstock.actors.handling import Context
 from penstock.actors.retrying import RetryPolicy
+from penstock.actors.stopping import DRAIN_WITHIN
+from penstock.actors.store import Transaction
 from penstock.actors.system import System
 from penstock.actors.testing import MemoryStore
 from penstock.actors.virtual import VirtualDeployment, virtual
@@ -200,6 +204,118 @@ async def test_processes_that_are_killed_for_other_reasons_poison_nothing(autoju
         await live(shop(then), redis, store, dies=trio.Event())
     assert store.letters == []
     assert sorted(effect.values[0] for effect in store.effects) == list(range(50))
+
+
+@pytest.mark.parametrize(
+    ("where", "failed", "others"),
+    [
+        ("shared", False, False),
+        ("shared", False, True),
+        ("shared", True, False),
+        ("ordered", False, True),
+        ("job", True, False),
+    ],
+)
+async def test_orderly_stops_poison_nothing_however_long_it_takes(
+    autojump_clock: MockClock, where: str, failed: bool, others: bool
+) -> None:
+    """Deployments (of the same instance, or each of another one) that break off each attempt, for it takes long."""
+    calls: list[int] = []
+
+    async def then(order: Order, context: Context) -> None:
+        calls.append(order.number)
+        if failed and len(calls) == 1:
+            raise OSError("so that it becomes a row")
+        await trio.sleep(300)
+
+    def slow() -> System:
+        system, retry = System("app"), RetryPolicy(minimum=1, maximum=2)
+        system.queue("jobs", timeout=3600.0).on(Order, retry=retry)(then)
+        stream = system.stream(STREAM, events=[Order])
+        stream.group(GROUP, ordered=where == "ordered")
+        stream.on(Order, group=GROUP, timeout=3600.0, retry=retry)(then)
+        return system
+
+    store = MemoryStore()
+    async with InProcessRedis() as redis:
+        for life in range(6):
+            instance = f"i{life}" if others else "test"
+            async with virtual(slow(), redis=redis, store=store, instance=instance) as app:
+                if not life:
+                    await (app.enqueue("jobs", Order(1)) if where == "job" else app.publish(STREAM, Order(1)))
+                with trio.fail_after(150):
+                    while len(calls) < life + 1 + failed:
+                        await trio.sleep(1)
+            assert not store.suspects.table.rows
+    assert store.letters == []
+
+
+async def test_a_partition_that_changes_hands_again_and_again_poisons_nothing(autojump_clock: MockClock) -> None:
+    """One process stays, another one comes and goes; what each of them breaks off is handled by the other."""
+    calls, enough = list[str](), trio.Event()
+
+    def slow(who: str) -> System:
+        system = System("app")
+        stream = system.stream(STREAM, events=[Order], partitions=2)
+        stream.group(GROUP, ordered=True, workers=8)
+
+        @stream.on(Order, group=GROUP, timeout=3600.0)
+        async def pay(order: Order, context: Context) -> None:
+            calls.append(who)
+            await enough.wait()
+
+        return system
+
+    store = MemoryStore()
+    async with InProcessRedis() as redis, virtual(slow("a"), redis=redis, store=store, instance="a") as stays:
+        await stays.publish(STREAM, *map(Order, range(8)))
+        await trio.sleep(20)
+        for _ in range(5):
+            async with virtual(slow("b"), redis=redis, store=store, instance="b"):
+                await trio.sleep(20)
+            await trio.sleep(20)
+        assert calls.count("b") >= 5
+        enough.set()
+        await stays.settled()
+        assert store.letters == []
+        assert not store.suspects.table.rows
+
+
+async def test_a_pool_that_leaves_a_silent_database_does_so_soon(autojump_clock: MockClock) -> None:
+    """What it counted stays then, and is taken back when it starts again."""
+    silent, calls = trio.Event(), list[int]()
+
+    class Silent(MemoryStore):
+        @asynccontextmanager
+        async def transaction(self) -> AsyncIterator[Transaction]:
+            if silent.is_set():
+                await trio.sleep_forever()
+            async with super().transaction() as transaction:
+                yield transaction
+
+    async def then(order: Order, context: Context) -> None:
+        calls.append(order.number)
+        if len(calls) == 1:
+            raise OSError("so that it becomes a row")
+        if len(calls) == 2:
+            silent.set()
+            await trio.sleep_forever()
+
+    async with virtual(shop(then), store=Silent()) as app:
+        await app.publish(STREAM, Order(1))
+        await silent.wait()
+        began = trio.current_time()
+        app.lose_database("it says nothing")
+        while app.child(POOL).state != "held":
+            await trio.sleep(0.01)
+        assert trio.current_time() - began < ABSOLVE_WITHIN
+        silent = trio.Event()
+        app.restore_database()
+        await app.settled()
+        assert (effects(app), app.store.letters, app.store.suspects.table.rows) == ([1], [], {})
+        silent.set()
+        began = trio.current_time()
+    assert trio.current_time() - began < DRAIN_WITHIN + 2 * ABSOLVE_WITHIN
 
 
 async def _later(event: trio.Event, seconds: float) -> None:

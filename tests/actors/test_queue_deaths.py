@@ -121,6 +121,7 @@ async def test_a_job_that_kills_its_consumer_comes_to_an_end_and_harms_no_other(
                 async def deadly(job: ResizeImage, context: Context) -> None:
                     await trio.sleep(0.05)
                     if job.number == 2:
+                        store.refuse("killed")  # no clean-up reaches it any more
                         scope.cancel(reason="the process is gone")
                         await trio.sleep_forever()
 
@@ -129,6 +130,7 @@ async def test_a_job_that_kills_its_consumer_comes_to_an_end_and_harms_no_other(
                 ) as app:
                     await trio.sleep(IDLE + 3 * EVERY)
                     await app.settled()
+            store.restore()
             if not scope.cancelled_caught:
                 break
         assert done(store) == [1, 3]
