@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 
@@ -17,8 +18,8 @@ class StatementLock:
     ``notifies()``) may be finalized, and so let go of it, in another task; and it passes a checkpoint each time,
     which every statement would pay.
 
-    Cancellation: a cancelled waiter leaves the queue, unless it is cleaning up (`Interruption`): then it has
-    *grace* seconds to get its turn.
+    Cancellation: a cancelled waiter leaves the queue, unless it is cleaning up (`Interruption`): then it keeps its
+    place, and has *grace* seconds to get its turn.
 
     Args:
         grace: See there.
@@ -32,7 +33,7 @@ class StatementLock:
         self._untidy = untidy
         self._tidy = tidy
         self._held = False
-        self._waiters = trio.lowlevel.ParkingLot()
+        self._waiters: deque[trio.Event] = deque()
 
     def locked(self) -> bool:
         return self._held
@@ -49,20 +50,33 @@ class StatementLock:
                 raise
 
     async def _wait(self) -> None:
-        # A release hands the lock over to the first waiter without freeing it: nobody can overtake.
+        # A release hands the lock over to the first waiter without freeing it: nobody can overtake. It may do so
+        # between a cancellation and the waiter's next step, so a place in the queue is kept until the waiter goes.
+        turn = trio.Event()
+        self._waiters.append(turn)
         try:
-            await self._waiters.park()
+            await self._wait_for(turn)
+        except BaseException:
+            if turn.is_set():
+                self.release()
+            else:
+                self._waiters.remove(turn)
+            raise
+
+    async def _wait_for(self, turn: trio.Event) -> None:
+        try:
+            await turn.wait()
         except trio.Cancelled:
             if not Interruption.current().starts_anyway:
                 raise
             with trio.move_on_after(self.grace, shield=True):
-                await self._waiters.park()
-                return
-            raise
+                await turn.wait()
+            if not turn.is_set():
+                raise
 
     def release(self) -> None:
         if self._waiters:
-            self._waiters.unpark()
+            self._waiters.popleft().set()
         else:
             self._held = False
 
