@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, cast
 
@@ -167,6 +167,8 @@ class Connection(DrivenConnection[Row]):
         a cancelled scope it is rolled back too. Once COMMIT is sent it is seen through: a cancellation then only
         starts the grace, and shows at the next checkpoint. So an exception means that nothing was committed, unless
         the connection was lost or given up while committing (it is closed then): the outcome is unknown.
+        A COMMIT, or the end of a savepoint, that other tasks on this connection keep from its turn for the grace of
+        a cancellation closes the connection, too.
 
         Raises:
             psycopg.errors.InFailedSqlTransaction: a statement failed and its error was caught within the block.
@@ -188,18 +190,27 @@ class Connection(DrivenConnection[Row]):
                 # What is still in the pipeline stands between here and the ROLLBACK.
                 await self._request_cancel()
             swallowed: bool | None = False
-            with hurried():
-                try:
-                    swallowed = await manager.__aexit__(type(error), error, error.__traceback__)
-                except trio.Cancelled:
-                    self.abandon()  # another task has not let the ROLLBACK have its turn within the grace
-                    raise
+            with hurried(), self._ending():
+                swallowed = await manager.__aexit__(type(error), error, error.__traceback__)
             self.tell_loss()
             if swallowed:
                 return
             raise
-        with Interruption.FINISH.rules():
+        with Interruption.FINISH.rules(), self._ending():
             await manager.__aexit__(None, None, None)
+
+    @contextmanager
+    def _ending(self) -> Iterator[None]:
+        """Close, if the end of a transaction is broken off: another task did not let it have its turn in time.
+
+        Left open, the transaction would go on without its block. Whatever comes next would be a part of it, each
+        `transaction` a savepoint in it, and committed by nobody; and what a savepoint was to undo would be committed.
+        """
+        try:
+            yield
+        except (trio.Cancelled, KeyboardInterrupt):
+            self.abandon()
+            raise
 
     async def _enter_commit(self) -> None:
         await _enter()
@@ -219,6 +230,8 @@ class Connection(DrivenConnection[Row]):
     async def commit(self) -> None:
         """Commit the pending transaction. Once sent it is seen through, as in `transaction`.
 
+        Cancelled before that, also because its turn did not come, it leaves the transaction pending.
+
         Raises:
             psycopg.errors.InFailedSqlTransaction: a statement of it failed, as in `transaction`; roll it back.
         """
@@ -227,8 +240,8 @@ class Connection(DrivenConnection[Row]):
             await super().commit()
 
     async def rollback(self) -> None:
-        """Roll back the pending transaction, also in a cancelled scope."""
-        with Interruption.FINISH.rules():
+        """Roll back the pending transaction, also in a cancelled scope: within the grace, or by closing."""
+        with Interruption.FINISH.rules(), self._ending():
             await super().rollback()
 
     async def tpc_prepare(self) -> None:
@@ -244,8 +257,11 @@ class Connection(DrivenConnection[Row]):
             await super().tpc_commit(xid)
 
     async def tpc_rollback(self, xid: psycopg.Xid | str | None = None) -> None:
-        """Roll the two-phase transaction back, also in a cancelled scope."""
-        with Interruption.FINISH.rules():
+        """Roll the two-phase transaction back, also in a cancelled scope; as `rollback` does.
+
+        A prepared one is left to ``tpc_recover()`` where the connection is closed.
+        """
+        with Interruption.FINISH.rules(), self._ending():
             await super().tpc_rollback(xid)
 
     @asynccontextmanager

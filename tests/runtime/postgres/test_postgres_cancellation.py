@@ -274,21 +274,127 @@ async def test_a_two_phase_transaction_after_a_caught_error_is_refused(connectio
     assert connection.pgconn.transaction_status == IDLE
 
 
-async def test_a_rollback_that_does_not_get_its_turn_closes_the_connection(options) -> None:
+HELD_UP = 0.1
+"""The grace, in seconds, of those who do not get their turn: somebody else has the connection as long as need be."""
+
+
+@pytest.fixture
+async def shared(options: PostgresOptions, server) -> AsyncIterator[Connection[TupleRow]]:
+    connection = await Connection.open(evolve(options, cancel_grace=HELD_UP))
+    await connection.execute("create temp table effect (id int primary key, note text)")
+    pid = connection.info.backend_pid
+    yield connection
+    await connection.close()
+    server.execute(f"select pg_terminate_backend({pid}, 5000)")  # it may sleep on
+
+
+async def hold_up(connection: Connection[TupleRow]) -> None:
+    """Another task's statement, which the loss of the connection ends."""
+    with pytest.raises(psycopg.OperationalError):
+        await connection.execute("select pg_sleep(60)")
+
+
+def cancel_soon(nursery: trio.Nursery, scope: trio.CancelScope) -> None:
+    """Cancel as soon as this task waits for its turn."""
+
+    async def cancel() -> None:
+        await trio.testing.wait_all_tasks_blocked()
+        scope.cancel()
+
+    nursery.start_soon(cancel)
+
+
+async def test_a_rollback_that_does_not_get_its_turn_closes_the_connection(shared) -> None:
     """Left open, the transaction would swallow what comes next."""
-    connection = await Connection.open(options)
-    connection.cancel_grace = 0.1
-
-    async def hold_up() -> None:
-        with pytest.raises(psycopg.OperationalError):
-            await connection.execute("select pg_sleep(5)")
-
     async with trio.open_nursery() as nursery:
         with trio.CancelScope() as scope:
-            async with connection.transaction():
-                nursery.start_soon(hold_up)
+            async with shared.transaction():
+                nursery.start_soon(hold_up, shared)
                 await trio.testing.wait_all_tasks_blocked()
                 scope.cancel()
                 await trio.sleep_forever()
     assert scope.cancelled_caught
-    assert connection.closed
+    assert shared.closed
+
+
+async def test_a_commit_that_does_not_get_its_turn_closes_the_connection(shared, server) -> None:
+    """Nothing was committed. Left open, the transaction would make savepoints of those to come."""
+    pid = shared.info.backend_pid
+    async with trio.open_nursery() as nursery:
+        with trio.CancelScope() as scope:
+            async with shared.transaction():
+                ((number,),) = await (await shared.execute("select pg_current_xact_id()::text")).fetchall()
+                nursery.start_soon(hold_up, shared)
+                await trio.testing.wait_all_tasks_blocked()
+                cancel_soon(nursery, scope)
+        assert scope.cancelled_caught
+        assert shared.closed
+    server.execute(f"select pg_terminate_backend({pid}, 5000)")
+    assert server.execute(f"select pg_xact_status('{number}')") == [("aborted",)]
+
+
+async def test_a_savepoint_that_is_not_released_in_its_turn_loses_the_transaction_around_it(shared) -> None:
+    """It was to have no effect, and would be committed with the rest."""
+    async with trio.open_nursery() as nursery:
+        with pytest.raises(psycopg.OperationalError, match="nothing was committed"):
+            async with shared.transaction():
+                with trio.CancelScope() as scope:
+                    async with shared.transaction():
+                        await shared.execute("insert into effect values (1)")
+                        nursery.start_soon(hold_up, shared)
+                        await trio.testing.wait_all_tasks_blocked()
+                        cancel_soon(nursery, scope)
+                assert scope.cancelled_caught
+                assert shared.closed
+
+
+@pytest.mark.parametrize("step", ["rollback", "tpc_rollback"])
+async def test_an_explicit_rollback_that_does_not_get_its_turn_closes_the_connection(shared, step: str) -> None:
+    await shared.set_autocommit(False)
+    if step == "tpc_rollback":
+        await shared.tpc_begin("held up")
+    await shared.execute("insert into effect values (1)")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(hold_up, shared)
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.CancelScope() as scope:
+            cancel_soon(nursery, scope)
+            await getattr(shared, step)()
+        assert scope.cancelled_caught
+        assert shared.closed
+
+
+async def test_an_explicit_commit_that_does_not_get_its_turn_has_had_no_effect(shared) -> None:
+    """The pending transaction is the caller's still, as after any cancelled statement: it may be rolled back."""
+    await shared.set_autocommit(False)
+    await shared.execute("insert into effect values (1)")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(shared.execute, "select pg_sleep(60)")
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.CancelScope() as scope:
+            cancel_soon(nursery, scope)
+            await shared.commit()
+        assert scope.cancelled_caught
+        shared.cancel_grace = 20
+        nursery.cancel_scope.cancel()
+    assert shared.pgconn.transaction_status == pq.TransactionStatus.INERROR
+    await shared.rollback()
+    assert shared.pgconn.transaction_status == IDLE
+
+
+async def test_a_pipeline_that_cannot_be_left_in_its_turn_closes_the_connection(shared) -> None:
+    async with trio.open_nursery() as nursery:
+        with trio.CancelScope() as scope:
+            async with shared.pipeline():
+                async with shared.transaction():
+                    await shared.execute("insert into effect values (1)")
+                nursery.start_soon(hold_up_pipeline, shared)
+                await trio.testing.wait_all_tasks_blocked()
+                cancel_soon(nursery, scope)
+        assert scope.cancelled_caught
+        assert shared.closed
+
+
+async def hold_up_pipeline(connection: Connection[TupleRow]) -> None:
+    with pytest.raises(psycopg.OperationalError):
+        await (await connection.execute("select pg_sleep(60)")).fetchone()
