@@ -62,7 +62,7 @@ class Claims:
         self._store = site.store
         self._settings = site.settings
         self._fence = assignment.fence
-        self._marked: set[str] = set()  # taken up by this process, and not ended
+        self._marked: dict[str, int] = {}  # taken up by this process, and not ended: how often by then, as counted
 
     async def hold_lease(self, transaction: Transaction) -> None:
         """Make sure that the partition is ours until the end of `transaction`; raises `LeaseLost`."""
@@ -138,12 +138,13 @@ class Claims:
         """Count entries that come again without an end, before they are handled: the first that may be together.
 
         That is, those before the first that was counted already, or, if no other suspect is at work in this process
-        (`alone`), that one; the rest must wait.
+        (`alone`), that one; the rest must wait. Nor may any be beside poison whose letter is yet to be taken: what
+        comes behind it under its key waits for that.
         """
         ids = [entry.id for entry in entries]
         async with self._short_transaction() as transaction:
             known = await self._store.suspects.known(transaction, self._group.name, self._partition, ids)
-            calm = takewhile(lambda each: each not in known or each in self._marked, ids)
+            calm = takewhile(lambda each: each not in known or self._marked.get(each, DEADLY) < DEADLY, ids)
             chosen = list(calm)
             if not chosen and not alone:
                 return Claim(wants_alone=True)
@@ -156,24 +157,26 @@ class Claims:
 
     async def absolve(self, entries: Iterable[Entry] | None = None) -> None:
         """Take back what was counted for entries (for all that have no end) whose attempt others broke off."""
-        ids = self._marked if entries is None else self._marked.intersection(entry.id for entry in entries)
-        ids = set(ids)
+        given = self._marked if entries is None else (entry.id for entry in entries)
+        ids = self._marked.keys() & set(given)
         if not ids:
             return
         with trio.fail_after(self._settings.handler_timeout):
             async with self._store.transaction() as transaction:
                 await self._store.suspects.absolve(transaction, self._group.name, self._partition, ids)
-        self._marked -= ids
+        self._forget(ids)
 
     async def _mark(self, transaction: Transaction, ids: Collection[str]) -> set[str]:
-        """Count entries, those that this process has counted left out; those that are poison."""
+        """Count entries, those that this process has counted left out; those that are poison.
+
+        What was poison before is so still: its letter was refused.
+        """
         fresh = [each for each in ids if each not in self._marked]
-        if not fresh:
-            return set()
-        # Before it is written: what is taken back once too often does no harm, what is never taken back does.
-        self._marked.update(fresh)
-        times = await self._store.suspects.mark(transaction, self._group.name, self._partition, fresh)
-        return {entry_id for entry_id, count in times.items() if count >= DEADLY}
+        if fresh:
+            # Before it is written: what is taken back once too often does no harm, what is never taken back does.
+            self._marked.update(dict.fromkeys(fresh, 0))
+            self._marked |= await self._store.suspects.mark(transaction, self._group.name, self._partition, fresh)
+        return {each for each in ids if self._marked.get(each, 0) >= DEADLY}
 
     async def clear(self, transaction: Transaction, entries: Iterable[Entry]) -> None:
         """Forget what was counted for entries: their attempt has come to an orderly end with `transaction`."""
@@ -191,7 +194,11 @@ class Claims:
 
     def ended(self, entries: Iterable[Entry]) -> None:
         """The transaction in which entries were cleared is committed."""
-        self._marked.difference_update(entry.id for entry in entries)
+        self._forget(entry.id for entry in entries)
+
+    def _forget(self, ids: Iterable[str]) -> None:
+        for each in ids:
+            self._marked.pop(each, None)
 
 
 def _entry(row: RetryRow) -> Entry:

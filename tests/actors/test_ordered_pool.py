@@ -7,17 +7,20 @@ from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+import psycopg
 import pytest
 import trio
 from attrs import frozen
 from trio.testing import MockClock
 
 from penstock.actors.backlog import Backlog
+from penstock.actors.dead_letter import DeadLetter
 from penstock.actors.event import event, event_type_of
 from penstock.actors.handling import Context, Entry, Permanent
 from penstock.actors.lease_table import LeaseLost
 from penstock.actors.retry_table import RetryOrigin, RetryRow
 from penstock.actors.retrying import RetryPolicy
+from penstock.actors.store import Transaction
 from penstock.actors.system import System
 from penstock.actors.testing import MemoryStore
 from penstock.actors.virtual import VirtualDeployment, virtual
@@ -124,6 +127,39 @@ async def test_a_dead_event_lets_its_key_go_on(autojump_clock: MockClock) -> Non
         await app.settled()
         assert moved(app.store) == {"a": [0, 2, 3], "b": [0, 2, 3]}
         assert sorted(letter.reason.value for letter in app.store.letters) == ["max_deliveries", "permanent"]
+
+
+async def test_what_is_behind_poison_waits_until_its_letter_is_taken(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, refused = MemoryStore(), [psycopg.errors.CheckViolation("a trigger says no")] * 3
+    calls: list[tuple[str | None, int, int]] = []
+    bury = store.dead_letters.bury
+
+    async def refuse(transaction: Transaction, letter: DeadLetter) -> None:
+        if refused:
+            raise refused.pop()
+        await bury(transaction, letter)
+
+    async def stay(move: Move, context: Context) -> None:
+        await trio.sleep_forever()
+
+    async def then(move: Move, context: Context) -> None:
+        calls.append((move.parcel, move.step, len(store.letters)))
+
+    monkeypatch.setattr(store.dead_letters, "bury", refuse)
+    async with InProcessRedis() as redis:
+        async with virtual(Depot(stay).system, redis=redis, store=store) as app:
+            results = await app.publish(STREAM, *(Move("a", step) for step in range(3)), Move("b", 3))
+            await trio.sleep(1)
+        async with store.transaction() as transaction:
+            for _ in range(3):
+                await store.suspects.mark(transaction, GROUP, STREAM, [results[0].entry_id])  # type: ignore[union-attr]
+        async with virtual(Depot(then).system, redis=redis, store=store) as app:
+            await app.settled()
+    assert sorted(calls) == [("a", 1, 1), ("a", 2, 1), ("b", 3, 0)]
+    assert moved(store) == {"a": [1, 2], "b": [3]}
+    assert ([letter.reason.value for letter in store.letters], refused) == (["poison"], [])
 
 
 async def test_events_without_a_key_wait_for_nobody(autojump_clock: MockClock) -> None:

@@ -7,11 +7,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import psycopg
 import pytest
 import trio
 from attrs import frozen
 from trio.testing import MockClock
 
+from penstock.actors.dead_letter import DeadLetter
 from penstock.actors.event import event
 from penstock.actors.handler_pool import ABSOLVE_WITHIN
 from penstock.actors.handling import Context
@@ -183,6 +185,42 @@ async def test_a_row_that_kills_its_worker_is_dead_as_well(autojump_clock: MockC
             await live(shop(then, batch=1), redis, store, *([3, 4] if lives == 1 else []), dies=deaths[-1])
     assert lives == 4  # alone, alone, alone; and then it is not tried
     assert [effect.values[0] for effect in store.effects] == [4]
+    assert [letter.reason.value for letter in store.letters] == ["poison"]
+    assert not store.suspects.table.rows
+
+
+@pytest.mark.parametrize(
+    "error", [psycopg.errors.CheckViolation("a trigger says no"), psycopg.errors.DeadlockDetected("a lock")], ids=type
+)
+@pytest.mark.parametrize("origin", ["stream", "rows"])
+async def test_poison_whose_letter_the_database_refuses_is_not_tried_meanwhile(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, origin: str, error: Exception
+) -> None:
+    """It would kill its process once more."""
+    deaths, calls = list[trio.Event](), list[int]()
+    store, lives, refused = MemoryStore(), 0, [error] * 3
+    bury = store.dead_letters.bury
+
+    async def refuse(transaction: Transaction, letter: DeadLetter) -> None:
+        if refused:
+            raise refused.pop()
+        await bury(transaction, letter)
+
+    async def then(order: Order, context: Context) -> None:
+        calls.append(order.number)
+        if origin == "rows" and len(calls) == 1:
+            raise OSError("so that it becomes a row")
+        deaths[-1].set()
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(store.dead_letters, "bury", refuse)
+    async with InProcessRedis() as redis:
+        while not lives or deaths[-1].is_set():
+            lives += 1
+            assert lives < 8
+            deaths.append(trio.Event())
+            await live(shop(then), redis, store, *([1] if lives == 1 else []), dies=deaths[-1])
+    assert (refused, lives) == ([], 5 if origin == "stream" else 4)
     assert [letter.reason.value for letter in store.letters] == ["poison"]
     assert not store.suspects.table.rows
 
