@@ -11,6 +11,7 @@ import psycopg
 import trio
 from psycopg import pq
 from psycopg.rows import AsyncRowFactory, Row, TupleRow
+from psycopg.transaction import OutOfOrderTransactionNesting
 
 from . import internals
 from .cursors import cursor_class
@@ -174,6 +175,8 @@ class Connection(DrivenConnection[Row]):
             psycopg.errors.InFailedSqlTransaction: a statement failed and its error was caught within the block.
                 PostgreSQL answers such a COMMIT with a rollback and no error, which would pass for success.
             psycopg.OperationalError: the connection was lost within the block, or while committing.
+            psycopg.transaction.OutOfOrderTransactionNesting: another task's block began within this one and has not
+                ended. The connection is closed: neither is committed.
         """
         await _enter()
         manager = super().transaction(savepoint_name, force_rollback)
@@ -201,14 +204,15 @@ class Connection(DrivenConnection[Row]):
 
     @contextmanager
     def _ending(self) -> Iterator[None]:
-        """Close, if the end of a transaction is broken off: another task did not let it have its turn in time.
+        """Close, if the end of a transaction is broken off, or out of order: other tasks on it are in the way.
 
-        Left open, the transaction would go on without its block. Whatever comes next would be a part of it, each
-        `transaction` a savepoint in it, and committed by nobody; and what a savepoint was to undo would be committed.
+        They did not let it have its turn in time, or began a block within it that has not ended. Left open, the
+        transaction would go on without its block. Whatever comes next would be a part of it, each `transaction` a
+        savepoint in it, and committed by nobody; and what a savepoint was to undo would be committed.
         """
         try:
             yield
-        except (trio.Cancelled, KeyboardInterrupt):
+        except (trio.Cancelled, KeyboardInterrupt, OutOfOrderTransactionNesting):
             self.abandon()
             raise
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import psycopg
@@ -14,8 +14,10 @@ import trio.testing
 from attrs import evolve
 from psycopg import pq
 from psycopg.rows import TupleRow
+from psycopg.transaction import OutOfOrderTransactionNesting
 
 from penstock.runtime.postgres import Connection, PostgresOptions, internals
+from penstock.runtime.testing import Cut
 
 IDLE = pq.TransactionStatus.IDLE
 
@@ -333,6 +335,17 @@ async def test_a_commit_that_does_not_get_its_turn_closes_the_connection(shared,
     assert server.execute(f"select pg_xact_status('{number}')") == [("aborted",)]
 
 
+async def test_control_c_while_a_commit_waits_for_its_turn_closes_the_connection(shared) -> None:
+    """There is nothing on its way that could be seen through, and the transaction must not go on."""
+    async with trio.open_nursery() as nursery:
+        with pytest.raises(KeyboardInterrupt), ExitStack() as stack:
+            async with shared.transaction():
+                nursery.start_soon(hold_up, shared)
+                await trio.testing.wait_all_tasks_blocked()
+                stack.enter_context(Cut().raising(KeyboardInterrupt, at=trio.lowlevel.current_task()))
+        assert shared.closed
+
+
 async def test_a_savepoint_that_is_not_released_in_its_turn_loses_the_transaction_around_it(shared) -> None:
     """It was to have no effect, and would be committed with the rest."""
     async with trio.open_nursery() as nursery:
@@ -398,3 +411,31 @@ async def test_a_pipeline_that_cannot_be_left_in_its_turn_closes_the_connection(
 async def hold_up_pipeline(connection: Connection[TupleRow]) -> None:
     with pytest.raises(psycopg.OperationalError):
         await (await connection.execute("select pg_sleep(60)")).fetchone()
+
+
+@pytest.mark.parametrize("failing", [False, True])
+async def test_transactions_of_two_tasks_that_overlap_close_the_connection(connection, failing: bool) -> None:
+    """The second is a savepoint in the first, which can end no more: neither block ends as if it were committed."""
+    begun, inside, ended = trio.Event(), trio.Event(), trio.Event()
+
+    async def outer() -> None:
+        with pytest.raises(OutOfOrderTransactionNesting):
+            async with connection.transaction():
+                await connection.execute("insert into effect values (1)")
+                begun.set()
+                await inside.wait()
+                if failing:
+                    raise ZeroDivisionError
+        ended.set()
+
+    async def inner() -> None:
+        await begun.wait()
+        with pytest.raises(psycopg.OperationalError, match="nothing was committed"):
+            async with connection.transaction():
+                inside.set()
+                await ended.wait()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(outer)
+        nursery.start_soon(inner)
+    assert connection.closed
