@@ -285,8 +285,10 @@ class Connection(DrivenConnection[Row]):
             with _cleaning_up(cancel=True).rules():
                 await manager.__aexit__(None, None, None)
         finally:
-            if pipeline.level == 0 and not self.closed and self.pgconn.pipeline_status:
-                self.abandon()  # results that nobody collected: libpq cannot leave pipeline mode any more
+            # Results that nobody collected: libpq cannot leave pipeline mode any more. Or psycopg, which leaves it in
+            # two turns and did not get the second, thinks itself in it still, and would not read a result again.
+            if pipeline.level == 0 and not self.closed and (self.pgconn.pipeline_status or internals.in_pipeline(self)):
+                self.abandon()
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None

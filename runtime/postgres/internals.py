@@ -33,6 +33,7 @@ __all__ = [
     "copy_out_steps",
     "forget_prepared",
     "handlers",
+    "in_pipeline",
     "in_two_phase",
     "make_conninfo",
     "notify_steps",
@@ -120,6 +121,11 @@ def set_autocommit_state(connection: psycopg.AsyncConnection[Any], value: bool) 
 def set_adapters(connection: psycopg.AsyncConnection[Any], context: AdaptContext) -> None:
     """What ``connect(context=…)`` does; there is no public setter."""
     connection._adapters = AdaptersMap(context.adapters)
+
+
+def in_pipeline(connection: psycopg.AsyncConnection[Any]) -> bool:
+    """Whether psycopg thinks itself in a pipeline; libpq's ``pipeline_status`` may say otherwise already."""
+    return connection._pipeline is not None
 
 
 def in_two_phase(connection: psycopg.AsyncConnection[Any]) -> bool:

@@ -408,6 +408,30 @@ async def test_a_pipeline_that_cannot_be_left_in_its_turn_closes_the_connection(
         assert shared.closed
 
 
+async def test_a_pipeline_that_was_left_but_not_forgotten_in_its_turn_closes_the_connection(shared) -> None:
+    """psycopg leaves one in two turns. Without the second, it would put what comes next in a pipeline that is over."""
+
+    async def listen() -> None:
+        with pytest.raises(psycopg.OperationalError):
+            async for _ in shared.notifies():
+                pass
+
+    async def come_between(scope: trio.CancelScope) -> None:
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(listen)
+        while shared.pgconn.pipeline_status:
+            await trio.sleep(0.01)
+        scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        with trio.CancelScope() as scope:
+            async with shared.pipeline():
+                await shared.execute("select pg_sleep(1)")
+                nursery.start_soon(come_between, scope)
+        assert scope.cancelled_caught
+        assert shared.closed
+
+
 async def hold_up_pipeline(connection: Connection[TupleRow]) -> None:
     with pytest.raises(psycopg.OperationalError):
         await (await connection.execute("select pg_sleep(60)")).fetchone()
