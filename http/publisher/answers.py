@@ -110,11 +110,7 @@ def _whole(status: int, problem: dict[str, Any], after: float) -> Verdict:
 
 
 def _results(body: bytes, ids: Sequence[UUID]) -> list[Verdict] | None:
-    try:
-        results = [json.loads(line) for line in body.splitlines() if line.strip()]
-    except ValueError:
-        return None
-    return _of_results(results, ids, 0.0)
+    return _of_results([_value(line) for line in body.splitlines() if line.strip()], ids, 0.0)
 
 
 def _of_results(results: Sequence[Any], ids: Sequence[UUID], after: float) -> list[Verdict] | None:
@@ -148,25 +144,37 @@ def _of_result(result: Any, event_id: UUID, after: float) -> Verdict | None:
 
 def _problem(status: int, body: bytes) -> dict[str, Any]:
     """The problem details of the body, or, where it has none (a proxy's page), what can be said without."""
-    try:
-        value = json.loads(body)
-    except ValueError:
-        value = None
+    value = _value(body)
     if not isinstance(value, dict) or not isinstance(value.get("type"), str):
         value = {"type": "about:blank", "detail": f"the server, or a proxy before it, answers with {status}"}
     return {**value, "status": status}
 
 
 def _again(problem: Mapping[str, Any], after: float) -> Again:
-    own = problem.get("retryAfter")
-    wait = float(own) if isinstance(own, int | float) and math.isfinite(own) else 0.0
     # Only Penstock itself knows whether it has passed the event on; a proxy's 502 or 504 may come after it had.
     known = problem.get("outcomeUnknown") is False or problem["status"] == 429
-    return Again(_words(problem), max(after, wait, 0.0), unknown=not known)
+    return Again(_words(problem), max(after, _seconds(problem.get("retryAfter"))), unknown=not known)
 
 
 def _words(problem: Mapping[str, Any]) -> str:
     return str(problem.get("detail") or problem.get("title") or f"status {problem['status']}")
+
+
+def _value(text: bytes) -> Any:
+    """The JSON value; None where there is none, or one that is nested too deep to be read."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _seconds(value: object) -> float:
+    """What an answer calls a number of seconds; 0 where it is none."""
+    try:
+        seconds = float(value) if isinstance(value, int | float) else 0.0
+    except OverflowError:  # a whole number may have hundreds of digits
+        return 0.0
+    return max(0.0, seconds) if math.isfinite(seconds) else 0.0
 
 
 def _retry_after(header: str | None) -> float:
@@ -177,7 +185,7 @@ def _retry_after(header: str | None) -> float:
         return float(header)
     try:
         moment = parsedate_to_datetime(header)
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import anyio
+import pytest
 import trio
 from attrs import frozen
 from trio.testing import wait_all_tasks_blocked
 
 from penstock.actors.event import event
 from penstock.http.publisher import Publisher, PublisherClosed, Unsent
+from penstock.http.publisher.answers import Again, read_answer
 from penstock.http.publisher.room import Room
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests are no package
@@ -95,6 +98,38 @@ async def test_who_is_cancelled_as_it_is_let_in_leaves_no_hole() -> None:
         assert (room.events, room.bytes) == ((1, 4) if took else (0, 0))
         if took:
             room.give_back(4)
+
+
+# Answers -------------------------------------------------------------------------------------------------------------
+
+DEEP = b"[" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("status", "retry_after", "body"),
+    [
+        (503, "Mon, 01 Jan 99999999999999999999 00:00:00 GMT", b""),
+        (503, "Mon, 01 Jan 2026 00:00:00 +99999999999999", b""),
+        (503, "soon", b""),
+        (503, None, b'{"type": "x", "retryAfter": ' + b"9" * 400 + b"}"),
+        (502, None, DEEP),
+        (202, None, DEEP),
+        (202, None, b'{"error": {"status": 503, "type": null}}'),
+    ],
+)
+def test_an_answer_that_nobody_can_read_means_to_send_again(status: int, retry_after: str | None, body: bytes) -> None:
+    headers = {} if retry_after is None else {"retry-after": retry_after}
+    (verdict,) = read_answer(status, headers, body, [uuid4()])
+    assert isinstance(verdict, Again)
+    assert (verdict.after, verdict.unknown) == (0.0, True)
+
+
+async def test_a_header_that_is_no_time_ends_no_publisher(autojump_clock: Any) -> None:
+    server = ScriptedServer()
+    server.script = [server.answer(problem(503, header="Mon, 01 Jan 99999999999999999999 00:00:00 GMT"))]
+    async with Publisher(client=server.client()) as publisher:
+        await publisher.publish("s", Number(1))
+    assert publisher.statistics().accepted == 1
 
 
 # Withdrawal ----------------------------------------------------------------------------------------------------------
