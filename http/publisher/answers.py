@@ -45,7 +45,7 @@ class Again:
         why: in words.
         after: seconds that the server asks for.
         unknown: whether it may have been accepted all the same.
-        bug: whether the server failed over it (500), which may never end.
+        bug: whether the server itself failed over it (its own 500, no proxy's), which may never end.
     """
 
     why: str
@@ -87,7 +87,7 @@ def read_answer(status: int, headers: Mapping[str, str], body: bytes, ids: Seque
     problem = _problem(status, body)
     if status == 503 and isinstance(problem.get("results"), list):
         return _of_results(problem["results"], ids, after) or [_again(problem, after)] * len(ids)
-    if status == 404 and not problem["type"].startswith(_OURS):
+    if status == 404 and not _is_ours(problem):
         return [_again(problem, after)] * len(ids)  # a proxy's, which answers so while no server is behind it
     return [_whole(status, problem, after)] * len(ids)
 
@@ -96,7 +96,7 @@ def _whole(status: int, problem: dict[str, Any], after: float) -> Verdict:
     """What an answer that does not speak of single events means for all of them."""
     if status == 413:
         return Smaller(_words(problem), Refused(problem))
-    if status == 500:
+    if status == 500 and _is_ours(problem):
         # One event may have brought it about. Alone it is tried again, a few times: see `Sender`.
         return Smaller(_words(problem), Again(_words(problem), after, unknown=True, bug=True))
     if status in (408, 425, 429) or (status >= 500 and problem["type"] != _REFUSED_BY_REDIS):
@@ -148,6 +148,11 @@ def _problem(status: int, body: bytes) -> dict[str, Any]:
     if not isinstance(value, dict) or not isinstance(value.get("type"), str):
         value = {"type": "about:blank", "detail": f"the server, or a proxy before it, answers with {status}"}
     return {**value, "status": status}
+
+
+def _is_ours(problem: Mapping[str, Any]) -> bool:
+    """Whether Penstock says so, and no proxy before it."""
+    return str(problem["type"]).startswith(_OURS)
 
 
 def _again(problem: Mapping[str, Any], after: float) -> Again:

@@ -356,6 +356,16 @@ async def test_an_event_over_which_the_server_fails_is_found_and_rejected_alone(
     assert sum(numbers(each) == [13] for each in server.requests) == 5
 
 
+async def test_a_proxy_that_fails_rejects_nothing(autojump_clock: Any) -> None:
+    """Its 500 says nothing of the events: whole they go again, until their server is there."""
+    server = ScriptedServer()
+    server.script = [server.answer(httpx.Response(500, text="<html>oops</html>"))] * 20
+    async with Publisher(client=server.client()) as publisher:
+        results = await publisher.publish_many(ORDERS, orders(5))
+    assert all(isinstance(each, Accepted) for each in results)
+    assert [len(each) for each in server.requests] == [5] * 21
+
+
 # Giving up, the buffer, cancellation ---------------------------------------------------------------------------------
 
 
