@@ -16,6 +16,12 @@ CONNECTION = "penstock.connection"
 _LINGER = 2.0
 """Seconds for which what comes is read and thrown away after an answer that ends the connection."""
 
+_UNREAD = 60.0
+"""Seconds in which a client must take some of what is sent to it."""
+
+_PIECE = 64 * 1024
+"""Bytes that are sent at a time, so that a slow client is told from one that takes nothing."""
+
 _SETTLE = 0.1
 """Seconds in which Hypercorn notices that a connection has ended."""
 
@@ -47,7 +53,19 @@ class Connection(trio.abc.HalfCloseableStream):
         return data
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        await self._stream.send_all(data)
+        """Send it. A client that takes nothing for `_UNREAD` seconds is cut off: Hypercorn shields what it sends, so
+        that nobody else could, and each would keep its answer, and its place, for as long as it likes.
+
+        Raises:
+            trio.BrokenResourceError: the client is gone, or was cut off.
+        """
+        whole = memoryview(data)
+        for start in range(0, max(1, len(whole)), _PIECE):
+            with trio.move_on_after(_UNREAD) as scope:
+                await self._stream.send_all(whole[start : start + _PIECE])
+            if scope.cancelled_caught:
+                self.cut()
+                raise trio.BrokenResourceError(f"the client has taken nothing for {_UNREAD:g} s")
         self._is_refused = self._is_refused or _is_refusal(data)
 
     async def _throw_away(self) -> None:
