@@ -27,6 +27,10 @@ _MEMBERS = ("eventType", "data", "eventId", "key", "timestamp", "traceparent")
 _FLOAT_DIGITS = 15
 """Digits that a float keeps of any number."""
 
+_MISTAKES = 20
+"""Mistakes that are named at the most: an answer is no longer than what it answers, however wrong that is."""
+
+_NAME_SHOWN = 100
 _TYPE_LIMIT = 200
 _KEY_LIMIT = 512
 
@@ -77,8 +81,9 @@ def read_event(item: Any, stream: Stream, traceparent: str | None = None) -> Env
         traceparent=_own_trace(item, mistakes) or traceparent,
         **_timestamp(item, mistakes),
     )
-    mistakes += [_mistake(name, "there is no such member") for name in item if name not in _MEMBERS]
-    mistakes += _unstorable(item)
+    unknown = [name for name in item if name not in _MEMBERS]
+    mistakes += [_mistake(name, "there is no such member") for name in unknown[: _MISTAKES + 1]]
+    mistakes += _unstorable({name: item[name] for name in _MEMBERS if name in item})
     declared = stream.types.get(envelope.event_type)
     if declared is not None and not mistakes:
         mistakes += _unfit(declared, envelope.data)
@@ -276,7 +281,7 @@ def _kind(value: Any) -> str:
 
 
 def _mistake(member: str, detail: str) -> dict[str, str]:
-    return {"field": member, "detail": detail}
+    return {"field": member[:_NAME_SHOWN], "detail": detail}
 
 
 def _malformed(reason: str) -> Problem:
@@ -288,6 +293,8 @@ def _too_deep() -> Problem:
 
 
 def _invalid(mistakes: _Mistakes, event_id: Any) -> Problem:
+    if len(mistakes) > _MISTAKES:
+        mistakes = [*mistakes[:_MISTAKES], _mistake("", "and more of the kind")]
     detail = "; ".join(f"{each['field']}: {each['detail']}" if each["field"] else each["detail"] for each in mistakes)
     members: dict[str, Any] = {"errors": mistakes}
     if isinstance(event_id, str) and len(event_id) <= 64:

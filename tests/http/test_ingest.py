@@ -205,6 +205,16 @@ async def test_invalid_data_is_422_and_names_the_member(
     assert deployment.published == []
 
 
+async def test_an_answer_names_some_of_very_many_mistakes(client: Any) -> None:
+    item = {"eventType": "X", "data": {}, **{f"{number}-{'x' * 200}": None for number in range(5_000)}}
+    answer = await client.post(ANYTHING, data=json.dumps(item), headers=JSON)
+    problem = await _problem(answer, 422, "invalid-event")
+    assert len(problem["errors"]) == 21
+    assert problem["errors"][0]["field"] == f"0-{'x' * 98}"
+    assert problem["errors"][-1] == {"field": "", "detail": "and more of the kind"}
+    assert len(await answer.get_data()) < 10_000
+
+
 @pytest.mark.parametrize("body", [b"7", b'"a"', b"null", b"true"])
 async def test_json_that_is_no_object_is_422(client: Any, body: bytes) -> None:
     problem = await _problem(await client.post(ANYTHING, data=body, headers=JSON), 422, "invalid-event")
