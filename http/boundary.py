@@ -6,18 +6,30 @@ over; an answer that its client can read although it came before the request's b
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, ExitStack
+from typing import cast
+
 import trio
+from quart import request
 
 from .access import ASGI, Message, Receive, Scope, Send
 from .problems import PROBLEM, Problem, problem_of
 from .replies import dump
 from .security import complete
 
-__all__ = ["Boundary"]
+__all__ = ["Boundary", "hold"]
+
+_HELD = "penstock.held"
+"""Where in the scope stands what is held until the request is over."""
 
 LINGER = 2.0
 """Seconds for which the rest of a body is read and thrown away after the answer. Closing at once would make the
 client's system discard an answer that it has not read yet (RFC 9112, 9.6)."""
+
+
+def hold(context: AbstractContextManager[object]) -> None:
+    """Enter it now, in a route, and leave it when the request is over, whatever becomes of its answer."""
+    cast("ExitStack", cast("Scope", request.scope)[_HELD]).enter_context(context)
 
 
 class Boundary:
@@ -42,12 +54,14 @@ class Boundary:
             return
         exchange = _Exchange(receive, send)
         failed: BaseException | None = None
-        try:
-            await self._app(scope, exchange.receive, exchange.send)
-        except* (trio.Cancelled, KeyboardInterrupt):
-            raise
-        except* BaseException as errors:  # noqa: BLE001 - it is the boundary: problem_of logs what it does not know
-            failed = errors
+        with ExitStack() as held:
+            scope[_HELD] = held
+            try:
+                await self._app(scope, exchange.receive, exchange.send)
+            except* (trio.Cancelled, KeyboardInterrupt):
+                raise
+            except* BaseException as errors:  # noqa: BLE001 - it is the boundary: problem_of logs what it does not know
+                failed = errors
         if failed is not None:
             await exchange.fail(problem_of(failed))
 

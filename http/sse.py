@@ -7,7 +7,7 @@ heartbeat can be sent, and the stream ended, while the source has nothing to say
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from contextlib import AbstractContextManager, aclosing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, aclosing, contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -17,6 +17,7 @@ from quart.wrappers.response import ResponseBody
 from quart_trio.wrappers import TrioResponse
 
 from ..runtime.telemetry import get_logger
+from .boundary import hold
 
 __all__ = ["Event", "Places", "event_stream"]
 
@@ -85,9 +86,12 @@ def event_stream(
 ) -> TrioResponse:
     """The answer that sends what `source` yields, until it ends, the client leaves, or `draining` is set.
 
-    A slow client is waited for, not buffered for. `place` is entered while the answer is being sent.
+    A slow client is waited for, not buffered for. `place` is entered at once, in the same step as the caller's look
+    whether there is one, and left when the request is over.
     """
-    body = _EventStream(source, draining, place or nullcontext())
+    if place is not None:
+        hold(place)
+    body = _EventStream(source, draining)
     response = TrioResponse(body, content_type="text/event-stream; charset=utf-8")
     response.headers["X-Accel-Buffering"] = "no"  # nginx would hold events back
     response.timeout = None
@@ -95,15 +99,13 @@ def event_stream(
 
 
 class _EventStream(ResponseBody):
-    def __init__(self, source: Source, draining: trio.Event, place: AbstractContextManager[object]) -> None:
+    def __init__(self, source: Source, draining: trio.Event) -> None:
         self._source = source
         self._draining = draining
-        self._place = place
         self._begun = False
         self._send, self._receive = trio.open_memory_channel[bytes](0)
 
     async def __aenter__(self) -> Self:
-        self._place.__enter__()
         self._manager = trio.open_nursery()
         self._nursery = await self._manager.__aenter__()
         self._nursery.start_soon(self._pump)
@@ -117,10 +119,7 @@ class _EventStream(ResponseBody):
         trace: TracebackType | None = None,
     ) -> None:
         self._nursery.cancel_scope.cancel(reason="the event stream has ended")
-        try:
-            await self._manager.__aexit__(kind, error, trace)
-        finally:
-            self._place.__exit__(None, None, None)
+        await self._manager.__aexit__(kind, error, trace)
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self

@@ -207,6 +207,38 @@ async def test_there_is_a_limit_to_the_clients(deployment: Any) -> None:
     assert not feed.is_full
 
 
+async def test_the_limit_holds_also_when_all_come_at_once(serving: Any) -> None:
+    """As all do that were there before a restart."""
+    async with serving(tail_clients=3) as server:
+
+        async def come(heads: list[bytes]) -> None:
+            stream = await server.raw(b"GET /api/v1/streams/anything/tail HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            heads.append(await _read(stream, b"\r\n\r\n"))
+            await left.wait()
+            await stream.aclose()
+
+        left, heads = trio.Event(), list[bytes]()
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(come, heads)
+            with trio.fail_after(20):
+                while len(heads) < 20:
+                    await trio.sleep(0.01)
+            assert sum(head.startswith(b"HTTP/1.1 200") for head in heads) == 3
+            assert sum(head.startswith(b"HTTP/1.1 503") for head in heads) == 17
+            left.set()
+        with trio.fail_after(20):  # their places are free again
+            while not await _is_free(server):
+                await trio.sleep(0.05)
+
+
+async def _is_free(server: Any) -> bool:
+    stream = await server.raw(b"GET /api/v1/streams/anything/tail HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    head = await _read(stream, b"\r\n\r\n")
+    await stream.aclose()
+    return head.startswith(b"HTTP/1.1 200")
+
+
 async def _read(stream: Any, wanted: bytes) -> bytes:
     got = b""
     with trio.fail_after(10):
