@@ -20,7 +20,7 @@ from attrs import field, frozen
 from ..runtime.masking import mask_text
 from ..runtime.supervision import ErrorInfo
 from .letter_terms import Reason
-from .texts import cut_bytes, storable
+from .texts import CUT, cut_bytes, storable
 
 __all__ = ["DEAD_LETTER_MIRROR", "DeadLetter", "fingerprint", "unpack_fields"]
 
@@ -29,6 +29,9 @@ DEAD_LETTER_MIRROR: Final = 10_000
 
 _MESSAGE_LIMIT: Final = 2048
 _TRACEBACK_LIMIT: Final = 16 * 1024
+
+_MASKED: Final = 4 * _TRACEBACK_LIMIT
+"""Characters at the end of a traceback that are searched for secrets; it may quote a whole input, of many megabytes."""
 
 _FRAMES: Final = 10
 """The innermost frames that tell one fault from another; a recursion's other thousand say nothing new."""
@@ -39,8 +42,12 @@ def _message(text: str | None) -> str | None:
 
 
 def _traceback(text: str | None) -> str | None:
+    if text is None:
+        return None
+    if len(text) > _MASKED:
+        text = CUT + text[-_MASKED:]
     # The end names the error and the line that raised it.
-    return None if text is None else cut_bytes(mask_text(text), _TRACEBACK_LIMIT, keep_end=True)
+    return cut_bytes(mask_text(text), _TRACEBACK_LIMIT, keep_end=True)
 
 
 @cache

@@ -9,6 +9,7 @@ import pytest
 
 from penstock.actors.dead_letter import DeadLetter, fingerprint, unpack_fields
 from penstock.actors.letter_terms import Reason
+from penstock.runtime.masking import mask_text
 
 
 def _caught(work: Any, *args: Any) -> Exception:
@@ -89,6 +90,22 @@ def test_a_letter_is_bounded_and_keeps_the_end_of_its_traceback() -> None:
     assert letter.traceback is not None
     assert 2000 < len(letter.error_message.encode()) <= 2048
     assert 16_000 < len(letter.traceback.encode()) <= 16 * 1024
+    assert letter.traceback.rstrip().endswith("cannot be paid")
+
+
+def test_an_error_that_quotes_a_huge_input_costs_little_more_than_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is masked in the one thread of the run, at each attempt: what is thrown away afterwards is not searched."""
+    searched: list[int] = []
+
+    def counting(text: str) -> str:
+        searched.append(len(text))
+        return mask_text(text)
+
+    monkeypatch.setattr("penstock.actors.dead_letter.mask_text", counting)
+    letter = _letter(_caught(_charge, "a://" * 1_000_000))
+    assert sum(searched) < 100_000
+    assert letter.traceback is not None
+    assert letter.traceback.startswith("…")
     assert letter.traceback.rstrip().endswith("cannot be paid")
 
 

@@ -89,5 +89,13 @@ def test_text_made_to_be_slow_is_not(piece: str) -> None:
     assert time.thread_time() - began < 1.0  # linear: about a millisecond; quadratic: many seconds
 
 
+@pytest.mark.parametrize(("piece", "end"), [("a://", ""), ("a://b/", "@"), ("a://b:1/", "@")])
+def test_a_text_of_a_million_urls_in_a_row_is_searched_once(piece: str, end: str) -> None:
+    """Ends well within the time-out of every test; a search that copies the rest at each URL takes minutes."""
+    text = piece * (4_000_000 // len(piece)) + end
+    unchanged = mask_text(text) == text  # not in the assert, which would print it
+    assert unchanged
+
+
 def test_a_login_in_what_was_meant_to_be_a_url_is_hidden() -> None:
     assert mask_url("redis:/u:hunter2@h") == "redis:/u:***@h"
