@@ -162,11 +162,12 @@ class _JsonCodec:
     """The standard entry: ``eventId, eventType, timestamp, data`` (JSON), ``key``, ``traceparent``."""
 
     def encode(self, envelope: Envelope) -> Fields:
+        """The entry's fields; raises `InvalidEvent` where the data are no JSON."""
         fields = {
             "eventId": str(envelope.event_id),
             "eventType": envelope.event_type,
             "timestamp": envelope.timestamp.isoformat(),
-            "data": json.dumps(envelope.data, ensure_ascii=False, separators=(",", ":")),
+            "data": _json(envelope.data),
         }
         if envelope.key is not None:
             fields["key"] = envelope.key
@@ -196,6 +197,14 @@ class _JsonCodec:
 
     def recognises(self, fields: Mapping[str, str]) -> bool:
         return "eventType" in fields
+
+
+def _json(data: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        advice = "where a number may be NaN or infinite, give null"
+        raise InvalidEvent([("data", f"cannot be written as JSON: {error}; {advice}")]) from error
 
 
 JSON_CODEC: Codec = _JsonCodec()

@@ -15,9 +15,16 @@ NDJSON = "application/x-ndjson"
 
 
 def dump(value: Any) -> str:
-    """Compact JSON; whatever cannot stand in UTF-8 (a lone surrogate from somewhere) is replaced by ``?``."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    """Compact JSON. What it cannot hold is replaced: a number that is not finite by null, what is no UTF-8 by ``?``."""
+    try:
+        text = _compact(value)
+    except ValueError:  # other programs' entries have NaN, or 1e400, and must be shown all the same
+        text = _compact(json.loads(json.dumps(value), parse_constant=lambda _: None))
     return text.encode("utf-8", "replace").decode()
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
 def json_reply(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from attrs import field, frozen
 
-from penstock.actors.event import InvalidEvent, event, event_type_of
+from penstock.actors.event import JSON_CODEC, Envelope, InvalidEvent, event, event_type_of
 
 
 @frozen
@@ -99,3 +99,9 @@ def test_other_texts_are_none(texts: dict[str, str]) -> None:
     assert DECLARED.read_texts(texts) == texts
     with pytest.raises(InvalidEvent, match="expected"):
         DECLARED.structure(texts)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf"), {1, 2}])
+def test_what_json_cannot_hold_is_not_written(value: Any) -> None:
+    with pytest.raises(InvalidEvent, match="data: cannot be written as JSON"):
+        JSON_CODEC.encode(Envelope(event_type="ORDER", data={"lines": [value]}))

@@ -13,6 +13,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from penstock.actors.event import Envelope
 from penstock.actors.queue_lists import QueueView, TakenBy
 from penstock.http.live import AT_LEAST_EVERY, AT_MOST_EVERY, LiveFeed
 from penstock.http.looking import WITHIN
@@ -277,6 +278,17 @@ async def test_a_tail_shows_what_comes_and_goes_on_where_the_client_left(serving
         got = await _read(stream, b'"n":2')
         assert b'"n":1' not in got
         assert b"event: entry\nid: 1700000000000-3\n" in got
+        await stream.aclose()
+
+
+async def test_a_number_that_json_does_not_know_ends_no_tail(serving: Any) -> None:
+    """Other programs write NaN, or 1e400, into streams: both are shown as null, and the next entry comes, too."""
+    async with serving() as server:
+        for data in ({"n": [1.5, float("nan")], "o": {"p": float("-inf")}}, {"n": "next"}):
+            server.deployment.published.append(("anything", Envelope(event_type="X", data=data)))
+        stream = await server.raw(b"GET /api/v1/streams/anything/tail?after=0 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        got = await _read(stream, b'"n":"next"')
+        assert b'"data":{"n":[1.5,null],"o":{"p":null}}' in got
         await stream.aclose()
 
 
