@@ -41,6 +41,7 @@ __all__ = [
     "UndecodableEntry",
     "converter",
     "event",
+    "event_id_of",
     "event_type_of",
     "new_event_id",
     "untyped",
@@ -89,6 +90,16 @@ def new_event_id() -> UUID:
     value = value & ~(0xF << 76) | 0x7 << 76
     value = value & ~(0x3 << 62) | 0x2 << 62
     return UUID(int=value)
+
+
+def event_id_of(given: object) -> UUID | None:
+    """The id that a text is, in any case of letters; None where it is none, written with dashes."""
+    try:
+        event_id = UUID(given) if isinstance(given, str) else None
+    except ValueError:
+        return None
+    # UUID() also takes braces, URNs and misplaced dashes.
+    return event_id if event_id is not None and str(event_id) == str(given).lower() else None
 
 
 @frozen(kw_only=True)

@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any, NoReturn
 from uuid import UUID
 
-from ..actors.event import Envelope, EventType, InvalidEvent, new_event_id
+from ..actors.event import Envelope, EventType, InvalidEvent, event_id_of, new_event_id
 from ..actors.system import Stream
 from .problems import Problem
 
@@ -119,12 +119,8 @@ def _event_id(item: Mapping[str, Any], mistakes: _Mistakes) -> UUID:
     given = item.get("eventId")
     if given is None:
         return new_event_id()
-    try:
-        event_id = UUID(given) if isinstance(given, str) else None
-    except ValueError:
-        event_id = None
-    # UUID() also takes braces, URNs and misplaced dashes.
-    if event_id is None or str(event_id) != given.lower():
+    event_id = event_id_of(given)
+    if event_id is None:
         mistakes.append(_mistake("eventId", "must be a UUID, written with dashes"))
         return new_event_id()
     return event_id

@@ -1,7 +1,8 @@
 """``penstock publish``: events onto a stream of a running system, however long an outage takes.
 
 Every event has its id before it is first sent. What is sent again after an outage, or after an answer that never came,
-is therefore the same event, and one effect.
+is therefore the same event, and one effect. It goes out as it is written, so that the server sees each number with all
+its digits.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 from urllib.parse import quote
@@ -18,7 +19,7 @@ from urllib.parse import quote
 import click
 from attrs import define, field
 
-from ...actors.event import new_event_id
+from ...actors.event import event_id_of, new_event_id
 from ...runtime.cli import CommandError, json_option
 from .remote import Remote, Unreachable, remote_of, url_option
 
@@ -71,7 +72,8 @@ def publish(
     template = {name: value for name, value in (("eventType", event_type), ("key", key)) if value is not None}
     if data is not None:
         extra = {} if event_id is None else {"eventId": event_id}
-        work.send([_read(1, data, {**template, **extra})])
+        # Arguments that are no UTF-8 have half surrogate pairs in the place of their bytes.
+        work.send([_read(1, data.encode(errors="surrogateescape"), {**template, **extra})])
     elif file is not None:
         for lines in _batches(file):
             work.send([_read(number, line, template) for number, line in lines])
@@ -81,36 +83,50 @@ def publish(
 # Reading -------------------------------------------------------------------------------------------------------------
 
 
+_BLANKS = str.maketrans("\t\r\n", "   ")
+"""JSON has them only between its tokens; an event is to be one line."""
+
+
 @define
 class _Line:
-    """One event: where it came from, and the event, or why it is none."""
+    """One event: where it came from, and the event as a line of NDJSON, or why it is none."""
 
     number: int
-    event: dict[str, Any] | None = None
+    text: str = ""
     complaint: str = ""
 
 
-def _read(number: int, text: str, template: dict[str, str]) -> _Line:
+def _read(number: int, line: bytes, template: Mapping[str, str]) -> _Line:
     try:
+        text = line.decode().translate(_BLANKS).strip(" ")
         value = json.loads(text)
+    except UnicodeDecodeError as error:
+        return _Line(number, complaint=f"byte {error.start + 1} is not UTF-8")
     except (ValueError, RecursionError) as error:
         return _Line(number, complaint=f"malformed JSON: {error}")
     if "eventType" in template:
-        value = {"data": value}
+        text, value = f'{{"data": {text}}}', {"data": value}
     if not isinstance(value, dict):
         return _Line(number, complaint="an event is a JSON object")
-    value = {**value, **template}
-    if value.get("eventId") is None:
-        value["eventId"] = str(new_event_id())
-    return _Line(number, value)
+    given = {**value, **template}.get("eventId")
+    event_id = new_event_id() if given is None else event_id_of(given)
+    if event_id is None:
+        return _Line(number, complaint="eventId: must be a UUID, written with dashes")
+    return _Line(number, _with(text, {**template, "eventId": str(event_id)}))
 
 
-def _batches(file: BinaryIO) -> Iterator[list[tuple[int, str]]]:
+def _with(text: str, members: Mapping[str, str]) -> str:
+    """The JSON object with these members instead of its own; of two of a name, JSON's readers take the last."""
+    inside = text[1:-1].strip()
+    return f"{{{inside}{', ' if inside else ''}{json.dumps(members)[1:]}"
+
+
+def _batches(file: BinaryIO) -> Iterator[list[tuple[int, bytes]]]:
     """The lines as they come: a slow writer's lines are not held back until there are many."""
-    lines: list[tuple[int, str]] = []
+    lines: list[tuple[int, bytes]] = []
     with _progress(file) as advance:
-        for number, text, size in _lines(file):
-            lines.append((number, text))
+        for number, line, size in _lines(file):
+            lines.append((number, line))
             if len(lines) == BATCH or size:
                 yield lines
                 lines = []
@@ -120,7 +136,7 @@ def _batches(file: BinaryIO) -> Iterator[list[tuple[int, str]]]:
         yield lines
 
 
-def _lines(file: BinaryIO) -> Iterator[tuple[int, str, int]]:
+def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes, int]]:
     """Each line that is not blank with its number; with the last one of each read, how many bytes were read."""
     rest, number, end = b"", 0, False
     while not end:
@@ -131,9 +147,9 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, str, int]]:
         for line in whole:
             number += 1
             if line.strip():
-                found.append((number, line.decode(errors="replace")))
-        for index, (place, text) in enumerate(found, 1):
-            yield place, text, len(read) if index == len(found) else 0
+                found.append((number, line))
+        for index, (place, line) in enumerate(found, 1):
+            yield place, line, len(read) if index == len(found) else 0
 
 
 @contextmanager
@@ -166,9 +182,9 @@ class _Publishing:
         """Publish some events; goes on in an outage, and returns when each has its result."""
         self.total += len(lines)
         for line in lines:
-            if line.event is None:
+            if line.complaint:
                 self._fail(line, line.complaint)
-        waiting = [line for line in lines if line.event is not None]
+        waiting = [line for line in lines if not line.complaint]
         until = time.monotonic() + self.retry_for
         pause = 0.25
         while waiting:
@@ -192,7 +208,7 @@ class _Publishing:
 
     def _attempt(self, lines: list[_Line]) -> tuple[list[_Line], float, str]:
         """One request; what is to be sent again, after how many seconds at least, and why."""
-        body = "".join(json.dumps(line.event) + "\n" for line in lines).encode()
+        body = "".join(line.text + "\n" for line in lines).encode()
         path = f"/api/v1/streams/{quote(self.stream, safe='')}/events"
         try:
             answer = self.remote.request("POST", path, body, "application/x-ndjson")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from uuid import UUID, uuid4
 
 import pytest
 import trio
+from attrs import frozen
 
+from penstock.actors.event import event
 from penstock.actors.producer import PublishFailed
 
 _RUN = (
@@ -25,6 +28,12 @@ _RUN = (
 )
 
 ORDER = {"orderId": "o-1", "price": 9.5}
+
+
+@event("PAID")
+@frozen
+class Paid:
+    amount: Decimal
 
 
 async def _run(name: str, *arguments: str, url: str = "", stdin: bytes = b"") -> subprocess.CompletedProcess[str]:
@@ -173,6 +182,63 @@ async def test_bad_lines_are_named_the_others_published_and_the_exit_code_is_1(s
     assert said[0].startswith("line 2: malformed JSON")
     assert said[1].startswith("line 4: eventType: ")
     assert said[2] == "penstock: 2 of 3 events were not published"
+
+
+async def test_numbers_go_out_with_the_digits_that_they_are_written_with(serving: Any) -> None:
+    """A float would round them, and the server, which refuses what JSON does not keep, could not know."""
+    lines = b"".join(
+        b'{"eventType":"PAID","data":{"amount":%s}}\n' % number for number in (b"12345678901234567.89", b"9.50", b"1e2")
+    )
+    async with serving(lambda made: made.system.stream("payments", events=[Paid])) as server:
+        done = await _run("publish", "payments", "-", url=_url(server), stdin=lines)
+        assert [envelope.data["amount"] for _, envelope in server.deployment.published] == [9.5, 100.0]
+        one = await _run(
+            "publish", "payments", "--type", "PAID", "--data", '{"amount": 0.1234567890123456789}', url=_url(server)
+        )
+    assert done.stderr.splitlines()[0] == (
+        "line 1: data.amount: has more digits than a JSON number keeps; give it as a string"
+    )
+    assert "more digits" in one.stderr
+    assert (done.returncode, one.returncode) == (1, 1)
+
+
+async def test_what_is_no_utf_8_is_refused_and_never_replaced(serving: Any) -> None:
+    lines = (
+        '{"eventType":"X","data":{"name":"café"}}\n'.encode("latin-1") + '{"eventType":"X","data":{"주":1}}'.encode()
+    )
+    arguments = ("anything", "--type", "X", "--data", '{"name":"caf\udce9"}')
+    async with serving() as server:
+        done = await _run("publish", "anything", "-", url=_url(server), stdin=lines)
+        one = await _run("publish", *arguments, url=_url(server))
+        assert [envelope.data for _, envelope in server.deployment.published] == [{"주": 1}]
+    assert done.stderr.splitlines()[0] == "line 1: byte 37 is not UTF-8"
+    assert one.stderr.splitlines()[0] == "line 1: byte 13 is not UTF-8"
+
+
+async def test_an_event_of_a_file_may_have_its_id_and_options_come_before_it(serving: Any) -> None:
+    own = str(uuid4())
+    lines = [
+        b'{"eventType":"X","data":{},"eventId":"%s","key":"own"}' % own.upper().encode(),
+        b' { "eventType":"X",\t"data":{},"eventId":null }\r',
+        b'{"eventType":"X","data":{},"eventId":"{%s}"}' % own.encode(),
+        b"{}",
+    ]
+    async with serving() as server:
+        done = await _run("publish", "anything", "-", "--key", "k", url=_url(server), stdin=b"\n".join(lines))
+        published = [envelope for _, envelope in server.deployment.published]
+    assert [envelope.key for envelope in published] == ["k", "k"]
+    assert done.stdout.split()[::2] == [str(envelope.event_id) for envelope in published]
+    assert str(published[0].event_id) == own
+    said = done.stderr.splitlines()
+    assert said[0] == "line 3: eventId: must be a UUID, written with dashes"
+    assert said[1].startswith("line 4: eventType: ")
+
+
+async def test_the_data_of_one_event_may_stand_on_several_lines(serving: Any) -> None:
+    async with serving() as server:
+        done = await _run("publish", "anything", "--type", "X", "--data", '{\n\t"a": "b"\r\n}\n', url=_url(server))
+        assert [envelope.data for _, envelope in server.deployment.published] == [{"a": "b"}]
+    assert done.returncode == 0, done.stderr
 
 
 async def test_an_outage_is_waited_for_with_the_same_ids(serving: Any) -> None:
