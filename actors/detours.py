@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -10,7 +11,7 @@ from attrs import define, field
 
 from ..runtime.telemetry import get_logger
 
-__all__ = ["Detours"]
+__all__ = ["Detours", "Hold"]
 
 log = get_logger(__name__)
 
@@ -49,9 +50,11 @@ class Detours:
 
     Attributes:
         is_known: whether we have seen what is in the outbox from before we listened, and have listened ever since.
+        forgotten: how many times that has become untrue: who looks knows by it whether he has seen all.
     """
 
     is_known: bool = field(default=False, init=False)
+    forgotten: int = field(default=0, init=False)
     _streams: dict[str, _Detour] = field(factory=dict, init=False)
     _news: trio.Event = field(factory=trio.Event, init=False)
 
@@ -59,6 +62,11 @@ class Detours:
         """Whether something of the stream waits in the outbox, or may, so that new events must go behind it."""
         found = self._streams.get(stream)
         return found is not None and found.is_on
+
+    def forget(self) -> None:
+        """Something may have come into the outbox of which we have not heard."""
+        self.is_known = False
+        self.forgotten += 1
 
     @property
     def streams(self) -> list[str]:
@@ -150,3 +158,58 @@ class Detours:
 
     def _of(self, stream: str) -> _Detour:
         return self._streams.setdefault(stream, _Detour())
+
+
+@define(eq=False)
+class Hold:
+    """A stream's turn, held by a task of its own, so that who publishes is let go on as soon as it takes too long.
+
+    Its `__call__` is that task: it starts when it has the turn, and gives it back when it is released, cancelled, or
+    when its time is up.
+
+    Attributes:
+        is_held: whether it has the turn.
+
+    Args:
+        detours: whose turn it is.
+        stream: the stream's key.
+        at_most: seconds that it has the turn.
+    """
+
+    _detours: Detours
+    _stream: str
+    _at_most: float
+    is_held: bool = field(default=False, init=False)
+    _until: float = field(default=math.inf, init=False)
+    _scope: trio.CancelScope = field(factory=trio.CancelScope, init=False)
+    _released: trio.Event = field(factory=trio.Event, init=False)
+    _is_empty: bool = field(default=False, init=False)
+
+    async def __call__(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Hold the turn. If it was held until the release, and the outbox is empty then, the detour is ended."""
+        async with self._detours.turn(self._stream):
+            self._until = self._scope.deadline = trio.current_time() + self._at_most
+            self.is_held = True
+            try:
+                with self._scope:
+                    task_status.started()
+                    await self._released.wait()
+                    if self._is_empty:
+                        self._detours.end(self._stream)
+            finally:
+                self.is_held = False
+
+    @contextmanager
+    def for_only(self, seconds: float) -> Iterator[None]:
+        """While the block runs, hold it for so long at the most."""
+        self._scope.deadline = min(self._until, trio.current_time() + seconds)
+        try:
+            yield
+        finally:
+            self._scope.deadline = self._until
+
+    def release(self, *, is_empty: bool = False) -> None:
+        """Give the turn back; the first call counts. `is_empty`: nothing of the stream is in the outbox."""
+        if not self._released.is_set():
+            self._is_empty = is_empty
+            self._released.set()

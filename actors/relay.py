@@ -20,6 +20,7 @@ from attrs import define, field, frozen
 
 from ..runtime.postgres import PostgresUnavailable
 from ..runtime.telemetry import get_logger
+from .detours import Hold
 from .sending import Refusal
 
 if TYPE_CHECKING:
@@ -64,6 +65,13 @@ somewhere in it may be what a third partition, mended meanwhile, would take."""
 
 ELSEWHERE: Final = 0.05
 """Seconds until the next look at what another process relays: it does not tell us when it is done."""
+
+TURN_WITHIN: Final = 3.0
+"""Seconds that the relay, with a connection in its hand, waits for its turn to end a detour: who has the turn may wait
+for a connection, and gives up after `SPOOLED_WITHIN`."""
+
+HOLD_AT_MOST: Final = 1.0
+"""Seconds that publishing waits for PostgreSQL while a detour is ended: one that is frozen is known by then."""
 
 _NOBODY: Final = UUID(int=0)
 
@@ -204,7 +212,7 @@ class Relay:
             try:
                 async with self._store.outbox.news() as news:
                     # What came before we listened:
-                    self._detours.is_known = False
+                    self._detours.forget()
                     self._due.set()
                     while True:
                         for stream in await news.wait():
@@ -277,7 +285,7 @@ class Relay:
             moved, is_end = moved or burst.added > 0, burst.is_end
             if refused:
                 after = burst.last  # what was refused stays; behind it may be what is for another partition
-            if is_end or (refused and not self._has_partitions(stream)):
+            if is_end or self._sender.why_not() or (refused and not self._has_partitions(stream)):
                 break
             now = trio.current_time()
             if self._detours.counted(stream) > counted:
@@ -310,63 +318,61 @@ class Relay:
         """We have caught up: let nobody publish for the moment that it takes to add the rest, and then go straight.
 
         Else what comes while a burst is relayed would wait for the next one, and so on for as long as there is a load.
-        If Redis does not answer soon, nobody waits for it: they go behind the burst.
+        Nobody waits for our connection, of which all may be lent, nor for a server that does not answer soon: then they
+        go behind the burst.
         """
         refused: dict[str, str] = {}
-        hold = trio.CancelScope()
-        done = trio.Event()
+        hold = Hold(self._detours, stream, HOLD_AT_MOST)
 
         async def add(entries: Sequence[_Add]) -> list[str | Refusal]:
-            hold.deadline = trio.current_time() + self._hold
-            try:
+            with hold.for_only(self._hold):
                 return await self._sender.add(entries)
-            finally:
-                hold.deadline = math.inf
 
-        async def relay_rest() -> None:
+        async with trio.open_nursery() as nursery:
             try:
-                burst = await self._burst(stream, 0, refused, add)
+                async with self._store.transaction() as transaction:
+                    with trio.move_on_after(TURN_WITHIN):
+                        await nursery.start(hold)
+                    if not hold.is_held or self._sender.why_not() or self._detours.is_unresolved(stream):
+                        return
+                    burst = await self._add_burst(transaction, stream, 0, refused, add)
+                self.relayed += burst.added
+                hold.release(is_empty=burst.is_end and not refused and not self._is_elsewhere)
             except (PostgresUnavailable, psycopg.Error) as error:
                 log.debug("the rest cannot be relayed", stream=stream, error=str(error))
-                return
-            else:
-                caught_up = burst.is_end and not refused and not self._is_elsewhere
-                if caught_up and not hold.cancelled_caught:
-                    self._detours.end(stream)
             finally:
-                done.set()
-
-        async with trio.open_nursery() as nursery, self._detours.turn(stream):
-            if self._sender.why_not() or self._detours.is_unresolved(stream):
-                return
-            nursery.start_soon(relay_rest)
-            with hold:
-                await done.wait()
+                hold.release()
         self._judge(stream, refused, 0)
 
-    async def _burst(self, stream: str, after: int, refused: dict[str, str], add: _Adder | None = None) -> _Burst:
-        """Relay one burst of what is behind the row `after`.
+    async def _burst(self, stream: str, after: int, refused: dict[str, str]) -> _Burst:
+        """Relay one burst in a transaction of its own; see `_add_burst`."""
+        async with self._store.transaction() as transaction:
+            burst = await self._add_burst(transaction, stream, after, refused, self._sender.add)
+        self.relayed += burst.added
+        return burst
+
+    async def _add_burst(
+        self, transaction: Transaction, stream: str, after: int, refused: dict[str, str], add: _Adder
+    ) -> _Burst:
+        """Add one burst of what is behind the row `after`, and delete it.
 
         What is refused is entered in `refused`, and what is for the same key goes nowhere before it.
         """
-        async with self._store.transaction() as transaction:
-            stored = await self._store.outbox.take(transaction, stream, BURST, after)
-            self._is_elsewhere = stored is None
-            if not stored:
-                return _Burst(0, after, is_end=True)
-            adds = [(each, self._add_of(each)) for each in stored]
-            ready = [(each, made) for each, made in adds if made.place not in refused]
-            results = await (add or self._sender.add)([made for _, made in ready]) if ready else []
-            done: list[tuple[StoredRow, str]] = []
-            for (each, sent), result in zip(ready, results, strict=True):
-                if isinstance(result, Refusal):
-                    refused.setdefault(sent.place, result.reason)
-                else:
-                    done.append((each, result))
-            await self._forget(transaction, done)
-        self.relayed += len(done)
-        is_end = len(stored) < BURST or self._sender.why_not() != ""
-        return _Burst(len(done), stored[-1].id, is_end, span=stored[0].age - stored[-1].age)
+        stored = await self._store.outbox.take(transaction, stream, BURST, after)
+        self._is_elsewhere = stored is None
+        if not stored:
+            return _Burst(0, after, is_end=True)
+        adds = [(each, self._add_of(each)) for each in stored]
+        ready = [(each, made) for each, made in adds if made.place not in refused]
+        results = await add([made for _, made in ready]) if ready else []
+        done: list[tuple[StoredRow, str]] = []
+        for (each, sent), result in zip(ready, results, strict=True):
+            if isinstance(result, Refusal):
+                refused.setdefault(sent.place, result.reason)
+            else:
+                done.append((each, result))
+        await self._forget(transaction, done)
+        return _Burst(len(done), stored[-1].id, len(stored) < BURST, span=stored[0].age - stored[-1].age)
 
     async def _forget(self, transaction: Transaction, done: Sequence[tuple[StoredRow, str]]) -> None:
         if not done:

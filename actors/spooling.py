@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -27,6 +28,10 @@ SPOOLED_WITHIN: Final = 5.0
 """Seconds that PostgreSQL has to take a burst: a frozen one is known after one, and its gate is shut; the rest is for a
 pool whose connections are all lent."""
 
+LOOK_PAUSE: Final = 2.0
+"""How long the outbox is not looked into after a look without an answer, by the time that this took: whoever publishes
+waits for the look."""
+
 
 class Spool:
     """The way into the outbox.
@@ -47,6 +52,8 @@ class Spool:
         self._gates = tuple(gates)
         self._detours = detours
         self._created_by = created_by
+        self._looking = trio.Lock()
+        self._look_at = -math.inf
 
     def why_not(self) -> str:
         """Why nothing can be spooled now; empty if it can."""
@@ -68,29 +75,38 @@ class Spool:
     async def look(self) -> None:
         """Find out what was in the outbox before we could hear of it: a process before us, or another, wrote that.
 
-        Asks once, and again after we were deaf. Where the database does not answer, it stays unknown: to publish
-        nothing for that would be worse. Raises nothing for PostgreSQL.
+        Asks once, for all who come meanwhile, and again after we were deaf. Where the database does not answer, it
+        stays unknown, and is not asked again for a while: to publish nothing for that would be worse. Raises nothing
+        for PostgreSQL.
         """
-        if self._detours.is_known or self.why_not():
+        if not self._is_look_due():
             return
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._give_up, nursery.cancel_scope)
-            nursery.cancel_scope.deadline = trio.current_time() + SPOOLED_WITHIN
-            await self._find()
-            nursery.cancel_scope.cancel(reason="we have looked")
+        async with self._looking:
+            if not self._is_look_due():
+                return
+            started = trio.current_time()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._give_up, nursery.cancel_scope)
+                nursery.cancel_scope.deadline = started + SPOOLED_WITHIN
+                await self._find()
+                nursery.cancel_scope.cancel(reason="we have looked")
+            now = trio.current_time()
+            if not self._detours.is_known and not self.why_not():
+                self._look_at = now + LOOK_PAUSE * (now - started)
+
+    def _is_look_due(self) -> bool:
+        return not self._detours.is_known and not self.why_not() and trio.current_time() >= self._look_at
 
     async def _find(self) -> None:
-        self._detours.is_known = True  # before we ask: who listens takes it back, should we be deaf meanwhile
-        streams: list[str] | None = None
+        forgotten = self._detours.forgotten
         try:
             streams = await self._store.outbox.streams()
         except (PostgresUnavailable, psycopg.Error) as error:
             log.debug("what is in the outbox is not known", error=str(error))
-        finally:
-            if streams is None:
-                self._detours.is_known = False
-        for stream in streams or ():
+            return
+        for stream in streams:
             self._detours.enter(stream)
+        self._detours.is_known = self._detours.forgotten == forgotten
 
     async def add(self, stream: str, entries: Sequence[Outgoing], kind: Kind = "spool") -> list[int] | Refusal:
         """Write entries of one stream behind what is in its outbox, all or none; their rows' ids, or why not.

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
-from attrs import frozen
+from attrs import define, frozen
 from trio.testing import MockClock
 
 from penstock.actors import relay
 from penstock.actors.event import Envelope, event, new_event_id
 from penstock.actors.outbox_table import OutboxRow
 from penstock.actors.producer import Published, PublishFailed
+from penstock.actors.sending import Sender
+from penstock.actors.spooling import SPOOLED_WITHIN
 from penstock.actors.system import System
 from penstock.actors.testing import MemoryStore
 from penstock.actors.virtual import VirtualDeployment, virtual
@@ -37,11 +41,11 @@ def shop(*, partitions: int = 1) -> System:
     return system
 
 
-def row(number: int, customer: str = "c", *, kind: str = "spool") -> OutboxRow:
+def row(number: int, customer: str = "c", *, stream: str = "orders", kind: str = "spool") -> OutboxRow:
     event_id = new_event_id()
     data = json.dumps({"number": number, "customer": customer})
     fields = {"eventId": str(event_id), "eventType": "ORDER", "timestamp": "2026-01-01T00:00:00+00:00", "data": data}
-    return OutboxRow(stream="orders", event_id=event_id, fields=fields, key=customer, kind=kind)  # type: ignore[arg-type]
+    return OutboxRow(stream=stream, event_id=event_id, fields=fields, key=customer, kind=kind)  # type: ignore[arg-type]
 
 
 async def numbers(app: VirtualDeployment, key: str = "orders") -> list[int]:
@@ -72,6 +76,64 @@ async def test_what_was_spooled_in_an_earlier_life_is_not_overtaken(
         await app.publish("orders", Order(3))
         await emptied(app)
         assert await numbers(app) == [0, 1, 2, 3]
+
+
+async def test_of_several_streams_none_is_published_to_before_it_is_known_what_waits(
+    autojump_clock: MockClock,
+) -> None:
+    """One look is for all of them, and all wait for it."""
+    system = shop()
+    system.stream("other", events=[Order])
+    async with virtual(system) as app:
+        await trio.testing.wait_all_tasks_blocked()
+        app.store.outbox._listeners.clear()  # we were deaf when it was written
+        async with app.store.transaction() as transaction:
+            await app.store.outbox.add(transaction, [row(0, stream="other")])
+        app.deployment.publishing._detours.forget()
+        _slow(app.store.outbox, "streams")
+        async with trio.open_nursery() as nursery:
+            for stream in ("orders", "other"):
+                nursery.start_soon(app.publish, stream, Order(1))
+                await trio.testing.wait_all_tasks_blocked()
+        await emptied(app)
+        assert await numbers(app, "other") == [0, 1]
+
+
+async def test_an_outbox_into_which_nobody_can_look_delays_one_burst_and_not_each(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All connections are lent: what waits stays unknown, and everybody goes straight until the next look."""
+    async with virtual(shop()) as app:
+        await trio.testing.wait_all_tasks_blocked()
+        streams, looks = app.store.outbox.streams, 0
+
+        async def stuck() -> list[str]:
+            nonlocal looks
+            looks += 1
+            await trio.sleep_forever()
+            raise AssertionError
+
+        relaying = app.deployment.publishing.relay
+        monkeypatch.setattr(relaying, "_look", _nothing)
+        monkeypatch.setattr(app.store.outbox, "streams", stuck)
+        app.deployment.publishing._detours.forget()
+        delays: list[float] = []
+        for number in range(160):
+            before = trio.current_time()
+            (result,) = await app.publish("orders", Order(number))
+            assert isinstance(result, Published)
+            delays.append(trio.current_time() - before)
+            await trio.sleep(0.1)
+        assert [round(delay) for delay in delays if delay > 0.01] == [SPOOLED_WITHIN] * 2
+        assert looks == 2
+        monkeypatch.setattr(app.store.outbox, "streams", streams)
+        await trio.sleep(10)
+        await app.publish("orders", Order(160))
+        assert app.deployment.publishing._detours.is_known
+
+
+async def _nothing(_: object) -> bool:
+    return False
 
 
 async def test_what_is_behind_a_refused_burst_of_the_same_request_is_not_sent(autojump_clock: MockClock) -> None:
@@ -186,6 +248,180 @@ async def test_a_redis_that_freezes_while_a_detour_ends_delays_nobody(autojump_c
         app.redis.resume()
         await app.settled()
         assert list(dict.fromkeys(await numbers(app))) == [1, 2, 3]
+
+
+@define
+class Lent:
+    """A store all of whose connections are lent for so many seconds when it is first asked for one."""
+
+    store: MemoryStore
+    seconds: float
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.store, name)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Any]:
+        seconds, self.seconds = self.seconds, 0.0
+        await trio.sleep(seconds)
+        async with self.store.transaction() as transaction:
+            yield transaction
+
+
+async def test_a_relay_that_waits_for_a_connection_to_end_a_detour_holds_up_nobody(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with virtual(shop()) as app:
+        mine = app.deployment.publishing.relay
+        end, is_ending = mine._end_detour, trio.Event()
+
+        async def end_without_connections(stream: str) -> None:
+            if not is_ending.is_set():
+                is_ending.set()
+                monkeypatch.setattr(mine, "_store", Lent(app.store, 10.0))
+            await end(stream)
+
+        monkeypatch.setattr(mine, "_end_detour", end_without_connections)
+        app.redis.fail_next("XADD", TRYAGAIN)
+        await app.publish("orders", Order(1))
+        await is_ending.wait()
+        for number in range(2, 40):
+            before = trio.current_time()
+            (result,) = await app.publish("orders", Order(number))
+            assert isinstance(result, Published)
+            assert trio.current_time() - before < 0.1
+            await trio.sleep(0.2)
+        assert result.durable == "outbox"
+        await trio.sleep(5)
+        (straight,) = await app.publish("orders", Order(40))
+        assert isinstance(straight, Published)
+        assert straight.durable == "redis"
+        assert await numbers(app) == list(range(1, 41))
+
+
+async def test_a_database_that_stops_to_answer_while_a_detour_ends_delays_nobody_for_long(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with virtual(shop()) as app:
+        turn = app.deployment.publishing._detours.turn("orders")
+        take, is_ending = app.store.outbox.take, trio.Event()
+
+        async def slow_take(*args: Any) -> Any:
+            if turn.locked() and not is_ending.is_set():
+                is_ending.set()
+                await trio.sleep(10)
+            return await take(*args)
+
+        monkeypatch.setattr(app.store.outbox, "take", slow_take)
+        app.redis.fail_next("XADD", TRYAGAIN)
+        await app.publish("orders", Order(1))
+        await is_ending.wait()
+        delays = []
+        for number in range(2, 5):
+            before = trio.current_time()
+            (result,) = await app.publish("orders", Order(number))
+            assert isinstance(result, Published)
+            assert result.durable == "outbox"
+            delays.append(trio.current_time() - before)
+        assert delays[0] <= relay.HOLD_AT_MOST + 0.1
+        assert max(delays[1:]) < 0.1
+        await app.settled()
+        (straight,) = await app.publish("orders", Order(5))
+        assert isinstance(straight, Published)
+        assert straight.durable == "redis"
+        assert await numbers(app) == [1, 2, 3, 4, 5]
+
+
+async def test_who_publishes_and_waits_for_the_connection_of_a_relay_that_ends_a_detour_is_not_refused(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is only that one: the relay has it and waits for its turn, and who has the turn waits for it."""
+    async with virtual(shop()) as app:
+        mine, only, begin = app.deployment.publishing.relay, trio.CapacityLimiter(1), app.store.transaction
+        end, is_ending = mine._end_detour, trio.Event()
+
+        @asynccontextmanager
+        async def transaction() -> AsyncIterator[Any]:
+            async with only, begin() as begun:
+                yield begun
+
+        async def end_behind(stream: str) -> None:
+            if is_ending.is_set():
+                return await end(stream)
+            async with trio.open_nursery() as nursery:
+                async with app.store.transaction():
+                    nursery.start_soon(end, stream)
+                    await trio.testing.wait_all_tasks_blocked()
+                    is_ending.set()
+                    await trio.sleep(0.5)
+            return None
+
+        monkeypatch.setattr(app.store, "transaction", transaction)
+        monkeypatch.setattr(mine, "_end_detour", end_behind)
+        app.redis.fail_next("XADD", TRYAGAIN)
+        results: dict[int, Any] = {}
+
+        async def publish(number: int) -> None:
+            (results[number],) = await app.publish("orders", Order(number))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(publish, 0)
+            await is_ending.wait()
+            for number in range(1, 1000):
+                nursery.start_soon(publish, number)
+                await trio.sleep(0.01)
+        assert all(isinstance(result, Published) for result in results.values())
+        assert results[1].durable == "outbox"
+        assert results[999].durable == "redis"
+        await app.settled()
+        assert await numbers(app) == list(range(1000))
+
+
+@define
+class Filling:
+    """A way to Redis, which is full behind the first burst."""
+
+    sender: Sender
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.sender, name)
+
+    async def add(self, entries: Any) -> Any:
+        results = await self.sender.add(entries)
+        self.sender.gates[1].shut("full")
+        return results
+
+
+async def test_what_is_left_when_redis_is_full_behind_a_full_burst_is_not_overtaken(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is nothing more to do for the relay then, but the outbox is not empty."""
+    monkeypatch.setattr(relay, "BURST", 2)
+    async with virtual(shop()) as app:
+        mine = app.deployment.publishing.relay
+        end, sender, is_full = mine._end_detour, mine._sender, trio.Event()
+        await trio.sleep(2)
+        await app.publish("orders", Order(0))  # it listens by now, and looks: what comes later is heard
+        _slow(app.store.outbox, "streams")
+
+        async def end_and_fill(stream: str) -> None:
+            monkeypatch.setattr(mine, "_end_detour", end)
+            async with app.store.transaction() as transaction:
+                await app.store.outbox.add(transaction, [row(number, kind="behind") for number in range(2, 6)])
+            monkeypatch.setattr(mine, "_sender", Filling(sender))
+            await end(stream)
+            monkeypatch.setattr(mine, "_sender", sender)
+            sender.gates[1].open()
+            is_full.set()
+
+        monkeypatch.setattr(mine, "_end_detour", end_and_fill)
+        app.redis.fail_next("XADD", TRYAGAIN)
+        await app.publish("orders", Order(1))
+        await is_full.wait()
+        assert app.deployment.publishing._detours.is_on("orders")
+        await app.publish("orders", Order(6))
+        await emptied(app)
+        assert await numbers(app) == [0, 1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.parametrize(
