@@ -218,12 +218,15 @@ class Given:
             wrong(f"{name}: must be a UUID.")
 
     def members(self, name: str) -> Given | None:
-        """An object of its own; None where it is not given."""
+        """An object of its own; None where it is not given. A null in it is refused: what selects must say so."""
         value = self._left.pop(name, None)
         if value is None:
             return None
         if not isinstance(value, dict):
             wrong(f"{name}: must be an object.")
+        for member, each in value.items():
+            if each is None:
+                wrong(f"{name}.{member[:40]}: must not be null; leave it out where it selects nothing.")
         return Given(value)
 
     def items(self, name: str) -> list[Any] | None:

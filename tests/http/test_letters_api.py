@@ -195,6 +195,7 @@ async def test_many_are_replayed_by_a_filter_after_a_dry_run(desk: Desk) -> None
         ({}, "filter"),
         ({"filter": []}, "filter"),
         ({"filter": {"grop": "x"}}, "grop"),
+        ({"filter": {"id": None}}, "filter.id"),
         ({"filter": {}, "rate": 0}, "rate"),
         ({"filter": {}, "rate": "fast"}, "rate"),
         ({"filter": {}, "to": "everybody"}, "to"),
