@@ -2,19 +2,28 @@
 
 Whoever reads the log may stop reading (a paused pager, a stuck collector) or go away. A write to such a pipe blocks,
 or fails, and in one thread that would stop every task of the run. So a thread of its own writes, from a bounded queue;
-what does not fit is dropped, counted, and told once there is room again.
+what does not fit is dropped, counted, and told once there is room again. A full disk is treated alike: what could not
+be written waits and is tried again. Only a reader that is gone for good ends the writing.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import select
 import threading
 import time
 from collections.abc import Callable
-from typing import TextIO
+from typing import Final, TextIO
 
 __all__ = ["LineWriter"]
+
+_GONE: Final = frozenset({errno.EPIPE, errno.EBADF})
+"""What a write fails with when nobody will ever read there again; a full disk (ENOSPC, EDQUOT, EIO) may get room."""
+
+_PAUSE: Final = 1.0
+"""Seconds before a write is tried again that failed: what mends a disk takes longer, and nobody waits for it."""
 
 
 class LineWriter:
@@ -81,7 +90,7 @@ class LineWriter:
         while (batch := self._take()) is not None:
             try:
                 self._put(batch)
-            except (OSError, ValueError):  # the reader is gone, or the stream was closed: nobody to tell
+            except (OSError, ValueError):  # the reader is gone, the stream was closed, or the run ends: nobody to tell
                 with self._changed:
                     self._gone = True
                     self._lines.clear()
@@ -114,13 +123,18 @@ class LineWriter:
                 data = data[os.write(self._descriptor, data) :]
             except BlockingIOError:  # somebody who shares the file has made it non-blocking
                 select.select([], [self._descriptor], [], 1.0)
+            except OSError as error:
+                if error.errno in _GONE or self._closed:
+                    raise
+                time.sleep(_PAUSE)
 
 
 def _descriptor_of(stream: TextIO | None) -> int | None:
     if stream is None:
         return None
     try:
-        stream.flush()  # what was printed before stands before
+        with contextlib.suppress(OSError):  # on a full disk
+            stream.flush()  # what was printed before stands before
         return stream.fileno()
     except (OSError, ValueError, AttributeError):  # a StringIO, a test's capture
         return None

@@ -271,6 +271,28 @@ def test_a_reader_that_goes_away_ends_the_writing_and_nothing_else() -> None:
         writer.close(1)
 
 
+def test_a_full_disk_ends_no_log() -> None:
+    """What waits meanwhile is written once there is room, and what did not fit in the queue is told."""
+    reading, writing = os.pipe()
+    with open("/dev/full", "w") as stream, os.fdopen(reading, "rb") as reader:
+        writer = _writer(stream)
+        writer.write("x first\n")
+        assert not writer.flush(0.2)  # it is not given up
+        for number in range(300):
+            writer.write(f"x {number}\n")
+        os.dup2(writing, stream.fileno())  # room again
+        os.close(writing)
+        assert writer.flush(30)
+        writer.write("x last\n")
+        writer.close(30)
+        read = bytearray(os.read(reader.fileno(), 1 << 16))
+    heard = _heard(read)
+    assert heard[:2] == [b"x first\n", b"x 0\n"]
+    assert heard[-1] == b"x last\n"
+    assert _told(read) >= 200
+    assert len(heard) + _told(read) == 302
+
+
 def test_without_a_stream_everything_is_dropped() -> None:
     writer = _writer(None)
     writer.write("x\n")
