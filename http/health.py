@@ -29,6 +29,7 @@ __all__ = ["health", "live", "tail", "tree_events"]
 log = get_logger(__name__)
 
 _POSITION = re.compile(r"\$|[0-9]{1,20}(-[0-9]{1,20})?")
+_LARGEST = 2**64 - 1
 
 
 def health(deployment: RunningSystem) -> Blueprint:
@@ -147,7 +148,7 @@ async def _entries(deployment: RunningSystem, stream: str, after: str) -> AsyncG
 def _position(form: str) -> str:
     """Behind which event the client wants to begin; a connection that is made again comes with the last one's id."""
     after = request.headers.get("Last-Event-ID") or request.args.get("after") or "$"
-    if not _POSITION.fullmatch(after):
+    if not _POSITION.fullmatch(after) or any(int(each) > _LARGEST for each in after.split("-") if each != "$"):
         detail = f'A position is {form}, or "0" for the beginning, or "$" for the end.'
         raise Problem(400, "invalid-position", "Invalid position", detail)
     return after

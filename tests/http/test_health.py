@@ -234,6 +234,16 @@ async def test_a_tail_of_nothing_is_refused(client: Any, path: str, status: int)
     assert (await client.get(f"/api/v1/streams/{path}")).status_code == status
 
 
+@pytest.mark.parametrize("position", [str(2**64), "1-99999999999999999999"])
+async def test_a_position_beyond_all_ids_is_refused(client: Any, position: str) -> None:
+    """Redis would refuse it behind the 200, and the client come back with it every second."""
+    for path in ("/api/v1/tree/events", "/api/v1/streams/anything/tail"):
+        answer = await client.head(path, query_string={"after": position})
+        assert answer.status_code == 400
+        answer = await client.head(path, query_string={"after": f"{2**64 - 1}-{2**64 - 1}"})
+        assert answer.status_code == 200
+
+
 @pytest.mark.parametrize("position", ["x", "1-", "-1", "1-2-3", "٣", "1" * 21])
 async def test_a_position_in_the_events_of_the_tree_that_is_none_is_refused(client: Any, position: str) -> None:
     answer = await client.get("/api/v1/tree/events", query_string={"after": position})
