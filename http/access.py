@@ -162,6 +162,11 @@ class _Body:
         return len(self._start) == self.size
 
     @property
+    def shown(self) -> bool:
+        """Whether it is text that can be searched for secrets; with a NUL it is UTF-16, say, or none."""
+        return bool(self.kind) and b"\0" not in self._start
+
+    @property
     def text(self) -> str:
         return self._start.decode(errors="replace")
 
@@ -216,7 +221,7 @@ def _without_nul(value: Any) -> Any:
 
 
 def _shown_body(body: _Body) -> Any:
-    if not body.kind:
+    if not body.shown:
         return f"[{storable(body.media_type, 100) or 'no content type'}, {body.size} bytes, not shown]"
     if body.kind == "form":
         return redact_pairs(body.text)
@@ -231,7 +236,7 @@ def _shown_body(body: _Body) -> Any:
 
 def _outputs(exchange: _Exchange, limit: int) -> str | None:
     answer = exchange.response
-    if answer.kind not in ("json", "text") or not answer.size or exchange.scope.get("method") == "HEAD":
+    if not answer.shown or answer.kind == "form" or not answer.size or exchange.scope.get("method") == "HEAD":
         return None
     return _cut(redact_text(answer.text), limit)
 

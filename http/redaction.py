@@ -71,8 +71,10 @@ _is_secret_name = lru_cache(1024)(_is_secret)
 def redact_text(text: str) -> str:
     """`text` with the values of secret JSON members replaced by ``"***"``, and what `mask_text` hides, hidden.
 
-    A value that does not end, because the text was cut, is hidden to the end.
+    A value that does not end, because the text was cut, is hidden to the end. NULs, which UTF-16 puts between the
+    letters of a key, come out.
     """
+    text = text.replace("\0", "")
     parts: list[str] = []
     position = 0
     while found := _KEY.search(text, position):

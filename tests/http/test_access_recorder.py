@@ -88,7 +88,9 @@ async def test_inputs_are_the_query_and_the_body_without_their_secrets(client: A
         ("application/x-ndjson", b'{"a":1}\n{"secret":"hunter2"}\n', '{"a":1}\n{"secret":"***"}\n'),
         ("application/json", b'{"a":1,"api_key":"hunter2', '{"a":1,"api_key":"***"'),
         ("text/plain", b"hello redis://u:hunter2@h", "hello redis://u:***@h"),
-        ("text/plain", b"nul\x00 and \xff", "nul and �"),
+        ("text/plain", b"not \xff", "not �"),
+        ("text/plain", b"nul\x00 and \xff", "[text/plain, 10 bytes, not shown]"),
+        ("application/x-www-form-urlencoded", b"a=%22%00p%00w%00%22:%00%22%00hunter2%00%22", {"a": '"pw":"***"'}),
         ("application/octet-stream", b"hunter2\x00\x01", "[application/octet-stream, 9 bytes, not shown]"),
         ("multipart/form-data; boundary=x", b"--x hunter2", "[multipart/form-data, 11 bytes, not shown]"),
     ],
@@ -99,6 +101,18 @@ async def test_each_kind_of_body_is_shown_in_its_way(
     await client.post("/nowhere", data=body, headers={"Content-Type": content_type})
     event = _event(deployment)
     assert json.loads(event["inputs"])["body"] == kept
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le"])
+@pytest.mark.parametrize("media_type", ["application/json", "text/plain", "application/x-www-form-urlencoded"])
+async def test_a_body_whose_keys_cannot_be_read_is_not_shown(
+    client: Any, deployment: Any, media_type: str, encoding: str
+) -> None:
+    """As UTF-8, no key in it would be recognised; without its NULs, everybody could read the values."""
+    body = '{"user":"\u2222","password":"\u2222hunter2"}'.encode(encoding)
+    await client.post("/nowhere", data=body, headers={"Content-Type": media_type})
+    shown = json.loads(_event(deployment)["inputs"])["body"]
+    assert shown == f"[{media_type}, {len(body)} bytes, not shown]"
 
 
 @pytest.mark.parametrize("padding", range(8150, 8200, 7))

@@ -28,6 +28,8 @@ from penstock.http.redaction import is_secret, redact_pairs, redact_text
         ("{'password': 'x'}", "{'password': '***'}"),
         ('{"a":1}\n{"apiKey":"x"}\nbroken "token":"q"', '{"a":1}\n{"apiKey":"***"}\nbroken "token":"***"'),
         ("redis://u:pw@h", "redis://u:***@h"),
+        # UTF-16 that was read as UTF-8.
+        ('"\0p\0a\0s\0s\0w\0o\0r\0d\0"\0:\0"\0x\0"\0', '"password":"***"'),
     ],
 )
 def test_the_values_of_secret_members_are_hidden(text: str, redacted: str) -> None:
