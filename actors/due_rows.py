@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 import trio
 
 from ..runtime.supervision.outcome import outcome_of
-from .claims import Claim
 
 if TYPE_CHECKING:
     from .assignment import Assignment
-    from .claims import Claims
+    from .claims import Claim, Claims
     from .isolation import Isolation
     from .pool_outages import PoolOutages
     from .settling import Settling
@@ -101,28 +100,30 @@ class DueRows:
             self._due.looking()
             self._due.soon(LOOK)
             return
-        async with self._isolation.beside():
-            wants_alone = await self._attempt_some(alone=False)
-        if wants_alone:
-            async with self._isolation.alone():
-                await self._attempt_some(alone=True)
-
-    async def _attempt_some(self, *, alone: bool) -> bool:
-        """Returns whether nothing was attempted, for the row whose turn it is wants to be `alone`."""
         occupied: set[str] = set()
+        try:
+            async with self._outages.waited_out():
+                async with self._isolation.beside():
+                    wants_alone = await self._attempt_some(occupied, alone=False)
+                if wants_alone:
+                    async with self._isolation.alone():
+                        await self._attempt_some(occupied, alone=True)
+        finally:
+            self._backlog.release(occupied)
+
+    async def _attempt_some(self, occupied: set[str], *, alone: bool) -> bool:
+        """Returns whether nothing was attempted, for the row whose turn it is wants to be `alone`.
+
+        Puts into `occupied` the keys that are ours from then on. Raises `Outage`.
+        """
 
         def occupy(keys: set[str]) -> set[str]:
             occupied.update(ours := self._backlog.occupy(keys))
             return ours
 
-        try:
-            claim = await self._claim(occupy, alone=alone)
-            if claim.entries:
-                await self._settling.settle(claim.entries)
-            await self._settling.bury(claim.poison, {})
-            return claim.wants_alone
-        finally:
-            self._backlog.release(occupied)
+        claim = await self._claim(occupy, alone=alone)
+        await self._settling.settle_rows(claim)
+        return claim.wants_alone
 
     async def _claim(self, occupy: Callable[[set[str]], set[str]], *, alone: bool) -> Claim:
         again = look = self._due.pace
@@ -137,9 +138,8 @@ class DueRows:
             if claim.entries:
                 self._due.busy()
             return claim
-        except Exception as raised:  # noqa: BLE001 - no handler was called: whatever it is, it is the database's
-            await self._outages.wait_out(outcome_of(raised).error or raised)
-            return Claim()
+        except Exception as raised:  # no handler was called: whatever it is, it is the database's
+            raise self._outages.met(outcome_of(raised).error or raised) from raised
         finally:
             self._due.soon(again)
             if claim is None or claim.entries or claim.poison:

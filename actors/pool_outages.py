@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import trio
@@ -18,9 +19,21 @@ if TYPE_CHECKING:
     from .blame import Progress
     from .site import Site
 
-__all__ = ["PoolOutages"]
+__all__ = ["Outage", "PoolOutages"]
 
 log = get_logger(__name__)
+
+
+class Outage(Exception):
+    """PostgreSQL, or what handlers need beside it, is away; whom that concerns was told.
+
+    Args:
+        in_redis: whether it is Redis: then nobody cancels the pool.
+    """
+
+    def __init__(self, *, in_redis: bool) -> None:
+        super().__init__("Redis is away, or full" if in_redis else "PostgreSQL, or what handlers need, is away")
+        self.in_redis = in_redis
 
 
 class PoolOutages:
@@ -55,14 +68,29 @@ class PoolOutages:
             gates=self._group.behind,
         )
 
-    async def wait_out(self, error: BaseException) -> None:
-        """PostgreSQL, or what handlers need beside it, is away: block until it is back, or a gate has us cancelled."""
+    def met(self, error: BaseException) -> Outage:
+        """Tell whom it concerns that something is away, which shuts its gate; to be raised. Never blocks."""
         away = away_of(error, self._group.behind)
         in_redis = met_redis(error) if away is None else away.gate in REDIS_GATES
         if away is not None:
             self._site.outside_trouble(away)
         else:
             self._tell(error, in_redis=in_redis)
+        return Outage(in_redis=in_redis)
+
+    @asynccontextmanager
+    async def waited_out(self) -> AsyncIterator[None]:
+        """A block that may raise `Outage`: then it blocks until that is over, or a gate has us cancelled.
+
+        It waits behind the block, so that whatever was taken in it (turns, places beside others) is free for those who
+        can go on.
+        """
+        try:
+            yield
+        except Outage as outage:
+            await self._wait_out(in_redis=outage.in_redis)
+
+    async def _wait_out(self, *, in_redis: bool) -> None:
         # Never at full speed, and not all workers in step.
         await trio.sleep(0.1 + 0.9 * self._site.chance())
         await self._postgres_gate.wait_open()

@@ -21,11 +21,12 @@ from ..runtime.telemetry import get_logger
 from .attempts import Attempts
 from .blame import Progress
 from .failures import Counts, PoisonousEvent
+from .pool_outages import Outage
 from .splitting import Part, Splitting
 
 if TYPE_CHECKING:
     from .assignment import Assignment
-    from .claims import Claims
+    from .claims import Claim, Claims
     from .due_rows import Due
     from .handling import Entry
     from .pool_outages import PoolOutages
@@ -78,24 +79,23 @@ class Settling:
         self._is_draining = is_draining
 
     async def settle(self, batch: Sequence[Entry]) -> None:
-        """Bring every entry of the batch to one of its ends: done, to be retried, or given back."""
+        """Bring every entry of the batch to one of its ends: done, to be retried, or given back, behind an outage."""
         left = {entry.id: entry for entry in batch}
         try:
-            if batch[0].redelivered and batch[0].retry is None:
-                await self._settle_suspects(batch, left)
-            else:
-                await self._in_turn(self._attempt_all, batch, left)
+            async with self._outages.waited_out():
+                if batch[0].redelivered:
+                    await self._settle_suspects(batch, left)
+                else:
+                    await self._in_turn(self._attempt_all, batch, left)
         finally:
             # Cancelled, or an outage: nobody's attempt. In their order, to the front.
-            self._backlog.give_back([entry for entry in left.values() if entry.retry is None])
+            self._backlog.give_back(list(left.values()))
 
-    async def bury(self, poison: Sequence[Entry], left: dict[str, Entry]) -> None:
-        """Bury entries that were taken up too often, and take them out of `left`."""
-        if poison:
-            error = PoisonousEvent(
-                "it was taken up several times, and its worker was gone each time; it is not tried again"
-            )
-            await self._attempt_all(poison, left, {entry.id: error for entry in poison})
+    async def settle_rows(self, claim: Claim) -> None:
+        """The same for rows that were claimed, but for the wait: raises `Outage`, for they are beside others."""
+        if claim.entries:
+            await self._in_turn(self._attempt_all, claim.entries, {entry.id: entry for entry in claim.entries})
+        await self._bury(claim.poison, {})
 
     async def absolve(self, entries: Sequence[Entry] | None) -> None:
         """What was broken off by others is held against no event (of all that this process had: None).
@@ -124,7 +124,12 @@ class Settling:
     ) -> T | None:
         """What `attempt` returns, within the group's limit; None if the pool drains by then: nothing was begun."""
         async with self._assignment.turn():
-            result = None if self._is_draining() else await attempt(batch, left, *more)
+            try:
+                result = None if self._is_draining() else await attempt(batch, left, *more)
+            except Outage:
+                # Before anybody waits: who is not at work is held for no death meanwhile.
+                await self.absolve(list(left.values()))
+                raise
             await self.absolve(list(left.values()))
             return result
 
@@ -137,6 +142,9 @@ class Settling:
             batch: in order.
             left: what is to be given back.
             failed: what those have failed of that are not to be handled.
+
+        Raises:
+            Outage: it came to an outage.
         """
         splitting = Splitting(batch, failed)
         while splitting.parts:
@@ -146,8 +154,7 @@ class Settling:
             if isinstance(ended, Counts):
                 self._end(part.entries, ended)
             elif self._outages.is_one(ended, progress):
-                await self._outages.wait_out(ended)
-                return
+                raise self._outages.met(ended)
             elif splitting.again(part, ended, progress.failed):
                 continue
             else:
@@ -167,13 +174,20 @@ class Settling:
         """
         try:
             claim = await self._claims.suspect(batch, alone=alone)
-        except Exception as raised:  # noqa: BLE001 - no handler was called: whatever it is, it is the database's
-            await self._outages.wait_out(outcome_of(raised).error or raised)
-            return False
+        except Exception as raised:  # no handler was called: whatever it is, it is the database's
+            raise self._outages.met(outcome_of(raised).error or raised) from raised
         if claim.entries:
             await self._attempt_all(claim.entries, left)
-        await self.bury(claim.poison, left)
+        await self._bury(claim.poison, left)
         return claim.wants_alone
+
+    async def _bury(self, poison: Sequence[Entry], left: dict[str, Entry]) -> None:
+        """Bury entries that were taken up too often, and take them out of `left`."""
+        if poison:
+            error = PoisonousEvent(
+                "it was taken up several times, and its worker was gone each time; it is not tried again"
+            )
+            await self._attempt_all(poison, left, {entry.id: error for entry in poison})
 
     async def _attempt(self, part: Part, progress: Progress) -> Counts | BaseException:
         """One transaction: what it came to, or why it came to nothing."""
