@@ -197,8 +197,12 @@ def _endpoint(scope: Scope) -> str:
     """The path as it was sent, percent-encoded and without its query."""
     raw = scope.get("raw_path")
     path = raw.decode("latin1") if raw is not None else quote(scope["path"])
-    # A proxy may be asked for a whole URL, which may hold a password.
-    return path if path.startswith("/") else urlsplit(path).path or path[:1]
+    if path.startswith("/"):
+        return path
+    try:  # a proxy may be asked for a whole URL, which may hold a password
+        return urlsplit(path).path or path[:1]
+    except ValueError:  # "http://[" is no URL
+        return path[:1]
 
 
 def _inputs(exchange: _Exchange, limit: int) -> str | None:
