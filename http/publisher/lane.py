@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Set
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
 
 import anyio
 from attrs import define, field
@@ -19,7 +19,7 @@ class Lane:
 
     Attributes:
         stream: its key.
-        queue: what has not been sent.
+        queue: what has not been sent; a mapping to nothing, out of the middle of which one is taken at no cost.
         flying: what is being sent, or is to be sent again, before all of `queue`.
         sending: whether a request with `flying` is under way.
         full: set when it is not worth waiting for more.
@@ -27,26 +27,39 @@ class Lane:
     """
 
     stream: str
-    queue: deque[Item] = field(factory=deque)
+    queue: OrderedDict[Item, None] = field(factory=OrderedDict)
     flying: list[Item] = field(factory=list)
     sending: bool = False
     full: anyio.Event = field(factory=anyio.Event)
     trouble: str = ""
 
+    def add(self, item: Item) -> None:
+        """Put an event behind all others."""
+        self.queue[item] = None
+
     def take(self, most: int, most_bytes: int) -> None:
         """Move the next batch from `queue` to `flying`: at least one, if there is any."""
         size = sum(len(item.line) + 1 for item in self.flying)
         while self.queue and len(self.flying) < most:
-            size += len(self.queue[0].line) + 1
+            item = next(iter(self.queue))
+            size += len(item.line) + 1
             if self.flying and size > most_bytes:
                 return
-            self.flying.append(self.queue.popleft())
+            self.flying.append(item)
+            del self.queue[item]
 
-    def withdraw(self, items: Set[Item]) -> list[Item]:
+    def put_back(self, limit: int) -> None:
+        """Leave `limit` events in `flying`, and put what is behind them back to the front of `queue`."""
+        for item in reversed(self.flying[limit:]):
+            self.queue[item] = None
+            self.queue.move_to_end(item, last=False)
+        del self.flying[limit:]
+
+    def withdraw(self, items: Iterable[Item]) -> list[Item]:
         """Take out those that certainly have not been accepted and are not under way, and return them."""
-        out = [item for item in self.queue if item in items and not item.maybe]
-        gone = set(out)
-        self.queue = deque(item for item in self.queue if item not in gone)
+        out = [item for item in items if item in self.queue and not item.maybe]
+        for item in out:
+            del self.queue[item]
         return out
 
     def items(self) -> list[Item]:
@@ -58,5 +71,5 @@ class Lane:
         out = [item for item in self.items() if gone(item)]
         if out:
             self.flying = [item for item in self.flying if not gone(item)]
-            self.queue = deque(item for item in self.queue if not gone(item))
+            self.queue = OrderedDict.fromkeys(item for item in self.queue if not gone(item))
         return out

@@ -323,7 +323,7 @@ class Publisher:
         if lane is None:
             lane = self._lanes[item.stream] = Lane(item.stream)
             self._new_lanes.send_nowait(lane)
-        lane.queue.append(item)
+        lane.add(item)
         if len(lane.queue) >= self._pace.batch_size:
             lane.full.set()
 
@@ -376,7 +376,7 @@ class Publisher:
         for item in items:
             item.awaited = False
         lane = self._lanes.get(items[0].stream) if items else None
-        for item in lane.withdraw(frozenset(items)) if lane is not None else ():
+        for item in lane.withdraw(items) if lane is not None else ():
             self._counts["withdrawn"] += 1
             self._room.give_back(len(item.line))
             item.done.set()

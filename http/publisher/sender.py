@@ -108,7 +108,7 @@ class Sender:
             again = self._take_in(lane, verdicts)
             if _too_much(verdicts):
                 limit = max(1, len(lane.flying) // 2)
-                _put_back(lane, limit)
+                lane.put_back(limit)
             elif again is not None:
                 await self._pause(lane, again, failures)
                 failures += 1
@@ -242,11 +242,6 @@ class Sender:
 
 def _too_much(verdicts: Sequence[Verdict]) -> bool:
     return len(verdicts) > 1 and isinstance(verdicts[0], Smaller)
-
-
-def _put_back(lane: Lane, limit: int) -> None:
-    lane.queue.extendleft(reversed(lane.flying[limit:]))
-    del lane.flying[limit:]
 
 
 def _words(error: Exception) -> str:

@@ -16,6 +16,8 @@ from trio.testing import wait_all_tasks_blocked
 from penstock.actors.event import event
 from penstock.http.publisher import Publisher, PublisherClosed, Unsent
 from penstock.http.publisher.answers import Again, read_answer
+from penstock.http.publisher.item import Item
+from penstock.http.publisher.lane import Lane
 from penstock.http.publisher.room import Room
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests are no package
@@ -159,6 +161,45 @@ async def test_what_may_have_been_accepted_is_not_withdrawn(autojump_clock: Any)
         assert publisher.statistics().waiting == 8
         again.set()
     assert publisher.statistics().accepted == 8
+
+
+class CountedItem(Item):
+    """Counts how often it is looked up, in whatever it stands in.
+
+    Attributes:
+        looks: of all items.
+    """
+
+    looks = 0
+
+    def __hash__(self) -> int:
+        CountedItem.looks += 1
+        return id(self)
+
+
+async def test_who_withdraws_looks_at_nobody_elses_events() -> None:
+    """Else a thousand callers who are cancelled at once would hold the event loop for a thousand times a thousand."""
+    lane = Lane("s")
+    items = [CountedItem("s", uuid4(), b"{}") for _ in range(1000)]
+    for item in items:
+        lane.add(item)
+    CountedItem.looks = 0
+    for item in items[250:750]:
+        assert lane.withdraw([item]) == [item]
+    assert CountedItem.looks <= 5 * 500
+    assert lane.items() == items[:250] + items[750:]
+    assert lane.withdraw(items[249:251]) == [items[249]], "the other has been withdrawn before"
+
+
+async def test_what_a_server_finds_too_much_goes_back_in_order() -> None:
+    lane = Lane("s")
+    items = [Item("s", uuid4(), b"{}") for _ in range(9)]
+    for item in items:
+        lane.add(item)
+    lane.take(6, 1000)
+    lane.put_back(2)
+    assert lane.flying == items[:2]
+    assert lane.items() == items
 
 
 # Leaving -------------------------------------------------------------------------------------------------------------
