@@ -36,6 +36,7 @@ _SECRET_WORDS = frozenset(
         "pwd",
         "secret",
         "secrets",
+        "sslpassword",
         "token",
     }
 )
@@ -44,18 +45,24 @@ _SECRET_PAIRS = frozenset({("access", "key"), ("api", "key"), ("private", "key")
 # `accessToken`, `X-Api-Key` and `set_cookie` are words joined; a joint is a non-letter or a hump.
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
-# A URL as it stands in a text ends at a blank or a quote. The match consumes it whole, so that the search stays linear
-# in texts made to be slow; where its password is, `_mask_one_url` decides.
-_URL = re.compile(r"(?<![A-Za-z0-9+.-])[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
+# A URL as it stands in a text ends at a blank or a quote, unless the quote is one of a password: before an `@`, and not
+# before what follows a string in JSON or a repr. The match consumes it whole, so that the search stays linear in texts
+# made to be slow; where its password is, `_mask_one_url` decides.
+_URL = re.compile(
+    r"""(?<![A-Za-z0-9+.-])[A-Za-z][A-Za-z0-9+.-]*://(?:[^\s'"<>]|['"](?=@|[^\s'"<>,:;)\]}][^\s'"<>]*['"]?@))+"""
+)
 _PORT = re.compile(r"\d{1,5}(?:[/?#,]|$)")
 _QUERY_VALUE = re.compile(r"(?P<head>[?&;](?P<key>[A-Za-z0-9_.%-]+)=)(?P<value>[^\s&;'\"<>#]*)")
 _PAIR = re.compile(  # "password": "…" in JSON, 'password': '…' in a repr
     r"""(?P<head>(?P<quote>["'])(?P<key>[^"'\\\s]{1,64})(?P=quote)\s*:\s*)(?P<value>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')"""
 )
 _ASSIGNED = re.compile(  # libpq's "host=… password=…"
-    r"(?i)(?P<head>\b(?:password|passwd|pgpassword)\s*=\s*)(?P<value>'(?:[^'\\]|\\.)*'|[^\s&;,)]+)"
+    r"(?i)(?P<head>\b(?:password|passwd|pgpassword|sslpassword)\s*=\s*)(?P<value>'(?:[^'\\]|\\.)*'|[^\s&;,)]+)"
 )
 _LOGIN = re.compile(r":[^\s:/@'\"]+(?=@)")  # user:password@ in what was meant to be a URL
+# The same where the whole text is a URL, or was meant to be one: it ends at no blank and no quote.
+_WHOLE_QUERY_VALUE = re.compile(r"(?P<head>[?&;](?P<key>[A-Za-z0-9_.%-]+)=)(?P<value>[^&;#]*)")
+_WHOLE_LOGIN = re.compile(r":[^:/]+(?=@)")
 _BEARER = re.compile(r"(?i)(?P<head>\b(?:bearer|basic)\s+)(?P<value>[A-Za-z0-9._~+/=-]{8,})")
 
 
@@ -83,9 +90,12 @@ _is_secret_name = lru_cache(1024)(_has_secret_word)
 def mask_url(url: str) -> str:
     """The URL with its password, and secrets in its query, replaced by ``***``; the rest is left as it is.
 
-    Takes any text: forms with several hosts, and what is no URL at all, come back with the secrets in them hidden.
+    Takes any text: forms with several hosts, and what is no URL at all, come back with the secrets in them hidden. All
+    of it counts as one URL: what a driver takes for a password may hold blanks and quotes. In running text, which may
+    hold several, that is for `mask_text`.
     """
-    return mask_text(url)
+    url = _mask_one_url(url) if "://" in url else _WHOLE_LOGIN.sub(f":{MASK}", url)
+    return mask_text(_WHOLE_QUERY_VALUE.sub(_mask_pair, url))
 
 
 def mask_text(text: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import attrs
 from attrs import define, evolve, field, frozen
 
-from ..masking import MASK, mask_text
+from ..masking import MASK, mask_text, mask_url
 from .schema import ENV_PREFIX, Key, Schema, table_name
 from .schema import Path as KeyPath
 from .values import from_text, structure
@@ -118,7 +118,7 @@ class _Place:
     @property
     def table(self) -> str:
         """The table, as written between its brackets."""
-        return table_name(self.path)
+        return _table(self.path)
 
     def of(self, key: Key) -> str:
         if self.file is None:
@@ -175,7 +175,8 @@ class _Loading:
             return
         for name, table in profiles.items():
             if name not in PROFILES:
-                self.problems.append(f"unknown profile [profile.{name}] in {file}; there are {' and '.join(PROFILES)}")
+                unknown = f"[{_table((*_PROFILE, name))}]"
+                self.problems.append(f"unknown profile {unknown} in {file}; there are {' and '.join(PROFILES)}")
             elif not isinstance(table, dict):
                 self.problems.append(f"profile.{name} in {file} must be a table, [profile.{name}]")
             else:
@@ -245,9 +246,9 @@ class _Loading:
         """Note what a validator said of the key or table at `path`."""
         key, found = self.schema.keys.get(self.schema.at(path)), self.found.get(path)
         if key is None:
-            self.problems.append(f"settings of [{table_name(path)}]: {mask_text(str(error))}" if path else str(error))
+            self.problems.append(f"settings of [{_table(path)}]: {mask_text(str(error))}" if path else str(error))
         elif found is None:  # it does not go with what was set beside it
-            self.problems.append(f"{table_name(path)} is {_shown(key, key.default)} by default: {error}")
+            self.problems.append(f"{_table(path)} is {_shown(key, key.default)} by default: {error}")
         else:
             self.problems.append(
                 f"{found.place.of(key)} is {_shown(key, found.written)}: {_reason(key, error, found.written)}"
@@ -282,7 +283,7 @@ class _Loading:
             what = f"table [{place.below(name).table}]"
             hint = _did_you_mean(name, known, lambda nearest: f"[{place.below(nearest).table}]")
         else:
-            what = f'key "{name}"'
+            what = f'key "{mask_url(name)}"'
             hint = _did_you_mean(name, known, lambda nearest: f'"{nearest}"')
         hint = hint or self._elsewhere(name, path, place) or "; known here: " + ", ".join(known)
         return f"unknown {what} in {str(place).rstrip(',')}{hint}"
@@ -308,6 +309,11 @@ def _read(file: Path) -> dict[str, Any]:
         raise SettingsError(f"{file} is not valid TOML: {error}") from error
 
 
+def _table(path: KeyPath) -> str:
+    """The table's name as it may be printed: a URL may have come where a name should stand."""
+    return mask_url(table_name(path))
+
+
 def _did_you_mean(name: str, known: list[str], shown: Callable[[str], str]) -> str:
     nearest = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {shown(nearest[0])}?" if nearest else ""
@@ -317,13 +323,14 @@ def _shown(key: Key, value: Any) -> str:
     """The value as it may be printed: short, on one line, without secrets."""
     if key.secret:
         return MASK
-    text = f'"{value}"' if isinstance(value, str) else repr(value)
-    text = mask_text(text).encode("unicode_escape").decode() if not text.isprintable() else mask_text(text)
+    text = f'"{mask_url(value)}"' if isinstance(value, str) else mask_url(repr(value))
+    text = text if text.isprintable() else text.encode("unicode_escape").decode()
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _reason(key: Key, error: ValueError, found: Any) -> str:
     """Why a value will not do. A foreign validator's text may hold the value, which may be a secret."""
     text = str(error.args[0]) if error.args else "is not valid"
-    shown = mask_text(text)
-    return "is not valid" if (key.secret or shown != text) and str(found) in text else shown
+    shown, written = mask_text(text), str(found)
+    secret = key.secret or shown != text or mask_url(written) != written
+    return "is not valid" if secret and written in text else shown

@@ -17,6 +17,16 @@ from penstock.runtime.masking import MASK, is_secret_key, mask, mask_text, mask_
         ("postgresql://u:a/b@db/penstock", "postgresql://u:***@db/penstock"),
         ("postgresql://u@db/x?password=s3cret&sslmode=require", "postgresql://u@db/x?password=***&sslmode=require"),
         ("http://host/x?next=redis://u:s3cret@h", "http://host/x?next=redis://u:***@h"),
+        # What a driver takes for a password, whatever stands in it.
+        ("postgresql://u:pa'ss@h/db", "postgresql://u:***@h/db"),
+        ('postgresql://u:pa" \'ss"@h/db', "postgresql://u:***@h/db"),
+        ("postgresql://u:pa ss@h/db", "postgresql://u:***@h/db"),
+        ("redis:/u:pa 'ss@h", "redis:/u:***@h"),
+        (
+            "postgresql:///db?user=u&password=pa 'ss&sslmode=require",
+            "postgresql:///db?user=u&password=***&sslmode=require",
+        ),
+        ("postgresql://u@h/db?sslpassword=s3cret", "postgresql://u@h/db?sslpassword=***"),
         # Nothing secret: nothing lost.
         ("redis://127.0.0.1:6379/0", "redis://127.0.0.1:6379/0"),
         ("http://host:80/mail?to=a@b", "http://host:80/mail?to=a@b"),
@@ -35,11 +45,16 @@ def test_only_the_secret_of_a_url_is_hidden(url: str, masked: str) -> None:
         ("cannot reach redis://:pw@a, nor redis://:pw@b", "cannot reach redis://:***@a, nor redis://:***@b"),
         ("host=db password='it\\'s here' user=x", "host=db password=*** user=x"),
         ("host=db password=s3cret user=x", "host=db password=*** user=x"),
+        ("host=db sslpassword=s3cret user=x", "host=db sslpassword=*** user=x"),
+        ("cannot reach 'redis://:p'w@a', nor 'redis://h'", "cannot reach 'redis://:***@a', nor 'redis://h'"),
+        ('url=postgresql://u:"pw"@h/db', "url=postgresql://u:***@h/db"),
         ("Authorization: Bearer abcdef0123456789", "Authorization: Bearer ***"),
         ('{"user": "a", "password": "s\\"3", "n": 1}', '{"user": "a", "password": "***", "n": 1}'),
         ("{'accessToken': 'abc', 'x': 'y'}", "{'accessToken': '***', 'x': 'y'}"),
         ("GET /login?token=abc&page=2", "GET /login?token=***&page=2"),
         ("at 12:30, see http://host/docs", "at 12:30, see http://host/docs"),
+        ("['http://host:80','a@b'] {'x':'http://h:x'}@b", "['http://host:80','a@b'] {'x':'http://h:x'}@b"),
+        ('{"url":"http://host:x","mail":"a@b"}', '{"url":"http://host:x","mail":"a@b"}'),
     ],
 )
 def test_secrets_inside_running_text_are_hidden(text: str, masked: str) -> None:
@@ -81,11 +96,13 @@ def test_a_cycle_ends() -> None:
     assert MASK in str(mask(loop))
 
 
-@pytest.mark.parametrize("piece", ["a", "a://b:", "://", '"a":', "bearer ", "?a=", "a:@/"])
+@pytest.mark.parametrize("piece", ["a", "a://b:", "://", "a://'b", "'b", '"a":', "bearer ", "?a=", "a:@/"])
 def test_text_made_to_be_slow_is_not(piece: str) -> None:
     text = (piece * 8192)[:8192] + "://"
     began = time.thread_time()
     mask_text(text)
+    mask_url(text)
+    mask_url("a://" + text)
     assert time.thread_time() - began < 1.0  # linear: about a millisecond; quadratic: many seconds
 
 

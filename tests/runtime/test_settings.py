@@ -201,6 +201,15 @@ def test_an_unknown_key_names_itself_its_place_and_the_nearest_key(toml: Path) -
     )
 
 
+@pytest.mark.parametrize("url", ["redis://:s3cret@h", "redis://:s3 'cret@h"])
+def test_a_url_in_the_place_of_a_name_does_not_give_its_password_away(toml: Path, url: str) -> None:
+    toml.write_text(f'[redis]\n"{url}" = 1\n[log."{url}"]\nx = 1\n[profile."{url}"]\n')
+    named = ('key "redis://:***@h"', 'table [log."redis://:***@h"]', 'profile [profile."redis://:***@h"]')
+    told = problems(toml)
+    assert [f"unknown {each} in " in problem for each, problem in zip(named, told, strict=True)] == [True] * 3
+    assert "cret" not in "".join(told)
+
+
 def test_an_unknown_table_or_profile_is_named(toml: Path) -> None:
     toml.write_text("[reddis]\nurl = 1\n[profile.production]\nx = 1\n")
     assert problems(toml) == (
@@ -296,6 +305,9 @@ def test_a_wrong_variable_is_named_as_such() -> None:
         ("s3cret@h", "must be a URL that begins with redis:// or "),
         ("redis://u:s3cret@h:port", "must have ports that are numbers"),
         ("redis+cluster://u:s3cret@h:1,h:99999", "must have ports that are numbers"),
+        ("redis://u:s3cret'@h:port", "must have ports that are numbers"),
+        ('redis://u:s3cret" @h:port', "must have ports that are numbers"),
+        ("redis:/u:s3cret'@h", "must be a URL that begins with redis:// or "),
         ("redis://", "must name a host"),
     ],
 )
@@ -315,7 +327,8 @@ def test_good_urls_are_taken_as_they_are(url: str) -> None:
     assert load(Everything, file=None, environ={"PENSTOCK_REDIS_URL": url}).redis.url == url
 
 
-def test_a_foreign_validator_that_quotes_the_value_does_not_give_a_password_away(toml: Path) -> None:
+@pytest.mark.parametrize("url", ["redis://u:s3cret@h", "redis://u:s3 cret@h", "redis://u:s3'cret@h"])
+def test_a_foreign_validator_that_quotes_the_value_does_not_give_a_password_away(toml: Path, url: str) -> None:
     def quoting(instance: object, attribute: object, value: str | None) -> None:
         if value is not None:
             raise ValueError(f"{value} will not do")
@@ -324,7 +337,7 @@ def test_a_foreign_validator_that_quotes_the_value_does_not_give_a_password_away
     class Quoting:
         url: str | None = field(default=None, validator=quoting)
 
-    toml.write_text('url = "redis://u:s3cret@h"\n')
+    toml.write_text(f'url = "{url}"\n')
     with pytest.raises(SettingsError) as caught:
         load(Quoting, file=toml, environ={})
     assert str(caught.value) == 'url in penstock.toml is "redis://u:***@h": is not valid'
@@ -369,12 +382,14 @@ def test_a_file_that_was_asked_for_and_is_not_there_is_an_error(toml: Path) -> N
         find_file(None, {"PENSTOCK_CONFIG": "nope.toml"})
 
 
-def test_passwords_do_not_show_in_a_repr() -> None:
+@pytest.mark.parametrize("password", ["s3cret", "s3'cret", "s3 cret", '"s3cret"'])
+def test_passwords_do_not_show_in_a_repr(password: str) -> None:
     settings = Everything(
-        redis=RedisSettings(url="redis://u:s3cret@h"), postgres=PostgresSettings(url="postgres://u:s3cret@h/d")
+        redis=RedisSettings(url=f"redis://u:{password}@h"),
+        postgres=PostgresSettings(url=f"postgres://u:{password}@h/d"),
     )
-    assert "s3cret" not in repr(settings)
-    assert "redis://u:***@h" in repr(settings)
+    assert "cret" not in repr(settings)
+    assert "'redis://u:***@h'" in repr(settings)
 
 
 def test_a_class_with_two_keys_for_one_variable_is_refused_as_a_mistake_in_code() -> None:
