@@ -11,24 +11,31 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, BinaryIO
+from typing import BinaryIO
 from urllib.parse import quote
+from uuid import UUID
 
 import click
-from attrs import define, field
+from attrs import Factory, define, field
 
 from ...actors.event import event_id_of, new_event_id
 from ...runtime.cli import CommandError, json_option
-from .remote import Remote, Unreachable, remote_of, url_option
+from ...runtime.masking import mask_text
+from ...runtime.printable import printable, printable_json
+from ..answers import Accepted, Again, Refused, Smaller, Verdict, read_answer
+from .remote import NotConnected, Remote, Unreachable, remote_of, url_option
 
 __all__ = ["publish"]
 
 BATCH = 500
 """Events in one request: large enough to be fast, small enough for progress to be seen."""
 
-_LONGEST_PAUSE = 5.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 5.0
+
+_OF_EACH_EVENT = (202, 503)
+"""Answers that may speak of single events; any other that refuses does so with the request."""
 
 
 @click.command(short_help="Publish events to a stream of a running system.")
@@ -59,8 +66,9 @@ def publish(
     One event with --type and --data, or one event a line (NDJSON) from FILE or, with -, from standard input: each line
     is {"eventType": …, "data": …, "eventId"?, "key"?, "timestamp"?}, or the data alone where --type is given.
 
-    Prints the event's id and its entry's id, a line each. An outage is waited for: the same ids are sent again. Exit
-    code 1 if any event was not published; which ones stands on standard error.
+    Prints the event's id and its entry's id, a line each. An outage, or that of a proxy, is waited for: the same
+    ids are sent again. Exit code 1 if any event was not published; which ones stands on standard error. What has no
+    outcome at the end (--retry-for is over, Ctrl-C) stands there as lines with their ids, to be published again.
     """
     if (data is None) == (file is None):
         raise click.UsageError("Give either --data or a FILE (- for standard input).")
@@ -93,6 +101,7 @@ class _Line:
 
     number: int
     text: str = ""
+    event_id: UUID = field(factory=new_event_id)
     complaint: str = ""
 
 
@@ -112,7 +121,7 @@ def _read(number: int, line: bytes, template: Mapping[str, str]) -> _Line:
     event_id = new_event_id() if given is None else event_id_of(given)
     if event_id is None:
         return _Line(number, complaint="eventId: must be a UUID, written with dashes")
-    return _Line(number, _with(text, {**template, "eventId": str(event_id)}))
+    return _Line(number, _with(text, {**template, "eventId": str(event_id)}), event_id)
 
 
 def _with(text: str, members: Mapping[str, str]) -> str:
@@ -167,6 +176,29 @@ def _progress(file: BinaryIO) -> Iterator[Callable[[int], None]]:
 
 
 @define
+class _Outage:
+    """How long to go on while events are not accepted, and how long to pause between two attempts."""
+
+    longest: float
+    _ends: float | None = None
+    _pause: float = _FIRST_PAUSE
+
+    def is_over(self) -> None:
+        self._ends, self._pause = None, _FIRST_PAUSE
+
+    def wait(self, asked: float, why: str) -> bool:
+        """Whether to try again, after a pause of `asked` seconds or so; not if it has lasted for its longest."""
+        now = time.monotonic()
+        self._ends = now + self.longest if self._ends is None else self._ends
+        if now >= self._ends:
+            return False
+        _say(f"penstock: waiting: {why}")
+        time.sleep(min(max(asked, self._pause), self._ends - now, _LONGEST_PAUSE))
+        self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+        return True
+
+
+@define
 class _Publishing:
     """What is published to one stream, and how it goes."""
 
@@ -176,28 +208,34 @@ class _Publishing:
     as_json: bool
     total: int = 0
     failed: int = 0
+    _outage: _Outage = field(default=Factory(lambda self: _Outage(self.retry_for), takes_self=True))
     _reached: bool = field(default=False)
+    """Whether a request has come through: before that, what refuses a connection is no outage, and nothing was sent."""
 
-    def send(self, lines: list[_Line]) -> None:
-        """Publish some events; goes on in an outage, and returns when each has its result."""
+    def send(self, lines: Sequence[_Line]) -> None:
+        """Publish some events; goes on in an outage, and returns when each has its outcome.
+
+        However else it ends, the events without an outcome are printed, with their ids.
+        """
         self.total += len(lines)
         for line in lines:
             if line.complaint:
                 self._fail(line, line.complaint)
         waiting = [line for line in lines if not line.complaint]
-        until = time.monotonic() + self.retry_for
-        pause = 0.25
-        while waiting:
-            waiting, wait, why = self._attempt(waiting)
-            left = until - time.monotonic()
-            if waiting and left <= 0:
-                for line in waiting:
-                    self._fail(line, why)
-                raise CommandError(f"gave up after {self.retry_for:g} s: {why} {self._sum()}")
-            if waiting:
-                click.echo(f"penstock: waiting: {why}", err=True)
-                time.sleep(min(max(wait, pause), left, _LONGEST_PAUSE))
-                pause = min(2 * pause, _LONGEST_PAUSE)
+        limit = BATCH
+        try:
+            while waiting:
+                batch = waiting[:limit]
+                verdicts = self._attempt(batch)
+                waiting = [*self._take(batch, verdicts), *waiting[limit:]]
+                if any(isinstance(each, Smaller) for each in verdicts):
+                    limit = len(batch) // 2
+                    continue
+                self._go_on(verdicts, len(waiting))
+                limit = min(2 * limit, BATCH)
+        finally:
+            if waiting and self._reached:
+                _hand_back(waiting, lines[-1].number)
 
     def finish(self) -> None:
         """Raise `CommandError` if any event was not published."""
@@ -206,48 +244,66 @@ class _Publishing:
         if self.failed:
             raise CommandError(self._sum())
 
-    def _attempt(self, lines: list[_Line]) -> tuple[list[_Line], float, str]:
-        """One request; what is to be sent again, after how many seconds at least, and why."""
+    def _attempt(self, lines: Sequence[_Line]) -> list[Verdict]:
+        """One request, and what it says of each event; raises `CommandError` if it says that none will ever do."""
         body = "".join(line.text + "\n" for line in lines).encode()
         path = f"/api/v1/streams/{quote(self.stream, safe='')}/events"
         try:
             answer = self.remote.request("POST", path, body, "application/x-ndjson")
-        except Unreachable as error:
-            if not self._reached:  # nothing ever answered there: that is an address, not an outage
+        except NotConnected as error:
+            if not self._reached:  # that is an address, not an outage
                 raise
-            return lines, 0.0, f"{error}."
+            return [Again(str(error))] * len(lines)
+        except Unreachable as error:
+            self._reached = True
+            return [Again(str(error), unknown=True)] * len(lines)
+        verdicts = read_answer(answer.status, answer.headers, answer.body, [line.event_id for line in lines])
+        if answer.status not in _OF_EACH_EVENT and isinstance(verdicts[0], Refused):
+            raise CommandError(verdicts[0].why)
         self._reached = True
-        if answer.status == 202:
-            results = [json.loads(text) for text in answer.body.splitlines()]
-            return self._take(lines, results)
-        if answer.status == 503:
-            problem = answer.json() or {}
-            if isinstance(problem.get("results"), list):
-                again, _, why = self._take(lines, problem["results"])
-                return again, answer.retry_after, why or answer.complaint
-            return lines, answer.retry_after, answer.complaint
-        raise CommandError(answer.complaint)
+        return [each.alone if isinstance(each, Smaller) and len(lines) == 1 else each for each in verdicts]
 
-    def _take(self, lines: list[_Line], results: list[dict[str, Any]]) -> tuple[list[_Line], float, str]:
-        again, wait, why = [], 0.0, ""
-        for line, result in zip(lines, results, strict=True):
-            error = result.get("error")
-            if error is None:
-                self._done(result)
-            elif error.get("status") == 503:
-                again.append(line)
-                wait = max(wait, float(error.get("retryAfter", 0)))
-                why = why or str(error.get("detail"))
+    def _take(self, lines: Sequence[_Line], verdicts: Sequence[Verdict]) -> list[_Line]:
+        """Tell the outcomes; the lines that have none."""
+        rest = []
+        for line, verdict in zip(lines, verdicts, strict=True):
+            if isinstance(verdict, Accepted):
+                self._done(verdict)
+            elif isinstance(verdict, Refused):
+                self._fail(line, verdict.why)
             else:
-                self._fail(line, str(error.get("detail")))
-        return again, wait, why
+                rest.append(line)
+        return rest
 
-    def _done(self, result: dict[str, Any]) -> None:
-        click.echo(json.dumps(result) if self.as_json else f"{result['eventId']}  {result['entryId'] or '-'}")
+    def _go_on(self, verdicts: Sequence[Verdict], waiting: int) -> None:
+        """Wait if something is in the way; raises `CommandError` when it has been for long enough."""
+        troubles = [each for each in verdicts if isinstance(each, Again)]
+        if not troubles:
+            self._outage.is_over()
+        elif not self._outage.wait(max(each.after for each in troubles), troubles[0].why):
+            self.failed += waiting
+            raise CommandError(f"gave up after {self.retry_for:g} s: {troubles[0].why.rstrip('.')}. {self._sum()}")
+
+    def _done(self, accepted: Accepted) -> None:
+        result = {"eventId": str(accepted.event_id), "entryId": accepted.entry_id, "durable": accepted.durable}
+        click.echo(json.dumps(result) if self.as_json else f"{accepted.event_id}  {accepted.entry_id or '-'}")
 
     def _fail(self, line: _Line, why: str) -> None:
         self.failed += 1
-        click.echo(f"line {line.number}: {why}", err=True)
+        _say(f"line {line.number}: {why}")
 
     def _sum(self) -> str:
         return f"{self.failed} of {self.total} events were not published"
+
+
+def _hand_back(lines: Sequence[_Line], last: int) -> None:
+    _say(
+        "penstock: these events have no outcome. Publish the lines again as they stand here, with their ids; "
+        f"of a file, what is behind line {last} was not sent:"
+    )
+    for line in lines:
+        click.echo(printable_json(line.text), err=True)
+
+
+def _say(text: str) -> None:
+    click.echo(printable(mask_text(text)), err=True)

@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import click
-from attrs import frozen
+from attrs import field, frozen
 
 from ...runtime.cli import CommandError, load_settings
 from ..configuration import Settings
 
-__all__ = ["Answer", "Refused", "Remote", "Sent", "Unreachable", "me", "remote_of", "url_option"]
+__all__ = ["Answer", "NotConnected", "Refused", "Remote", "Sent", "Unreachable", "me", "remote_of", "url_option"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -39,19 +39,19 @@ class Answer:
 
     Attributes:
         status: the HTTP status.
-        retry_after: seconds that the server asks to wait, 0 where it does not.
         body: the body.
+        headers: those of the answer, by their names in small letters.
     """
 
     status: int
-    retry_after: float
     body: bytes
+    headers: Mapping[str, str] = field(factory=dict)
 
     def json(self) -> Any:
         """The body's JSON, or None if it is none."""
         try:
             return json.loads(self.body)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
 
     @property
@@ -140,12 +140,13 @@ class Remote:
         """One request and its answer, whatever the status.
 
         Raises:
-            CommandError: nothing listens there, or the connection broke.
+            NotConnected: nothing listens there.
+            Unreachable: the connection broke; the request may have been served all the same.
         """
         sent = {**({"Content-Type": content_type} if content_type else {}), **(headers or {})}
         with self._answer(method, path, body, sent) as response:
-            wait = response.headers.get("Retry-After", "0")
-            return Answer(response.status, float(wait) if wait.isdecimal() else 0.0, response.read())
+            found = {name.lower(): value for name, value in response.headers.items()}
+            return Answer(response.status, response.read(), found)
 
     @contextmanager
     def events(self, path: str, last_id: str = "") -> Iterator[Iterator[Sent]]:
@@ -161,7 +162,7 @@ class Remote:
         headers = {"Accept": "text/event-stream", **({"Last-Event-ID": last_id} if last_id else {})}
         with self._answer("GET", path, None, headers) as response:
             if response.status != 200:
-                answer = Answer(response.status, 0.0, response.read())
+                answer = Answer(response.status, response.read())
                 raise Refused(answer.complaint, answer.status)
             yield _sent(response)
 
@@ -176,7 +177,7 @@ class Remote:
             except OSError as error:
                 reason = (error.strerror or str(error)).lower()
                 hint = "is 'penstock run' running? --url names another address"
-                raise Unreachable(f"nothing answers at {self.url}: {reason}; {hint}", 2) from error
+                raise NotConnected(f"nothing answers at {self.url}: {reason}; {hint}", 2) from error
             try:
                 connection.request(method, self._prefix + path, body, headers)
                 yield connection.getresponse()
@@ -214,6 +215,10 @@ def _sent(lines: Iterable[bytes]) -> Iterator[Sent]:
 
 class Unreachable(CommandError):
     """Nothing answers, or the connection broke: another attempt may help."""
+
+
+class NotConnected(Unreachable):
+    """There was no connection, so that nothing can have been sent."""
 
 
 class Refused(CommandError):

@@ -5,7 +5,7 @@ Needs the extra ``publisher`` (httpx and anyio), and nothing of the server's sid
 
 from __future__ import annotations
 
-from .answers import Accepted
+from ..answers import Accepted
 from .errors import (
     BufferFull,
     GaveUp,

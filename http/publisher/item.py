@@ -12,7 +12,7 @@ import attrs
 from attrs import define, field
 
 from ...actors.event import Envelope, InvalidEvent, event_type_of
-from .answers import Accepted
+from ..answers import Accepted
 from .errors import NotPublished
 
 __all__ = ["Item", "encode", "envelope_of"]

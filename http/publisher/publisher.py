@@ -14,8 +14,8 @@ import anyio
 import httpx
 
 from ...runtime.telemetry import get_logger
+from ..answers import Accepted
 from .address import address_of, client_of
-from .answers import Accepted
 from .errors import BufferFull, GaveUp, NotPublished, PublisherClosed, Unsent, UnsentEvent
 from .item import Item, encode, envelope_of
 from .lane import Lane

@@ -14,7 +14,7 @@ from attrs import define, field, frozen
 from attrs.validators import ge, gt, optional
 
 from ...runtime.telemetry import get_logger
-from .answers import Accepted, Again, Refused, Smaller, Verdict, read_answer
+from ..answers import Accepted, Again, Refused, Smaller, Verdict, read_answer
 from .errors import GaveUp, NotPublished, Rejected
 
 if TYPE_CHECKING:

@@ -200,7 +200,7 @@ async def test_an_order_is_waited_for_through_a_restart_of_the_system(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing answers, then the system does, and its database not yet; the order goes on meanwhile."""
-    away: list[Answer | Unreachable] = [Unreachable("nothing answers", 2), Answer(503, 1.0, b"{}")]
+    away: list[Answer | Unreachable] = [Unreachable("nothing answers", 2), Answer(503, b"{}")]
     request = Remote.request
 
     def asked(remote: Remote, method: str, path: str, *words: Any) -> Answer:

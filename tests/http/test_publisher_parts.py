@@ -14,8 +14,8 @@ from attrs import frozen
 from trio.testing import wait_all_tasks_blocked
 
 from penstock.actors.event import event
+from penstock.http.answers import Again, read_answer
 from penstock.http.publisher import Publisher, PublisherClosed, Unsent
-from penstock.http.publisher.answers import Again, read_answer
 from penstock.http.publisher.item import Item
 from penstock.http.publisher.lane import Lane
 from penstock.http.publisher.room import Room

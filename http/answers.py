@@ -1,4 +1,4 @@
-"""What an answer of the server means for each event of the request. Pure.
+"""What the answer to a request that publishes means for each of its events. Pure.
 
 The rule: only an answer about an event decides on it. Whatever else comes (no answer, half an answer, another server's
 answer) leaves the outcome unknown, and the event is sent again with its id.
@@ -59,6 +59,11 @@ class Refused:
     """Never to be accepted as it is; `problem` says why (RFC 9457)."""
 
     problem: dict[str, Any]
+
+    @property
+    def why(self) -> str:
+        """The same in words."""
+        return _words(self.problem)
 
 
 @frozen
