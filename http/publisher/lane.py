@@ -21,7 +21,6 @@ class Lane:
         stream: its key.
         queue: what has not been sent; a mapping to nothing, out of the middle of which one is taken at no cost.
         flying: what is being sent, or is to be sent again, before all of `queue`.
-        sending: whether a request with `flying` is under way.
         full: set when it is not worth waiting for more.
         trouble: why its last request failed; empty if it did not.
     """
@@ -29,7 +28,6 @@ class Lane:
     stream: str
     queue: OrderedDict[Item, None] = field(factory=OrderedDict)
     flying: list[Item] = field(factory=list)
-    sending: bool = False
     full: anyio.Event = field(factory=anyio.Event)
     trouble: str = ""
 

@@ -60,8 +60,8 @@ class Publisher:
         linger: seconds that the first event of an idle stream waits for others to go with it. While a request is under
             way the next batch gathers by itself.
         request_timeout: seconds after which an answer is no longer waited for. Longer than the server's own 15 s.
-        give_up_after: seconds after which an event that was not accepted fails with `GaveUp`; None: never, as long as
-            the publisher is there.
+        give_up_after: seconds after which an event that was not accepted fails with `GaveUp`, also while its request
+            is under way; None: never, as long as the publisher is there.
         close_within: seconds that leaving may take.
         on_failed: called with the error of each event that was given by `send` or `send_nowait`, for nobody waits for
             their outcome. It must not block. Such errors stand in the log, too.

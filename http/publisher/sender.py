@@ -104,8 +104,9 @@ class Sender:
         limit, failures = self.pace.batch_size, 0
         lane.take(limit, self.pace.batch_bytes)
         while lane.flying:
-            verdicts = await self._attempt(lane)
-            again = self._take_in(lane, verdicts)
+            batch = tuple(lane.flying)
+            verdicts = await self._attempt(lane, batch)
+            again = self._take_in(lane, batch, verdicts)
             if _too_much(verdicts):
                 limit = max(1, len(lane.flying) // 2)
                 lane.put_back(limit)
@@ -123,17 +124,18 @@ class Sender:
 
     # One request ----------------------------------------------------------------------------------------------------
 
-    async def _attempt(self, lane: Lane) -> Sequence[Verdict]:
-        batch = tuple(lane.flying)
+    async def _attempt(self, lane: Lane, batch: Sequence[Item]) -> Sequence[Verdict]:
+        verdicts: Sequence[Verdict] = ()
         answered = False
         progress = _Progress()
-        lane.sending = True
         try:
-            verdicts = await self._request(lane.stream, batch, progress)
-            answered = True
-            return verdicts
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._give_up_meanwhile, lane, group.cancel_scope)
+                verdicts = await self._request(lane.stream, batch, progress)
+                group.cancel_scope.cancel()
+            answered = bool(verdicts)
+            return verdicts or [Again(self._too_late(), unknown=progress.may_be_sent)] * len(batch)
         finally:
-            lane.sending = False
             for item in batch if not answered and progress.may_be_sent else ():
                 item.maybe = True
 
@@ -158,19 +160,20 @@ class Sender:
 
     # Its answer -----------------------------------------------------------------------------------------------------
 
-    def _take_in(self, lane: Lane, verdicts: Sequence[Verdict]) -> Again | None:
-        """Settle what has its outcome, and leave the rest in `flying`; why there is a rest, or None."""
+    def _take_in(self, lane: Lane, batch: Sequence[Item], verdicts: Sequence[Verdict]) -> Again | None:
+        """Settle what has its outcome, and leave the rest in `flying`; what the server's trouble is, or None."""
         alone = len(verdicts) == 1
         rest: list[Item] = []
         troubles: list[Again] = []
-        for item, verdict in zip(lane.flying, verdicts, strict=True):
+        for item, verdict in zip(batch, verdicts, strict=True):
             meant = verdict.alone if isinstance(verdict, Smaller) and alone else verdict
-            outcome = self._outcome(item, meant)
+            outcome = item.outcome or self._outcome(item, meant)
             if outcome is None:
                 rest.append(item)
-                troubles += [meant] if isinstance(meant, Again) else []
-            else:
+            elif item.outcome is None:  # else it was given up meanwhile
                 self.settle(item, outcome)
+            if isinstance(meant, Again) and not isinstance(outcome, Rejected):
+                troubles.append(meant)
         lane.flying = rest
         self.sent_again += len(rest)
         self._tell(lane, troubles, len(rest))
@@ -230,6 +233,25 @@ class Sender:
             with anyio.move_on_after(seconds):
                 await self.hurry.wait()
             self._give_up(lane, why)
+
+    async def _give_up_meanwhile(self, lane: Lane, request: anyio.CancelScope) -> None:
+        """Give up events while they are under way; the request goes on for the others, and ends if there are none."""
+        after = self.pace.give_up_after
+        if after is None:
+            return
+        while True:
+            await anyio.sleep_until(lane.flying[0].since + after)
+            now = anyio.current_time()
+            late = [item for item in lane.flying if now >= item.since + after]
+            if len(late) == len(lane.flying):
+                request.cancel()
+                return
+            for item in late:
+                item.maybe = True
+            self._give_up(lane, self._too_late())
+
+    def _too_late(self) -> str:
+        return f"no answer within {self.pace.give_up_after:g} s"
 
     def _give_up(self, lane: Lane, why: str) -> None:
         after = self.pace.give_up_after

@@ -389,6 +389,41 @@ async def test_an_event_is_given_up_when_its_time_is_over_and_says_whether_it_ma
         assert publisher.statistics().gave_up == 3
 
 
+async def test_an_event_is_given_up_in_time_also_while_its_request_is_under_way(autojump_clock: Any) -> None:
+    server = ScriptedServer()
+    server.script = [server.say_nothing]
+    async with Publisher(client=server.client(), give_up_after=2) as publisher:
+        began = anyio.current_time()
+        with pytest.raises(GaveUp, match="no answer within 2 s") as caught:
+            await publisher.publish(ORDERS, order())
+        assert caught.value.outcome_unknown
+        assert isinstance(await publisher.publish(ORDERS, order()), Accepted), "nobody waits for that answer"
+        assert anyio.current_time() - began < 3
+
+
+async def test_a_request_goes_on_for_those_whose_time_is_not_over(autojump_clock: Any) -> None:
+    gate = anyio.Event()
+    server = ScriptedServer()
+    server.script = [server.when(gate)]
+    outcomes: dict[int, Any] = {}
+
+    async def publish(number: int) -> None:
+        (outcomes[number],) = await publisher.publish_many(ORDERS, [order(number)])
+
+    async with Publisher(client=server.client(), give_up_after=2, linger=1) as publisher:
+        async with anyio.create_task_group() as group:
+            group.start_soon(publish, 1)
+            await anyio.sleep(0.5)
+            group.start_soon(publish, 2)
+            await anyio.sleep(1.75)
+            assert isinstance(outcomes[1], GaveUp)
+            assert outcomes[1].outcome_unknown
+            gate.set()
+    assert isinstance(outcomes[2], Accepted)
+    assert [numbers(each) for each in server.requests] == [[1, 2]]
+    assert (publisher.statistics().accepted, publisher.statistics().gave_up) == (1, 1)
+
+
 @on_both
 async def test_a_full_buffer_refuses_or_has_one_wait_and_loses_nothing() -> None:
     gate = anyio.Event()
