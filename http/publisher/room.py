@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 
 import anyio
 from attrs import define, field
@@ -34,7 +34,7 @@ class Room:
     most_bytes: int
     events: int = 0
     bytes: int = 0
-    _waiting: deque[_Waiter] = field(factory=deque)
+    _waiting: OrderedDict[_Waiter, None] = field(factory=OrderedDict)
 
     def try_take(self, size: int) -> bool:
         """Take room for an event of `size` bytes, if there is any and nobody has been waiting for it before."""
@@ -52,7 +52,7 @@ class Room:
         if self.try_take(size):
             return True
         waiter = _Waiter(size)
-        self._waiting.append(waiter)
+        self._waiting[waiter] = None
         try:
             await waiter.turn.wait()
         except BaseException:
@@ -60,7 +60,7 @@ class Room:
             if waiter.admitted:
                 self.give_back(size)
             elif waiter in self._waiting:
-                self._waiting.remove(waiter)
+                del self._waiting[waiter]
                 self._admit()
             raise
         return waiter.admitted
@@ -74,14 +74,17 @@ class Room:
     def shut(self) -> None:
         """Send away everybody who waits."""
         while self._waiting:
-            self._waiting.popleft().turn.set()
+            self._first().turn.set()
 
     def _admit(self) -> None:
-        while self._waiting and self._fits(self._waiting[0].size):
-            waiter = self._waiting.popleft()
+        while self._waiting and self._fits(next(iter(self._waiting)).size):
+            waiter = self._first()
             waiter.admitted = True
             self._take(waiter.size)
             waiter.turn.set()
+
+    def _first(self) -> _Waiter:
+        return self._waiting.popitem(last=False)[0]
 
     def _fits(self, size: int) -> bool:
         return self.events == 0 or (self.events < self.most and self.bytes + size <= self.most_bytes)

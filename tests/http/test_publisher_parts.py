@@ -18,7 +18,7 @@ from penstock.http.answers import Again, read_answer
 from penstock.http.publisher import Publisher, PublisherClosed, Unsent
 from penstock.http.publisher.item import Item
 from penstock.http.publisher.lane import Lane
-from penstock.http.publisher.room import Room
+from penstock.http.publisher.room import Room, _Waiter
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests are no package
 
@@ -100,6 +100,30 @@ async def test_who_is_cancelled_as_it_is_let_in_leaves_no_hole() -> None:
         assert (room.events, room.bytes) == ((1, 4) if took else (0, 0))
         if took:
             room.give_back(4)
+
+
+async def test_who_waits_for_room_and_is_cancelled_looks_at_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand of them at once would hold the event loop, as with what is withdrawn."""
+    compared: list[object] = []
+
+    class Compared(_Waiter):
+        def __eq__(self, other: object) -> bool:
+            compared.append(other)
+            return self is other
+
+        __hash__ = object.__hash__
+
+    monkeypatch.setattr("penstock.http.publisher.room._Waiter", Compared)
+    room = Room(most=1, most_bytes=10)
+    assert room.try_take(1)
+    async with trio.open_nursery() as nursery:
+        for _ in range(100):
+            nursery.start_soon(room.take, 1)
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert len(compared) <= 100
+    room.give_back(1)
+    assert room.try_take(1), "nobody waits any more"
 
 
 # Answers -------------------------------------------------------------------------------------------------------------
