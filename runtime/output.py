@@ -14,7 +14,7 @@ from typing import Any, Final
 import attrs
 import click
 
-from .printable import printable
+from .printable import printable, printable_json
 
 __all__ = ["duration", "echo_json", "echo_table", "table", "width"]
 
@@ -60,7 +60,7 @@ def echo_table(rows: Iterable[Sequence[object]], headers: Sequence[str]) -> None
 
 def echo_json(value: Any) -> None:
     """Print one JSON document on one line; attrs instances as objects, dates in ISO 8601."""
-    click.echo(json.dumps(value, ensure_ascii=False, default=_plain))
+    click.echo(printable_json(json.dumps(value, ensure_ascii=False, default=_plain)))
 
 
 def duration(seconds: float) -> str:

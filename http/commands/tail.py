@@ -8,6 +8,7 @@ from urllib.parse import quote
 import click
 
 from ...runtime.cli import CommandError, json_option
+from ...runtime.printable import printable, printable_json
 from .follow import follow, until_interrupted
 from .remote import remote_of, url_option
 
@@ -30,7 +31,7 @@ def tail(stream: str, after: str, count: int | None, url: str | None, as_json: b
     path = f"/api/v1/streams/{quote(stream, safe='')}/tail?after={quote(after, safe='')}"
     with until_interrupted():
         for shown, entry in enumerate(follow(remote_of(url), path), 1):
-            click.echo(entry.data if as_json else _line(entry.data))
+            click.echo(printable_json(entry.data) if as_json else _line(entry.data))
             if shown == count:
                 return
 
@@ -39,7 +40,7 @@ def _line(data: str) -> str:
     try:
         entry = json.loads(data)
         key = f"  key={entry['key']}" if entry["key"] is not None else ""
-        text = json.dumps(entry["data"], ensure_ascii=False)
-        return f"{entry['entryId']}  {entry['timestamp']}  {entry['eventType']}{key}  {text}"
+        text = printable_json(json.dumps(entry["data"], ensure_ascii=False))
+        return printable(f"{entry['entryId']}  {entry['timestamp']}  {entry['eventType']}{key}  {text}")
     except (ValueError, KeyError, TypeError) as error:
         raise CommandError(f"the server sent an entry that cannot be read: {error}") from error

@@ -11,6 +11,7 @@ import click
 
 from ...runtime.cli import CommandError, json_option
 from ...runtime.output import duration, echo_json, echo_table
+from ...runtime.printable import printable_json
 from .follow import follow as follow_events
 from .follow import until_interrupted
 from .lifecycle import LifecycleLines
@@ -69,7 +70,7 @@ def _follow(remote: Remote, state: dict[str, Any], as_json: bool) -> None:
 
     for sent in follow_events(remote, "/api/v1/tree/events", str(state["sequence"]), ended):
         stops = '"tree_stopping"' in sent.data or (stops and '"child_starting"' not in sent.data)
-        click.echo(sent.data if as_json else _line(lines, sent), color=colour)
+        click.echo(printable_json(sent.data) if as_json else _line(lines, sent), color=colour)
 
 
 def _line(lines: LifecycleLines, sent: Sent) -> str:

@@ -310,6 +310,21 @@ async def test_tail_shows_entries_until_there_are_enough(serving: Any) -> None:
     assert json.loads(as_json.stdout)["data"] == {"주문": 0}
 
 
+async def test_nothing_in_an_entry_forges_a_line_of_tail_or_reaches_the_terminal_as_a_code(serving: Any) -> None:
+    key, data = "\x1b[2J\n2-0  now  PAID  forged", {"a": "\x9b2J\x1b"}
+    async with serving() as server:
+        body = json.dumps({"eventType": "X\r\x9b2J", "data": data, "key": key}).encode()
+        await _post(body, server)
+        done = await _run("tail", "anything", "--after", "0", "--count", "1", url=_url(server))
+        as_json = await _run("tail", "anything", "--after", "0", "--count", "1", "--json", url=_url(server))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.removesuffix("\n").isprintable()
+    assert r"  X\r\x9b2J  key=\x1b[2J\n2-0  now  PAID  forged  " in done.stdout
+    assert as_json.stdout.removesuffix("\n").isprintable()
+    entry = json.loads(as_json.stdout)
+    assert (entry["key"], entry["data"]) == (key, data)
+
+
 async def test_tail_goes_on_behind_the_last_entry_after_a_restart(serving: Any, free_port: int) -> None:
     bind = f"127.0.0.1:{free_port}"
     body = json.dumps([{"eventType": "X", "data": {"n": n}} for n in range(2)]).encode()

@@ -9,7 +9,7 @@ import pytest
 from attrs import frozen
 
 from penstock.runtime.output import duration, echo_json, echo_table, table, width
-from penstock.runtime.printable import printable
+from penstock.runtime.printable import printable, printable_json
 
 
 def test_columns_are_aligned_numbers_to_the_right_and_no_line_ends_in_blanks() -> None:
@@ -36,6 +36,17 @@ def test_nothing_in_a_cell_breaks_the_line_or_reaches_the_terminal_as_a_code() -
 
 def test_text_from_outside_stays_on_its_line() -> None:
     assert printable("주문\r\n\x1b[2J\u202e") == "주문\\r\\n\\x1b[2J\\u202e"
+
+
+def test_json_with_codes_in_it_is_fit_for_a_terminal_and_means_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    value = {"주문": "\x1b[2J\x7f\x9b2J\u202e\u2028\U000e0001"}
+    assert printable_json(json.dumps(value, ensure_ascii=False)) == (
+        r'{"주문": "\u001b[2J\u007f\u009b2J\u202e\u2028\udb40\udc01"}'
+    )
+    echo_json(value)
+    said = capsys.readouterr().out
+    assert said.rstrip("\n").isprintable()
+    assert json.loads(said) == value
 
 
 def test_a_table_wider_than_its_room_is_folded_between_words_and_keeps_its_names_and_numbers_whole() -> None:
