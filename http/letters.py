@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from ..actors.letter_filter import LetterFilter
 from ..actors.letter_terms import STATUSES, Reason
 from ..actors.letter_view import AuditEntry, Letter, LetterDetails, LetterGroup, LetterOrder, ReplayPreview
 from ..actors.letters import MOST, RATE, LetterDesk, LetterNotFound, LetterRefused, OrderNotFound
+from ..actors.texts import CUT
 from ..runtime.masking import MASK, mask_text
 from .asking import Given, asker, asking, given_body, given_query, wrong
 from .incoming import is_utf8
@@ -37,6 +38,12 @@ ORDER_LIMIT = 1_000_000
 
 SLOWEST, FASTEST = 0.1, 10_000.0
 """Letters a second."""
+
+FIELDS_LIMIT = 256 * 1024
+"""Characters of a letter's fields that are shown: hiding the secrets of many megabytes would take the loop seconds."""
+
+_SLACK = 4096
+"""Characters searched beyond the limit, so that a secret is still recognised where the cut goes through it."""
 
 _INT8 = 2**63 - 1
 _NOTE_LIMIT = 2_000
@@ -269,7 +276,7 @@ def _letter_json(letter: Letter) -> dict[str, Any]:
 
 
 def _details_json(details: LetterDetails) -> dict[str, Any]:
-    shown = {name: MASK if is_secret(name) else redact_text(value) for name, value in details.fields.items()}
+    shown = _shown_fields(details.fields)
     return {
         **_letter_json(details.letter),
         "fields": shown,
@@ -277,6 +284,18 @@ def _details_json(details: LetterDetails) -> dict[str, Any]:
         "traceback": _masked(details.traceback),
         "audit": [_audit_json(each) for each in details.audit],
     }
+
+
+def _shown_fields(fields: Mapping[str, str]) -> dict[str, str]:
+    """The fields with their secrets hidden, and no more of them than `FIELDS_LIMIT`."""
+    shown, room = {}, FIELDS_LIMIT
+    for name, value in fields.items():
+        searched = value[: room + _SLACK] if room else ""
+        shown[name] = MASK if is_secret(name) else redact_text(searched)
+        if len(value) > room:
+            shown[name] = shown[name][:room] + CUT
+        room = max(0, room - len(value))
+    return shown
 
 
 def _audit_json(entry: AuditEntry) -> dict[str, Any]:

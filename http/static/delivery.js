@@ -344,7 +344,7 @@ async function showLetter(number) {
     element('p', { class: 'complaint' }, [letter.errorClass, letter.errorMessage].filter(Boolean).join(': ') || letter.reason),
     table('What is known of it', facts),
     table('Its fields', Object.entries(letter.fields)),
-    letter.fieldsExact ? null : element('p', { class: 'label' }, 'What may be a secret is hidden here; the table has the fields as they came.'),
+    letter.fieldsExact ? null : element('p', { class: 'label' }, 'What may be a secret, or is very long, is hidden here; the table has the fields as they came.'),
     letter.traceback ? element('pre', { tabindex: 0, 'aria-label': 'Traceback' }, letter.traceback) : null,
     letter.audit.length ? table('Its history', letter.audit.map((each) => [clock(each.at), `${each.action} by ${each.by}${each.note ? `: ${each.note}` : ''}`])) : null,
     element('div', { class: 'actions' }, ...decided, button('Close', closeDialog, 'Close')));

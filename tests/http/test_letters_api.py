@@ -21,7 +21,8 @@ from penstock.actors.letters import MOST, RATE
 from penstock.actors.store import InboxEntry
 from penstock.http.headers import ACTOR
 from penstock.http.ledger import EVENT_LIMIT
-from penstock.http.letters import FASTEST, PAGE_LIMIT, SLOWEST
+from penstock.http.letters import FASTEST, FIELDS_LIMIT, PAGE_LIMIT, SLOWEST
+from penstock.http.redaction import redact_text
 from penstock.runtime.postgres import Pool, PostgresOptions, PostgresUnavailable
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests are no package
@@ -123,6 +124,34 @@ async def test_a_letter_is_shown_whole_and_without_secrets(desk: Desk) -> None:
     assert "hunter2" not in json.dumps(shown)
     assert shown["traceback"].rstrip().endswith("was refused")
     assert (await desk.get(f"/{await desk.bury(fields={'n': '1'})}"))["fieldsExact"] is True
+
+
+async def test_of_a_huge_letter_the_beginning_is_shown_and_no_more_is_searched(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched: list[int] = []
+
+    def counting(text: str) -> str:
+        searched.append(len(text))
+        return redact_text(text)
+
+    monkeypatch.setattr("penstock.http.letters.redact_text", counting)
+    head = "x" * (FIELDS_LIMIT - 20)
+    fields = {
+        "n": "1",
+        "data": f"{head} redis://u:hunter2@h {'y' * 1_000_000}",
+        "pin": "1",
+        "more": "y" * 1_000_000,
+        "empty": "",
+    }
+    shown = await desk.get(f"/{await desk.bury(fields=fields)}")
+    assert sum(searched) < FIELDS_LIMIT + 10_000
+    assert shown["fieldsExact"] is False
+    assert shown["fields"]["n"] == "1"
+    assert shown["fields"]["data"].startswith(f"{head} redis://u:***")
+    assert len(shown["fields"]["data"]) == FIELDS_LIMIT - len("1") - len("1") + len("…")
+    assert shown["fields"]["data"][-1] == shown["fields"]["more"] == "…"
+    assert (shown["fields"]["pin"], shown["fields"]["empty"]) == ("***", "")
 
 
 async def test_what_is_not_there_is_404(desk: Desk) -> None:
