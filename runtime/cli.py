@@ -26,6 +26,7 @@ import click
 from attrs import define
 
 from .masking import mask_text
+from .printable import printable
 from .settings import SettingsError, find_file, load
 
 __all__ = ["COMMANDS", "CommandError", "Invocation", "json_option", "load_settings", "main"]
@@ -114,7 +115,7 @@ def _report(error: BaseException, invocation: Invocation) -> int:
     if invocation.debug:
         _say(mask_text("".join(traceback.format_exception(error))).rstrip())
     message, code = _verdict(leaf)
-    _say(f"penstock: {' '.join(mask_text(message).split())}")
+    _say(f"penstock: {printable(' '.join(mask_text(message).split()))}")
     return code
 
 

@@ -14,9 +14,10 @@ from typing import Any, Final
 import attrs
 import click
 
+from .masking import mask_text
 from .printable import printable, printable_json
 
-__all__ = ["duration", "echo_json", "echo_table", "table", "width"]
+__all__ = ["duration", "echo_json", "echo_table", "notice", "table", "width"]
 
 _GAP = "  "
 _NARROW: Final = 16
@@ -61,6 +62,11 @@ def echo_table(rows: Iterable[Sequence[object]], headers: Sequence[str]) -> None
 def echo_json(value: Any) -> None:
     """Print one JSON document on one line; attrs instances as objects, dates in ISO 8601."""
     click.echo(printable_json(json.dumps(value, ensure_ascii=False, default=_plain)))
+
+
+def notice(text: str) -> None:
+    """Print a line on standard error: without its secrets, and with whatever does not print spelt out."""
+    click.echo(printable(mask_text(text)), err=True)
 
 
 def duration(seconds: float) -> str:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import click
 
-from ...runtime.output import duration
+from ...runtime.output import duration, notice
 from .remote import Refused, Remote, Sent, Unreachable
 
 __all__ = ["follow", "until_interrupted"]
@@ -49,7 +49,7 @@ def follow(
             with remote.events(path, position) as events:
                 opened, told = True, ""
                 if lost_at is not None:
-                    _say(f"connected again after {duration(time.monotonic() - lost_at)}")
+                    notice(f"penstock: connected again after {duration(time.monotonic() - lost_at)}")
                 for event in events:
                     position = event.id or position
                     yield event
@@ -63,7 +63,7 @@ def follow(
             lost_at = time.monotonic()
         if reason != told:
             told = reason
-            _say(f"{reason}; connecting again")
+            notice(f"penstock: {reason}; connecting again")
         time.sleep(PAUSE)
 
 
@@ -75,7 +75,3 @@ def until_interrupted() -> Iterator[None]:
     except KeyboardInterrupt:
         if sys.stderr.isatty():
             click.echo(err=True)  # the terminal has put ^C on a line of its own, and leaves the cursor there
-
-
-def _say(text: str) -> None:
-    click.echo(f"penstock: {text}", err=True)

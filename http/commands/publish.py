@@ -22,8 +22,8 @@ from attrs import Factory, define, field
 
 from ...actors.event import event_id_of, new_event_id
 from ...runtime.cli import CommandError, json_option
-from ...runtime.masking import mask_text
-from ...runtime.printable import printable, printable_json
+from ...runtime.output import notice
+from ...runtime.printable import printable_json
 from ..answers import Accepted, Again, Refused, Smaller, Verdict, read_answer
 from .remote import NotConnected, Remote, Unreachable, remote_of, url_option
 
@@ -192,7 +192,7 @@ class _Outage:
         self._ends = now + self.longest if self._ends is None else self._ends
         if now >= self._ends:
             return False
-        _say(f"penstock: waiting: {why}")
+        notice(f"penstock: waiting: {why}")
         time.sleep(min(max(asked, self._pause), self._ends - now, _LONGEST_PAUSE))
         self._pause = min(2 * self._pause, _LONGEST_PAUSE)
         return True
@@ -290,20 +290,16 @@ class _Publishing:
 
     def _fail(self, line: _Line, why: str) -> None:
         self.failed += 1
-        _say(f"line {line.number}: {why}")
+        notice(f"line {line.number}: {why}")
 
     def _sum(self) -> str:
         return f"{self.failed} of {self.total} events were not published"
 
 
 def _hand_back(lines: Sequence[_Line], last: int) -> None:
-    _say(
+    notice(
         "penstock: these events have no outcome. Publish the lines again as they stand here, with their ids; "
         f"of a file, what is behind line {last} was not sent:"
     )
     for line in lines:
         click.echo(printable_json(line.text), err=True)
-
-
-def _say(text: str) -> None:
-    click.echo(printable(mask_text(text)), err=True)

@@ -108,3 +108,9 @@ def test_what_becomes_of_the_connection_is_said_once(sleep: Any, capsys: pytest.
         "penstock: the stream of events has ended; connecting again",
         "penstock: connection refused; connecting again",
     ]
+
+
+def test_a_password_in_the_address_is_not_shown_and_no_code_reaches_the_terminal(sleep: Any, capsys: Any) -> None:
+    _followed(FakeRemote(sleep, [["1", Unreachable("the connection to http://me:hunter2@host broke off: \x1b[2J")]]))
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == r"penstock: the connection to http://me:***@host broke off: \x1b[2J; connecting again"

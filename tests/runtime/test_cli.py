@@ -67,6 +67,8 @@ def fail(how):
     match how:
         case "command":
             raise CommandError("Redis at redis://u:s3cret@h:1 is away", 2)
+        case "codes":  # as a server's answer may have them
+            raise CommandError("no stream \\x1b[2J")
         case "grouped":
             trio.run(grouped, CommandError("from a nursery", 3))
         case "bug":
@@ -234,6 +236,10 @@ def test_wrong_usage_is_one_line_and_exit_code_2(
 def test_a_command_s_own_failure_is_its_line_and_its_exit_code_without_secrets(penstock: Penstock) -> None:
     done = penstock("x-fail", "command")
     assert (done.returncode, done.stderr) == (2, "penstock: Redis at redis://u:***@h:1 is away\n")
+
+
+def test_a_failure_brings_no_codes_to_the_terminal(penstock: Penstock) -> None:
+    assert penstock("x-fail", "codes").stderr == "penstock: no stream \\x1b[2J\n"
 
 
 def test_a_failure_out_of_a_nursery_is_the_same_failure(penstock: Penstock) -> None:
