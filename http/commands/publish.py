@@ -210,7 +210,7 @@ class _Publishing:
     failed: int = 0
     _outage: _Outage = field(default=Factory(lambda self: _Outage(self.retry_for), takes_self=True))
     _reached: bool = field(default=False)
-    """Whether a request has come through: before that, what refuses a connection is no outage, and nothing was sent."""
+    """Whether a request may have come through: before, what refuses a connection is no outage, and nothing was sent."""
 
     def send(self, lines: Sequence[_Line]) -> None:
         """Publish some events; goes on in an outage, and returns when each has its outcome.
@@ -230,9 +230,8 @@ class _Publishing:
                 waiting = [*self._take(batch, verdicts), *waiting[limit:]]
                 if any(isinstance(each, Smaller) for each in verdicts):
                     limit = len(batch) // 2
-                    continue
-                self._go_on(verdicts, len(waiting))
-                limit = min(2 * limit, BATCH)
+                elif self._is_clear(verdicts, len(waiting)):
+                    limit = min(2 * limit, BATCH)
         finally:
             if waiting and self._reached:
                 _hand_back(waiting, lines[-1].number)
@@ -248,19 +247,20 @@ class _Publishing:
         """One request, and what it says of each event; raises `CommandError` if it says that none will ever do."""
         body = "".join(line.text + "\n" for line in lines).encode()
         path = f"/api/v1/streams/{quote(self.stream, safe='')}/events"
+        before, self._reached = self._reached, True  # an interruption may come at any time
         try:
             answer = self.remote.request("POST", path, body, "application/x-ndjson")
         except NotConnected as error:
-            if not self._reached:  # that is an address, not an outage
+            self._reached = before
+            if not before:  # that is an address, not an outage
                 raise
             return [Again(str(error))] * len(lines)
         except Unreachable as error:
-            self._reached = True
             return [Again(str(error), unknown=True)] * len(lines)
         verdicts = read_answer(answer.status, answer.headers, answer.body, [line.event_id for line in lines])
         if answer.status not in _OF_EACH_EVENT and isinstance(verdicts[0], Refused):
+            self._reached = before
             raise CommandError(verdicts[0].why)
-        self._reached = True
         return [each.alone if isinstance(each, Smaller) and len(lines) == 1 else each for each in verdicts]
 
     def _take(self, lines: Sequence[_Line], verdicts: Sequence[Verdict]) -> list[_Line]:
@@ -275,14 +275,16 @@ class _Publishing:
                 rest.append(line)
         return rest
 
-    def _go_on(self, verdicts: Sequence[Verdict], waiting: int) -> None:
-        """Wait if something is in the way; raises `CommandError` when it has been for long enough."""
+    def _is_clear(self, verdicts: Sequence[Verdict], waiting: int) -> bool:
+        """Whether nothing is in the way; else after a pause, or `CommandError` when it has been for long enough."""
         troubles = [each for each in verdicts if isinstance(each, Again)]
         if not troubles:
             self._outage.is_over()
-        elif not self._outage.wait(max(each.after for each in troubles), troubles[0].why):
+            return True
+        if not self._outage.wait(max(each.after for each in troubles), troubles[0].why):
             self.failed += waiting
             raise CommandError(f"gave up after {self.retry_for:g} s: {troubles[0].why.rstrip('.')}. {self._sum()}")
+        return False
 
     def _done(self, accepted: Accepted) -> None:
         result = {"eventId": str(accepted.event_id), "entryId": accepted.entry_id, "durable": accepted.durable}

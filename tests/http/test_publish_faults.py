@@ -149,6 +149,14 @@ def test_an_interruption_leaves_the_ids_too(command: Command, capsys: Any) -> No
     assert json.loads(line)["eventId"] == second
 
 
+def test_an_interruption_of_the_first_request_does_so_too(command: Command, capsys: Any) -> None:
+    remote = FakeRemote(fails_with(KeyboardInterrupt()))
+    with pytest.raises(click.Abort):
+        command.run(remote, TWO)
+    printed = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
+    assert [event["eventId"] for event in printed] == remote.ids[0]
+
+
 @pytest.mark.parametrize("step", [fails_with(NotConnected("nothing answers", 2)), problem(404, "unknown-stream")])
 def test_where_nothing_can_have_been_published_there_is_nothing_to_hand_back(
     command: Command, capsys: Any, step: Step
@@ -202,3 +210,4 @@ def test_an_event_over_which_the_server_fails_keeps_none_of_those_before_it_back
     said = capsys.readouterr()
     assert said.out == f"{remote.ids[0][0]}  1-0\n"
     assert json.loads(said.err.splitlines()[-1])["eventId"] == remote.ids[0][1]
+    assert [len(ids) for ids in remote.ids[:3]] == [2, 1, 1]
