@@ -332,7 +332,7 @@ class Relay:
             try:
                 async with self._store.transaction() as transaction:
                     with trio.move_on_after(TURN_WITHIN):
-                        await nursery.start(hold)
+                        await nursery.start(hold, name=f"holds the turn of {stream}")
                     if not hold.is_held or self._sender.why_not() or self._detours.is_unresolved(stream):
                         return
                     burst = await self._add_burst(transaction, stream, 0, refused, add)

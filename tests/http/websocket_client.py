@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import trio
@@ -70,11 +70,13 @@ class Client:
                         text, self._text = self._text, ""
                         return text
                 elif isinstance(event, CloseConnection):
-                    await self.say(event.response())
+                    with suppress(trio.BrokenResourceError):
+                        await self.say(event.response())
                     raise Closed(int(event.code), event.reason)
                 elif isinstance(event, Ping):
                     self.pings += 1
-                    await self.say(event.response())
+                    with suppress(trio.BrokenResourceError):  # what has come before it is still to be read
+                        await self.say(event.response())
 
     async def closed(self) -> Closed:
         """What the server closes with, whatever it has said before."""
